@@ -1,0 +1,50 @@
+"""Train the default model that ships in the wheel: formation energy on Materials Project 2018.6.1.
+
+Two stages, each resumable (run the same command again): first the crystals of at most 20 atoms, which cost a tenth,
+then all of them from the first stage's weights.
+
+    python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/default
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matgl
+
+from prism_plugin.data import read_records, split_records
+from prism_plugin.training import TrainingSettings, train
+
+MODEL = {
+    "dim": 96,
+    "num_layers": 3,
+    "num_rbf": 32,
+    "cutoff": 4.0,
+    "superatom_readout": "mean",
+    "multiscale_aggregation": "mean",
+}
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("data", type=Path)
+parser.add_argument("folder", type=Path)
+parser.add_argument("--small-epochs", type=int, default=40, help="epochs on crystals of at most 20 atoms")
+parser.add_argument("--epochs", type=int, default=10, help="epochs on all crystals")
+parser.add_argument("--limit", type=int, help="crystals of each part, for a quick look")
+arguments = parser.parse_args()
+
+parts = split_records(read_records(arguments.data, "e_form"))
+parts = {name: records[: arguments.limit] for name, records in parts.items()}
+elements = tuple(sorted({symbol for record in parts["train"] for symbol in record.atoms.symbols}))
+common = {"target": "formation_energy", "unit": "eV/atom", "lr": 2e-3, "batch_size": 32, "batchnorm_batches": 100}
+
+small = {**parts, "train": [record for record in parts["train"] if len(record.atoms) <= 20]}
+first = arguments.folder / "small"
+if not (first / "summary.json").exists():
+    settings = TrainingSettings(
+        **common, epochs=arguments.small_epochs, model={**MODEL, "element_types": elements}, device="auto"
+    )
+    train(settings, small, first, resume=True)
+
+settings = TrainingSettings(**common, epochs=arguments.epochs, model=MODEL, device="auto", seed=1)
+summary = train(settings, parts, arguments.folder / "all", resume=True, init=matgl.load_model(first / "model"))
+print(json.dumps(summary["scores"], indent=1))

@@ -1,0 +1,35 @@
+"""PRISM for crystals: a matgl-compatible graph network, its trainers and an ASE calculator."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prism_plugin.batch import CrystalBatch, batch_graphs
+    from prism_plugin.calculators import PRISMCalculator
+    from prism_plugin.graph import CrystalGraph, build_graph
+    from prism_plugin.model import PRISM
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PRISM": "model",
+    "CrystalBatch": "batch",
+    "CrystalGraph": "graph",
+    "PRISMCalculator": "calculators",
+    "batch_graphs": "batch",
+    "build_graph": "graph",
+}
+__all__ = ["PRISM", "CrystalBatch", "CrystalGraph", "PRISMCalculator", "batch_graphs", "build_graph"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package does no work."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,9 @@
+"""Data sets, splits and augmentation."""
+
+from __future__ import annotations
+
+from prism_plugin.data.augmentation import rotate_batch
+from prism_plugin.data.loading import GraphDataset, make_loader
+from prism_plugin.data.records import Record, read_records, split_records
+
+__all__ = ["GraphDataset", "Record", "make_loader", "read_records", "rotate_batch", "split_records"]

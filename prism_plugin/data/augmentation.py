@@ -1,0 +1,44 @@
+"""SO(3) augmentation: one uniform random rotation per crystal and access."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prism_plugin.batch import CrystalBatch
+
+__all__ = ["random_rotations", "rotate_batch"]
+
+
+def random_rotations(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw rotation matrices uniformly from SO(3), as normalized Gaussian quaternions.
+
+    Returns:
+        Shape ``(count, 3, 3)``, float64.
+    """
+    quaternion = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    w, x, y, z = (quaternion / quaternion.norm(dim=1, keepdim=True)).unbind(1)
+    rows = [
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], dim=1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=1),
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def rotate_batch(batch: CrystalBatch, rotations: Tensor) -> CrystalBatch:
+    """Rotate the positions and the lattice of each crystal.
+
+    Args:
+        batch: crystals.
+        rotations: one matrix per crystal, shape ``(crystals, 3, 3)``.
+    """
+    turned = rotations.to(batch.positions).transpose(1, 2)
+    of_atom = turned.index_select(0, batch.atom_crystal)
+    return replace(
+        batch,
+        positions=(batch.positions.unsqueeze(-1) * of_atom).sum(dim=1),
+        lattice=batch.lattice @ turned,
+    )

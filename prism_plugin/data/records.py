@@ -1,0 +1,170 @@
+"""Files of crystals with targets -> records, and records -> train, validation and test parts.
+
+A bad line ends in an error that names the file, the line and the reason; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from ase import Atoms
+from ase.io.extxyz import read_extxyz
+
+__all__ = ["Record", "read_records", "split_records"]
+
+_OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One crystal with its target.
+
+    Attributes:
+        atoms: the structure.
+        target: the number to predict.
+        name: what to call it in logs and tables.
+        split: ``"train"``, ``"val"``, ``"test"``, or None where the file does not say.
+    """
+
+    atoms: Atoms
+    target: float
+    name: str
+    split: str | None = None
+
+
+def read_records(path: str | Path, target: str, skip_missing: bool = False) -> list[Record]:
+    """Read a data file.
+
+    Args:
+        path: ``.jsonl`` (one object a line: ``lattice`` as rows in Å, ``species``, ``frac_coords``, the target, and
+            optionally ``id``, ``split``, ``pbc``) or ``.extxyz`` / ``.xyz`` (ASE; the target in the comment line); either may be
+            compressed (``.xz``, ``.gz``, ``.bz2``).
+        target: key of the target.
+        skip_missing: leave out rows without the target, where False is an error.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the kind of file is unknown, a line is bad, or a target is missing or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no data file {str(path)!r}; give a .jsonl or .extxyz file, or the name of a data set")
+    suffix = path.suffix if path.suffix not in _OPENERS else Path(path.stem).suffix
+    readers = {".jsonl": _read_jsonl, ".extxyz": _read_extxyz, ".xyz": _read_extxyz}
+    if suffix not in readers:
+        raise ValueError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
+    records: list[Record] = []
+    missing: list[str] = []
+    with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+        for place, name, split, atoms, value in readers[suffix](file, path, target):
+            if value is None:
+                missing.append(place)
+                continue
+            number = _number(value, place, target)
+            if split is not None and split not in SPLITS:
+                raise ValueError(f"{path}: {place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
+            records.append(Record(atoms, number, name, split))
+    if missing and not skip_missing:
+        raise ValueError(
+            f"{path}: the target {target!r} is missing in {len(missing)} of {len(missing) + len(records)} rows "
+            f"(first: {', '.join(missing[:3])}); remove them, choose another target, or pass --skip-missing"
+        )
+    if not records:
+        raise ValueError(f"{path}: no crystal with a target {target!r} in it")
+    return records
+
+
+def _number(value: Any, place: str, target: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: the target {target!r} is no number: {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{place}: the target {target!r} is not finite: {value!r}; remove the row")
+    return number
+
+
+_Row = tuple[str, str, str | None, Atoms, Any]
+
+
+def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        place = f"{path.name}, line {number}"
+        try:
+            row = json.loads(line)
+            atoms = Atoms(
+                symbols=row["species"],
+                scaled_positions=np.asarray(row["frac_coords"], dtype=float).reshape(-1, 3),
+                cell=np.asarray(row["lattice"], dtype=float).reshape(3, 3),
+                pbc=row.get("pbc", True),
+            )
+        except KeyError as error:
+            raise ValueError(
+                f"{place}: {error} is neither a key of the row nor an element; "
+                "needed are lattice, species and frac_coords"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{place}: {error}") from error
+        yield place, str(row.get("id", number)), row.get("split"), atoms, row.get(target)
+
+
+def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
+    frames = read_extxyz(file, index=slice(None))
+    number = 0
+    while True:
+        number += 1
+        place = f"{path.name}, frame {number}"
+        try:
+            atoms = next(frames)
+        except StopIteration:
+            return
+        except Exception as error:  # ASE raises whatever its parser meets: name the place, whatever it was
+            raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+        value = atoms.info.get(target)
+        if value is None and atoms.calc is not None and target in atoms.calc.results:
+            value = atoms.calc.results[target]
+        yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, value
+
+
+def split_records(
+    records: Sequence[Record], seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1)
+) -> dict[str, list[Record]]:
+    """Divide records into train, val and test.
+
+    Args:
+        records: if all of them name their split, that is taken.
+        seed: of the shuffle, where none does.
+        fractions: parts of train and val; the rest is test.
+
+    Raises:
+        ValueError: if only some records name a split, or train or val would be empty.
+    """
+    named = sum(record.split is not None for record in records)
+    if 0 < named < len(records):
+        raise ValueError(f"{len(records) - named} of {len(records)} rows name no split; let all name one, or none")
+    parts: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    if named:
+        for record in records:
+            parts[str(record.split)].append(record)
+    else:
+        order = np.random.default_rng(seed).permutation(len(records))
+        train = int(fractions[0] * len(records))
+        val = max(1, int(fractions[1] * len(records)))
+        for rank, index in enumerate(order):
+            parts["train" if rank < train else "val" if rank < train + val else "test"].append(records[index])
+    for split in ("train", "val"):
+        if not parts[split]:
+            raise ValueError(f"the {split} part is empty ({len(records)} crystals in all); give more data")
+    return parts

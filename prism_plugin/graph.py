@@ -1,0 +1,214 @@
+"""Structure -> crystal graph: atomistic, cell and atom-superatom edges.
+
+In comes a pymatgen ``Structure`` / ``Molecule`` or an ASE ``Atoms``, checked at the door; out goes a
+:class:`CrystalGraph` of plain tensors. Edge vectors are derived from positions, images and lattice, never stored, so
+that a strained, rotated or differentiated copy needs no second neighbor search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.cell import Cell
+from pymatgen.core import Element, IMolecule, IStructure
+from torch import Tensor
+
+from prism_plugin.lattice import find_neighbors, lattice_translations, reduced_basis
+
+if TYPE_CHECKING:
+    import dgl
+
+__all__ = ["CrystalGraph", "build_graph"]
+
+# Two atoms nearer than this (Å) are one atom entered twice; the shortest bond known, H-H, has 0.74 Å.
+_SHORTEST_DISTANCE = 0.1
+# A cell whose volume is below this part of the product of its edge lengths is flat: no crystal comes near it.
+_FLAT = 1e-4
+
+
+@dataclass(frozen=True)
+class CrystalGraph:
+    """One crystal (or molecule) as a graph of atoms and a superatom.
+
+    Attributes:
+        atomic_numbers: shape ``(atoms,)``, int64.
+        positions: Cartesian, Å, shape ``(atoms, 3)``, float64.
+        lattice: lattice vectors as rows, Å, shape ``(3, 3)``, float64, of full rank (directions that are not periodic
+            are filled with unit vectors).
+        pbc: periodic flags, shape ``(3,)``.
+        edge_index: atomistic edges, shape ``(2, edges)``: receiver, sender; receivers ascending.
+        edge_image: image of the sender in lattice coefficients, shape ``(edges, 3)``.
+        cell_image: cell edges as lattice coefficients, shape ``(cell edges, 3)``.
+        reduction: integer matrix to the Minkowski-reduced basis, shape ``(3, 3)``.
+        cutoff: radius of the atomistic edges, Å.
+        cell_cutoff: radius of the cell edges, Å.
+    """
+
+    atomic_numbers: Tensor
+    positions: Tensor
+    lattice: Tensor
+    pbc: Tensor
+    edge_index: Tensor
+    edge_image: Tensor
+    cell_image: Tensor
+    reduction: Tensor
+    cutoff: float
+    cell_cutoff: float
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.atomic_numbers)
+
+    @property
+    def frac_coords(self) -> Tensor:
+        """Fractional coordinates, shape ``(atoms, 3)``."""
+        return self.positions @ torch.linalg.inv(self.lattice)
+
+    @property
+    def edge_vector(self) -> Tensor:
+        """Vectors receiver -> sender of the atomistic edges, Å, shape ``(edges, 3)`` (PRISM Eq. 6)."""
+        receiver, sender = self.edge_index.long()
+        return self.positions[sender] + self.edge_image.to(self.lattice.dtype) @ self.lattice - self.positions[receiver]
+
+    @property
+    def edge_distance(self) -> Tensor:
+        """Lengths of the atomistic edges, Å, shape ``(edges,)`` (PRISM Eq. 5)."""
+        return self.edge_vector.norm(dim=1)
+
+    @property
+    def cell_vector(self) -> Tensor:
+        """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
+        return self.cell_image.to(self.lattice.dtype) @ self.lattice
+
+    @property
+    def cell_distance(self) -> Tensor:
+        """Lengths of the cell edges, Å, shape ``(cell edges,)``."""
+        return self.cell_vector.norm(dim=1)
+
+    def to_dgl(self) -> dgl.DGLHeteroGraph:
+        """Turn into a DGL heterograph; see :mod:`prism_plugin.dgl_graph`.
+
+        Raises:
+            ImportError: if DGL is not installed.
+        """
+        from prism_plugin.dgl_graph import to_dgl
+
+        return to_dgl(self)
+
+    @staticmethod
+    def from_dgl(graph: dgl.DGLHeteroGraph) -> CrystalGraph:
+        """Read an unbatched DGL heterograph made by :meth:`to_dgl`.
+
+        Raises:
+            ValueError: if the graph is no PRISM heterograph, or a batch of several.
+        """
+        from prism_plugin.dgl_graph import from_dgl
+
+        return from_dgl(graph)
+
+
+def _read_pymatgen(structure: IStructure | IMolecule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    if not structure.is_ordered:
+        site = next(site for site in structure if not site.is_ordered)
+        raise ValueError(
+            f"the structure is disordered: site {site.species_string!r} has partial occupancy; "
+            "PRISM needs one atom per site, so order it first (pymatgen's OrderDisorderedStructureTransformation)"
+        )
+    symbols = [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
+    unknown = [symbol for symbol in symbols if not Element.is_valid_symbol(symbol)]
+    if unknown:
+        raise ValueError(f"unknown element {unknown[0]!r}; use chemical elements, no dummy species")
+    numbers = np.array([Element(symbol).Z for symbol in symbols], dtype=np.int64)
+    if isinstance(structure, IMolecule):
+        return numbers, np.asarray(structure.cart_coords), np.zeros((3, 3)), np.zeros(3, dtype=bool)
+    lattice = structure.lattice
+    return numbers, np.asarray(structure.cart_coords), np.asarray(lattice.matrix), np.array(lattice.pbc, dtype=bool)
+
+
+def _read_structure(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Give atomic numbers, positions, lattice (possibly incomplete) and pbc of a structure of either library."""
+    if isinstance(structure, Atoms):
+        return structure.numbers.astype(np.int64), structure.positions, structure.cell.array, structure.pbc.copy()
+    if isinstance(structure, (IStructure, IMolecule)):
+        return _read_pymatgen(structure)
+    raise TypeError(
+        f"cannot make a crystal graph of {type(structure).__name__}; give an ase.Atoms, a pymatgen Structure or Molecule"
+    )
+
+
+def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray) -> None:
+    if len(numbers) == 0:
+        raise ValueError("the structure is empty: it has no atoms")
+    if numbers.min() < 1 or numbers.max() > 118:
+        bad = int(numbers[(numbers < 1) | (numbers > 118)][0])
+        raise ValueError(f"unknown element with atomic number {bad}; chemical elements have 1 to 118")
+    if not np.isfinite(positions).all():
+        atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise ValueError(f"the position of atom {atom} is not finite: {positions[atom].tolist()}")
+    if not np.isfinite(lattice).all():
+        raise ValueError(f"the lattice is not finite: {lattice.tolist()}")
+    rows = lattice[pbc]
+    if len(rows):
+        lengths = np.linalg.norm(rows, axis=1)
+        volume = np.sqrt(max(np.linalg.det(rows @ rows.T), 0.0))
+        if volume <= _FLAT * np.prod(lengths):
+            raise ValueError(
+                f"the lattice is periodic along {np.flatnonzero(pbc).tolist()} but spans no volume there: "
+                f"{rows.tolist()}; give linearly independent lattice vectors or switch pbc off"
+            )
+
+
+def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) -> CrystalGraph:
+    """Build the crystal graph of a structure.
+
+    Args:
+        structure: pymatgen ``Structure`` or ``Molecule``, or ASE ``Atoms``; partial periodicity is respected, a
+            molecule has no cell edges.
+        cutoff: radius of the atomistic edges, Å.
+        cell_cutoff: radius of the cell edges, Å.
+
+    Returns:
+        The graph, in float64, on the CPU.
+
+    Raises:
+        TypeError: if ``structure`` is of another class.
+        ValueError: if a cutoff is not positive, or the structure is empty, disordered, not finite, flat, of unknown
+            elements, or has two atoms within 0.1 Å.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> graph = build_graph(bulk("Cu", "fcc", a=3.6), cutoff=3.0)
+        >>> len(graph), graph.edge_index.shape[1]
+        (1, 12)
+    """
+    for name, value in (("cutoff", cutoff), ("cell_cutoff", cell_cutoff)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number of Å, got {value!r}")
+    numbers, positions, lattice, pbc = _read_structure(structure)
+    _check_structure(numbers, positions, lattice, pbc)
+    lattice = Cell(lattice).complete().array
+    index, image = find_neighbors(positions, lattice, pbc, cutoff)
+    vector = positions[index[1]] + image @ lattice - positions[index[0]]
+    distance = np.linalg.norm(vector, axis=1)
+    if len(distance) and distance.min() < _SHORTEST_DISTANCE:
+        edge = int(distance.argmin())
+        raise ValueError(
+            f"atoms {index[0, edge]} and {index[1, edge]} lie on top of each other ({distance[edge]:.4f} Å apart); "
+            "remove the duplicate"
+        )
+    return CrystalGraph(
+        atomic_numbers=torch.from_numpy(numbers),
+        positions=torch.tensor(positions, dtype=torch.float64),
+        lattice=torch.tensor(lattice, dtype=torch.float64),
+        pbc=torch.from_numpy(np.asarray(pbc, dtype=bool).copy()),
+        edge_index=torch.from_numpy(index.astype(np.int32)),
+        edge_image=torch.from_numpy(image.astype(np.int16)),
+        cell_image=torch.from_numpy(lattice_translations(lattice, cell_cutoff, pbc).astype(np.int16)),
+        reduction=torch.from_numpy(reduced_basis(lattice, pbc)),
+        cutoff=float(cutoff),
+        cell_cutoff=float(cell_cutoff),
+    )

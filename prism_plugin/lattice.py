@@ -1,0 +1,147 @@
+"""Geometry of periodic lattices: translations, neighbors, minimum images.
+
+In come plain arrays or tensors (positions, lattice rows, periodic flags), out come integer translations and edges.
+This room knows nothing of graphs, DGL or matgl.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from ase.geometry import minkowski_reduce
+from pymatgen.optimization.neighbors import find_points_in_spheres
+from torch import Tensor
+
+__all__ = ["find_neighbors", "lattice_translations", "minimum_image", "reduced_bases", "reduced_basis"]
+
+# Images closer than this to the nearest one (in Å) count as equally near; far above the rounding of a float32
+# position in a 100 Å cell (1e-5 Å), far below any real difference of neighbor shells.
+_TIE = 1e-4
+# Which of several equally near images is taken: the one furthest along this fixed Cartesian direction. Its
+# components are linearly independent over the rationals, so that crystal symmetry leaves no second tie.
+_TIE_DIRECTION = (1.0, 2**0.5 / 2, 3**0.5 / 5)
+
+# Coefficients of the Voronoi-relevant vectors of a Minkowski-reduced cell: the only candidates for a minimum image.
+_IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+
+
+def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) -> np.ndarray:
+    """Find all lattice translations T != 0 no longer than a cutoff.
+
+    Args:
+        lattice: lattice vectors as rows in Å, shape ``(3, 3)``.
+        cutoff: largest length in Å.
+        pbc: periodic flags, shape ``(3,)``; coefficients along other directions are 0.
+
+    Returns:
+        Integer coefficients, shape ``(translations, 3)``, in lexicographic order.
+
+    Example:
+        >>> len(lattice_translations(np.eye(3), cutoff=1.0, pbc=np.array([True, True, False])))
+        4
+    """
+    periodic = np.flatnonzero(pbc)
+    if len(periodic) == 0:
+        return np.zeros((0, 3), dtype=np.int64)
+    rows = lattice[periodic]
+    # |n_k| = |T . b_k| <= |T| |b_k| with b_k the reciprocal vectors of the periodic rows.
+    bounds = np.floor(cutoff * np.linalg.norm(np.linalg.pinv(rows), axis=0) + 1e-9).astype(int)
+    grids = np.meshgrid(*[np.arange(-n, n + 1) for n in bounds], indexing="ij")
+    coefficients = np.stack([grid.ravel() for grid in grids], axis=1)
+    length = np.linalg.norm(coefficients @ rows, axis=1)
+    kept = coefficients[(length <= cutoff) & coefficients.any(axis=1)]
+    translations = np.zeros((len(kept), 3), dtype=np.int64)
+    translations[:, periodic] = kept
+    return translations
+
+
+def find_neighbors(
+    positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find every pair of atoms, periodic images included, with 0 < distance <= cutoff.
+
+    Args:
+        positions: Cartesian positions in Å, shape ``(atoms, 3)``; they may lie outside the cell.
+        lattice: lattice vectors as rows in Å, shape ``(3, 3)``, of full rank also where not periodic.
+        pbc: periodic flags, shape ``(3,)``.
+        cutoff: radius in Å.
+
+    Returns:
+        ``index`` of shape ``(2, edges)`` (receiver, sender; receivers ascending) and ``image`` of shape
+        ``(edges, 3)``: the edge's vector is ``positions[sender] + image @ lattice - positions[receiver]``.
+    """
+    receiver, sender, image, distance = find_points_in_spheres(
+        np.ascontiguousarray(positions, dtype=np.float64),
+        np.ascontiguousarray(positions, dtype=np.float64),
+        r=float(cutoff),
+        pbc=np.ascontiguousarray(pbc, dtype=np.int64),
+        lattice=np.ascontiguousarray(lattice, dtype=np.float64),
+        tol=1e-8,
+    )
+    image = np.asarray(np.rint(image), dtype=np.int64).reshape(-1, 3)
+    itself = (receiver == sender) & ~image.any(axis=1)
+    kept = ~itself & (distance <= cutoff)
+    return np.stack([receiver[kept], sender[kept]]), image[kept]
+
+
+def reduced_basis(lattice: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Give the integer matrix that turns a lattice basis into its Minkowski-reduced one.
+
+    Args:
+        lattice: lattice vectors as rows in Å, shape ``(3, 3)``.
+        pbc: periodic flags, shape ``(3,)``.
+
+    Returns:
+        Integer matrix M of shape ``(3, 3)``; the reduced vectors are ``M @ lattice``. Rows of directions that are
+        not periodic are zero, so that no image along them is ever a candidate.
+    """
+    pbc = np.asarray(pbc, dtype=bool)
+    if not pbc.any():
+        return np.zeros((3, 3), dtype=np.int64)
+    matrix = np.asarray(minkowski_reduce(lattice, pbc=pbc)[1], dtype=np.int64).copy()
+    matrix[~pbc] = 0
+    return matrix
+
+
+def reduced_bases(lattice: Tensor, pbc: Tensor) -> Tensor:
+    """Apply :func:`reduced_basis` to several lattices, shapes ``(crystals, 3, 3)`` and ``(crystals, 3)``."""
+    pairs = zip(lattice.detach().cpu().double().numpy(), pbc.cpu().numpy(), strict=True)
+    return torch.stack([torch.from_numpy(reduced_basis(cell, flags)) for cell, flags in pairs]).to(lattice.device)
+
+
+def minimum_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduction: Tensor) -> Tensor:
+    """Find for each displacement the lattice translation that makes it shortest, by a search over all candidates.
+
+    The displacement is first folded into the Minkowski-reduced cell; there the nearest lattice point is one of the
+    27 with coefficients -1, 0, 1. Among equally near images (within 1e-4 Å) the one furthest along a fixed Cartesian
+    direction is taken, so that the answer depends on the lattice but not on its basis (CHOICES.md #9).
+
+    Args:
+        displacement: Cartesian vectors in Å, shape ``(pairs, 3)``.
+        crystal: crystal of each pair, shape ``(pairs,)``.
+        lattice: lattice vectors as rows in Å, shape ``(crystals, 3, 3)``.
+        reduction: integer matrices of :func:`reduced_basis`, shape ``(crystals, 3, 3)``.
+
+    Returns:
+        Cartesian translations T in Å, shape ``(pairs, 3)``; ``displacement + T`` is the minimum image. T is
+        differentiable in ``lattice``; which T is chosen is not.
+    """
+    basis = (reduction.to(lattice.dtype).unsqueeze(-1) * lattice.unsqueeze(-3)).sum(dim=-2)
+    with torch.no_grad():
+        # Directions that are not periodic are zero rows of the basis and zero columns of its pseudo-inverse.
+        inverse = torch.linalg.pinv(basis).index_select(0, crystal)
+        periodic = (reduction != 0).any(dim=-1).index_select(0, crystal)
+        of_pair = basis.detach().index_select(0, crystal)
+        fractional = (displacement.unsqueeze(-1) * inverse).sum(dim=1)
+        fold = -torch.round(fractional) * periodic
+        folded = displacement + (fold.unsqueeze(-1) * of_pair).sum(dim=1)
+        images = torch.as_tensor(_IMAGES, dtype=lattice.dtype, device=lattice.device)
+        candidates = folded.unsqueeze(1) + (images @ basis.detach()).index_select(0, crystal)
+        length = candidates.norm(dim=-1)
+        nearest = length <= length.min(dim=1, keepdim=True).values + _TIE
+        direction = torch.tensor(_TIE_DIRECTION, dtype=lattice.dtype, device=lattice.device)
+        score = (candidates @ direction).masked_fill(~nearest, -torch.inf)
+        chosen = fold + images.index_select(0, score.argmax(dim=1))
+    return (chosen.unsqueeze(-1) * basis.index_select(0, crystal)).sum(dim=1)

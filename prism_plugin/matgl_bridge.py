@@ -1,0 +1,115 @@
+"""The only file that touches matgl's internals: its base class, its PyG graphs, its converters.
+
+In comes a PyG ``Data`` or ``Batch`` as matgl's converters, loaders and ``Potential`` make it, out goes a
+:class:`~prism_plugin.batch.CrystalBatch`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers as number_of
+from matgl.models import MatGLModel
+from torch import Tensor
+
+from prism_plugin.batch import CrystalBatch
+from prism_plugin.lattice import lattice_translations, reduced_bases
+
+__all__ = ["MatGLModel", "batch_from_matgl"]
+
+
+def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, cell_cutoff: float) -> CrystalBatch:
+    """Read a PyG graph of matgl, or a converter's ``(graph, lattice, state)``, into a batch.
+
+    The lattice is taken from, in this order: the converter's tuple; ``graph.lattice`` per edge (``Potential`` sets it,
+    it carries the strain); least squares over the atoms' and edges' fractional and Cartesian vectors. matgl's graphs
+    do not say what is periodic: a graph with an edge across a cell boundary is a crystal, one without is a molecule.
+
+    Args:
+        graph: PyG ``Data`` or ``Batch`` with matgl's attributes, or the tuple of a converter's ``get_graph``.
+        element_types: what ``node_type`` counts.
+        cutoff: radius with which matgl's converter searched, Å.
+        cell_cutoff: radius of the cell edges to add, Å.
+
+    Raises:
+        TypeError: if it is no such graph.
+        ValueError: if the lattice cannot be told.
+    """
+    of_converter = None
+    if isinstance(graph, tuple) and len(graph) == 3:
+        graph, of_converter = graph[0], graph[1]
+    needed = ("node_type", "edge_index", "pbc_offset", "frac_coords")
+    missing = [name for name in needed if getattr(graph, name, None) is None]
+    if missing:
+        raise TypeError(
+            f"cannot read {type(graph).__name__} as a crystal graph (it lacks {', '.join(missing)}); give a CrystalGraph, "
+            "a CrystalBatch, a DGL heterograph of CrystalGraph.to_dgl, or a PyG graph of matgl's converters"
+        )
+    device = graph.frac_coords.device
+    atoms = len(graph.node_type)
+    of_batch = getattr(graph, "batch", None)
+    atom_crystal = torch.zeros(atoms, dtype=torch.long, device=device) if of_batch is None else of_batch
+    crystals = int(getattr(graph, "num_graphs", None) or 1)
+    edge_index = graph.edge_index.long()
+    image = graph.pbc_offset
+    edge_crystal = atom_crystal[edge_index[0]]
+    crossing = torch.zeros(crystals, dtype=image.dtype, device=device).index_add(0, edge_crystal, image.abs().sum(dim=1))
+    periodic = crossing > 0
+    if of_converter is not None:
+        lattice = of_converter.reshape(-1, 3, 3)
+    else:
+        lattice = _lattice(graph, atom_crystal, edge_crystal, crystals, periodic)
+    positions = getattr(graph, "pos", None)
+    if positions is None:
+        positions = (graph.frac_coords.unsqueeze(-1) * lattice[atom_crystal]).sum(dim=1)
+    order = torch.argsort(edge_index[0], stable=True)
+    numbers = torch.tensor([number_of[symbol] for symbol in element_types], device=device)
+    pbc = periodic.unsqueeze(1).expand(-1, 3)
+    cells = [
+        torch.from_numpy(lattice_translations(cell.numpy(), cell_cutoff, flags.numpy()))
+        for cell, flags in zip(lattice.detach().cpu().double(), pbc.cpu(), strict=True)
+    ]
+    return CrystalBatch(
+        atomic_numbers=numbers[graph.node_type],
+        positions=positions,
+        lattice=lattice,
+        pbc=pbc,
+        atom_crystal=atom_crystal,
+        edge_index=edge_index[:, order],
+        edge_image=image[order],
+        cell_crystal=torch.repeat_interleave(torch.tensor([len(cell) for cell in cells])).to(device),
+        cell_image=torch.cat(cells).to(device),
+        reduction=reduced_bases(lattice, pbc),
+        cutoff=cutoff,
+        cell_cutoff=cell_cutoff,
+    )
+
+
+def _lattice(graph: Any, atom_crystal: Tensor, edge_crystal: Tensor, crystals: int, periodic: Tensor) -> Tensor:
+    """Lattices of a graph's crystals, shape ``(crystals, 3, 3)``; the identity for molecules."""
+    identity = torch.eye(3, dtype=graph.frac_coords.dtype, device=graph.frac_coords.device)
+    per_edge = getattr(graph, "lattice", None)
+    rows = []
+    for crystal in range(crystals):
+        if not periodic[crystal]:
+            rows.append(identity)
+        elif per_edge is not None:
+            rows.append(per_edge[(edge_crystal == crystal).nonzero()[0, 0]])
+        else:
+            rows.append(_fit_lattice(graph, atom_crystal == crystal, edge_crystal == crystal))
+    return torch.stack(rows)
+
+
+def _fit_lattice(graph: Any, of_atoms: Tensor, of_edges: Tensor) -> Tensor:
+    """Solve [frac_coords; pbc_offset] @ lattice = [pos; pbc_offshift] for the lattice of one crystal, in float64."""
+    if getattr(graph, "pos", None) is None or getattr(graph, "pbc_offshift", None) is None:
+        raise ValueError(
+            "the graph has no lattice: give the whole tuple of the converter, or set graph.pos and graph.pbc_offshift "
+            "as matgl's predict_structure and ModelLightningModule do"
+        )
+    fractional = torch.cat([graph.frac_coords[of_atoms], graph.pbc_offset[of_edges]]).double()
+    cartesian = torch.cat([graph.pos[of_atoms], graph.pbc_offshift[of_edges]]).double()
+    if torch.linalg.matrix_rank(fractional) < 3:
+        raise ValueError("the lattice cannot be told from so few edges: use a larger cutoff or prism_plugin.build_graph")
+    return torch.linalg.lstsq(fractional, cartesian).solution.to(graph.frac_coords.dtype)

@@ -1,0 +1,417 @@
+"""PRISM: batch -> prediction (Solé et al., npj Comput. Mater. 2026, doi 10.1038/s41524-026-02074-1).
+
+In comes a batch of crystals in any of the accepted graph formats, out goes one number per crystal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from prism_plugin.batch import CrystalBatch, batch_graphs
+from prism_plugin.encoders import AtomEncoder, EdgeEncoder, SuperatomEncoder, cosine_envelope
+from prism_plugin.experts import (
+    EXPERTS,
+    GatedMessagePassing,
+    MultiscaleMessagePassing,
+    similar_pairs,
+    similarity_weight,
+)
+from prism_plugin.fusion import Fusion
+from prism_plugin.graph import CrystalGraph, build_graph
+from prism_plugin.lattice import minimum_image
+from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl
+
+__all__ = ["PRISM"]
+
+_OPTIONS = {
+    "atom_encoder": ("prism", "cartnet"),
+    "rbf_scale": ("cutoff", "paper"),
+    "superatom_readout": ("sum", "mean"),
+    "multiscale_aggregation": ("sum", "mean"),
+    "similarity_envelope": ("feature", "cosine", None),
+    "fusion": ("scalar", "gated"),
+    "readout": ("mean", "sum"),
+}
+# A batch for prediction is closed when it holds this many atomistic edges: about 1 GB at dim 256 in float32.
+_EDGES_PER_BATCH = 200_000
+
+
+class PRISMLayer(nn.Module):
+    """One layer: every expert reads the same features, their answers are fused."""
+
+    def __init__(
+        self,
+        dim: int,
+        experts: Sequence[str],
+        similarity_encoder: EdgeEncoder | None,
+        multiscale_aggregation: str,
+        fusion: str,
+    ) -> None:
+        super().__init__()
+        self.experts = nn.ModuleDict(
+            {
+                name: MultiscaleMessagePassing(dim, multiscale_aggregation)
+                if name == "multiscale"
+                else GatedMessagePassing(dim)
+                for name in experts
+            }
+        )
+        self.similarity_encoder = similarity_encoder
+        self.atom_fusion = Fusion([e for e in ("atomistic", "similarity", "multiscale") if e in experts], dim, fusion)
+        self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, fusion)
+
+
+class PRISM(MatGLModel):
+    """Periodic representation with atomistic, cell, multiscale and similarity experts.
+
+    Args:
+        element_types: symbols of the elements that the model knows; None means all 118.
+        dim: width of all features.
+        num_layers: number of layers.
+        num_rbf: number of radial basis functions.
+        cutoff: radius of the atomistic edges, Å.
+        cell_cutoff: radius of the cell edges, Å.
+        similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
+        experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
+        atom_encoder: ``"prism"`` (Eq. 4) or ``"cartnet"``.
+        rbf_scale: ``"cutoff"`` or ``"paper"``, see :class:`~prism_plugin.encoders.RadialBasis`.
+        superatom_readout: ``"sum"`` (Eq. 3) or ``"mean"``.
+        multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
+        similarity_envelope: ``"feature"``, ``"cosine"`` or None.
+        fusion: ``"scalar"`` or ``"gated"``.
+        readout: ``"mean"`` over the atoms (Eq. 16), or ``"sum"`` for a total energy (matgl's ``Potential``).
+        dropout: rate between the final atom features and the head.
+        target: name of the predicted property.
+        unit: its unit.
+        mean: added to each atom's output after scaling; the mean of the training targets.
+        std: factor of each atom's output; the standard deviation of the training targets.
+
+    Raises:
+        ValueError: if an option is unknown or a number is out of range.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> model = PRISM(dim=16, num_layers=1)
+        >>> model.predict_structure(bulk("Cu")).shape
+        torch.Size([])
+    """
+
+    __version__ = 1
+
+    def __init__(
+        self,
+        element_types: tuple[str, ...] | None = None,
+        dim: int = 256,
+        num_layers: int = 4,
+        num_rbf: int = 64,
+        cutoff: float = 5.0,
+        cell_cutoff: float = 15.0,
+        similarity_cutoff: float = 1.0,
+        experts: tuple[str, ...] = EXPERTS,
+        atom_encoder: str = "prism",
+        rbf_scale: str = "cutoff",
+        superatom_readout: str = "sum",
+        multiscale_aggregation: str = "sum",
+        similarity_envelope: str | None = "feature",
+        fusion: str = "scalar",
+        readout: str = "mean",
+        dropout: float = 0.0,
+        target: str = "target",
+        unit: str = "",
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        element_types = tuple(chemical_symbols[1:119]) if element_types is None else tuple(element_types)
+        experts = tuple(experts)
+        dim, num_layers, num_rbf = int(dim), int(num_layers), int(num_rbf)
+        cutoff, cell_cutoff, similarity_cutoff = float(cutoff), float(cell_cutoff), float(similarity_cutoff)
+        mean, std, dropout = float(mean), float(std), float(dropout)
+        self._check_arguments(locals())
+        self.save_args(locals())
+        self.element_types = element_types
+        self.cutoff = cutoff
+        self.cell_cutoff = cell_cutoff
+        self.similarity_cutoff = similarity_cutoff
+        self.expert_names = experts
+        self.similarity_envelope = similarity_envelope
+        self.readout = readout
+        self.target = target
+        self.unit = unit
+        self.mean = mean
+        self.std = std
+
+        self.atom_encoder = AtomEncoder(dim, atom_encoder)
+        if "atomistic" in experts:
+            self.atomistic_encoder = EdgeEncoder(dim, cutoff, num_rbf, rbf_scale)
+        if "cell" in experts:
+            self.cell_encoder = EdgeEncoder(dim, cell_cutoff, num_rbf, rbf_scale)
+        self.has_superatom = "cell" in experts or "multiscale" in experts
+        if self.has_superatom:
+            self.superatom_encoder = SuperatomEncoder(dim, superatom_readout)
+        self.layers = nn.ModuleList(
+            PRISMLayer(
+                dim,
+                experts,
+                EdgeEncoder(dim, cutoff, num_rbf, rbf_scale) if "similarity" in experts else None,
+                multiscale_aggregation,
+                fusion,
+            )
+            for _ in range(num_layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
+
+    @staticmethod
+    def _check_arguments(arguments: dict[str, Any]) -> None:
+        for name, choices in _OPTIONS.items():
+            if arguments[name] not in choices:
+                raise ValueError(
+                    f"unknown {name} {arguments[name]!r}; choose one of: {', '.join(repr(choice) for choice in choices)}"
+                )
+        experts = arguments["experts"]
+        if not experts or set(experts) - set(EXPERTS) or len(set(experts)) < len(experts):
+            raise ValueError(f"experts must be some of {EXPERTS}, each once, got {experts}")
+        unknown = [symbol for symbol in arguments["element_types"] if number_of.get(symbol, 0) < 1]
+        if unknown or not arguments["element_types"]:
+            raise ValueError(f"element_types must be chemical symbols, got {unknown or 'none'}")
+        for name in ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "std"):
+            if not arguments[name] > 0:
+                raise ValueError(f"{name} must be positive, got {arguments[name]}")
+        if arguments["dim"] < 2:
+            raise ValueError(f"dim must be at least 2, got {arguments['dim']}")
+        if not 0 <= arguments["dropout"] < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {arguments['dropout']}")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.head[0].weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the weights."""
+        return self.head[0].weight.dtype
+
+    def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
+        """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
+
+        The superatoms' row of the last layer is never trained: nothing reads the superatoms after it.
+        """
+        table: dict[str, list[dict[str, float]]] = {}
+        for nodes, name in (("atoms", "atom_fusion"), ("superatoms", "superatom_fusion")):
+            fusions = [getattr(layer, name) for layer in self.layers]
+            if fusions[0].experts:
+                table[nodes] = [fusion.weights() for fusion in fusions]
+        return table
+
+    def check_elements(self, atomic_numbers: Tensor) -> None:
+        """Raise ValueError if there is an element that the model does not know."""
+        present = [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
+        unknown = sorted(set(present) - set(self.element_types))
+        if unknown:
+            raise ValueError(
+                f"unknown element{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: this model was made for "
+                f"{len(self.element_types)} elements ({', '.join(self.element_types)}); remove such structures or "
+                "train a model on data with these elements"
+            )
+
+    def as_batch(self, graph: Any) -> CrystalBatch:
+        """Read whatever graph is given into a batch on the model's device and in its dtype.
+
+        Args:
+            graph: :class:`CrystalBatch`, :class:`CrystalGraph`, DGL heterograph (batched or not) or the PyG ``Data`` /
+                ``Batch`` of matgl's converters and loaders.
+
+        Raises:
+            TypeError: if it is none of these.
+            ValueError: if its cutoffs are not the model's, or it has unknown elements.
+        """
+        if isinstance(graph, CrystalGraph):
+            graph = batch_graphs([graph])
+        elif not isinstance(graph, CrystalBatch):
+            if type(graph).__module__.startswith("dgl"):
+                from prism_plugin.dgl_graph import batch_from_dgl
+
+                graph = batch_from_dgl(graph)
+            else:
+                graph = batch_from_matgl(graph, self.element_types, self.cutoff, self.cell_cutoff)
+        if (graph.cutoff, graph.cell_cutoff) != (self.cutoff, self.cell_cutoff):
+            raise ValueError(
+                f"the graph was built with cutoffs {graph.cutoff} and {graph.cell_cutoff} Å (atomistic, cell), the "
+                f"model needs {self.cutoff} and {self.cell_cutoff}: build_graph(structure, model.cutoff, "
+                "model.cell_cutoff)"
+            )
+        self.check_elements(graph.atomic_numbers)
+        return graph.to(self.device, self.dtype)
+
+    def forward(self, g: Any, state_attr: Tensor | None = None, l_g: Any = None, **kwargs: Any) -> Tensor:
+        """Predict the target of each crystal.
+
+        Args:
+            g: any graph that :meth:`as_batch` reads.
+            state_attr: part of matgl's contract; PRISM has no state attributes and does not read it.
+            l_g: part of matgl's contract (line graph); not read.
+            **kwargs: part of matgl's contract; not read.
+
+        Returns:
+            Predictions in ``unit``, shape ``(crystals,)``.
+        """
+        batch = self.as_batch(g)
+        atoms = self.atom_encoder(batch.atomic_numbers)
+        superatoms = atoms.new_zeros(len(batch), 0)
+        if self.has_superatom:
+            superatoms = self.superatom_encoder(batch.atomic_numbers, batch.atom_crystal, len(batch))
+        edges = cell_edges = envelope = cell_envelope = cell_index = None
+        if "atomistic" in self.expert_names:
+            vector = batch.edge_vector
+            distance = vector.norm(dim=1)
+            edges, envelope = self.atomistic_encoder(vector, distance), cosine_envelope(distance, self.cutoff)
+        if "cell" in self.expert_names:
+            vector = batch.cell_vector
+            distance = vector.norm(dim=1)
+            cell_edges, cell_envelope = self.cell_encoder(vector, distance), cosine_envelope(distance, self.cell_cutoff)
+            cell_index = batch.cell_crystal.expand(2, -1)
+
+        features = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
+        for number, layer in enumerate(self.layers, start=1):
+            last = number == len(self.layers)
+            of_atoms: dict[str, Tensor] = {}
+            of_superatoms: dict[str, Tensor] = {}
+            if "atomistic" in layer.experts:
+                of_atoms["atomistic"], edges = layer.experts["atomistic"](
+                    atoms, edges, batch.edge_index, envelope, update_edges=not last
+                )
+            if "similarity" in layer.experts:
+                of_atoms["similarity"] = self._similarity(layer, atoms, batch)
+            if "multiscale" in layer.experts:
+                of_atoms["multiscale"], answer = layer.experts["multiscale"](
+                    atoms, superatoms, batch.atom_crystal, update_superatoms=not last
+                )
+                if answer is not None:
+                    of_superatoms["multiscale"] = answer
+            # Nothing reads the superatoms after the last layer, so their update there is left out.
+            if "cell" in layer.experts and not last:
+                of_superatoms["cell"], cell_edges = layer.experts["cell"](
+                    superatoms, cell_edges, cell_index, cell_envelope, update_edges=True
+                )
+            if of_atoms:
+                atoms = layer.atom_fusion([of_atoms[name] for name in layer.atom_fusion.experts])
+            if of_superatoms:
+                superatoms = layer.superatom_fusion([of_superatoms[name] for name in layer.superatom_fusion.experts])
+            features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
+
+        outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean  # Eq. 15
+        prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
+        if self.readout == "mean":
+            prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
+        features["readout"] = outputs.detach()
+        features["final"] = prediction.detach()
+        self.feature_dict = features
+        return prediction
+
+    def _similarity(self, layer: PRISMLayer, atoms: Tensor, batch: CrystalBatch) -> Tensor:
+        """Build this layer's similarity edges from the features and pass messages along them."""
+        index, squared = similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)
+        receiver, sender = index
+        displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
+        crystal = batch.atom_crystal.index_select(0, receiver)
+        vector = displacement + minimum_image(displacement, crystal, batch.lattice, batch.reduction)
+        distance = vector.norm(dim=1)
+        envelope = similarity_weight(
+            self.similarity_envelope, squared, self.similarity_cutoff, cosine_envelope(distance, self.cutoff)
+        )
+        encoded = layer.similarity_encoder(vector, distance)
+        return layer.experts["similarity"](atoms, encoded, index, envelope, update_edges=False)[0]
+
+    @torch.no_grad()
+    def predict_graphs(
+        self, graphs: Sequence[CrystalGraph], batch_size: int = 64, progress: str | bool = False
+    ) -> Tensor:
+        """Predict in eval mode, in batches of at most ``batch_size`` crystals and 200,000 edges.
+
+        Args:
+            graphs: crystals, built with the model's cutoffs.
+            batch_size: most crystals of one batch.
+            progress: a text to show beside a progress bar; False shows none.
+
+        Returns:
+            Predictions in the order of ``graphs``, shape ``(crystals,)``; the model's mode is restored.
+        """
+        predictions = []
+        with evaluation(self), tqdm(total=len(graphs), desc=str(progress), unit="crystal", disable=not progress) as bar:
+            for part in split_graphs(graphs, batch_size):
+                predictions.append(self(batch_graphs(part)))
+                bar.update(len(part))
+        return torch.cat(predictions) if predictions else torch.zeros(0, dtype=self.dtype, device=self.device)
+
+    @torch.no_grad()
+    def predict_structure(
+        self, structure: Any, state_attr: Tensor | None = None, graph_converter: Any = None, batch_size: int = 64
+    ) -> Tensor:
+        """Predict the target of one structure or of a list, whatever mode the model is in.
+
+        Args:
+            structure: pymatgen ``Structure`` / ``Molecule`` or ASE ``Atoms``, or a list of them.
+            state_attr: part of matgl's contract; not read.
+            graph_converter: a matgl converter to use in place of :func:`~prism_plugin.build_graph`.
+            batch_size: most crystals of one batch.
+
+        Returns:
+            A scalar tensor for one structure, shape ``(structures,)`` for a list.
+
+        Raises:
+            ValueError: if a structure is bad (see :func:`~prism_plugin.build_graph`) or has an unknown element.
+        """
+        structures = list(structure) if isinstance(structure, (list, tuple)) else [structure]
+        if graph_converter is not None:
+            with evaluation(self):
+                predictions = torch.cat([self(graph_converter.get_graph(one)) for one in structures])
+        else:
+            graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures]
+            for graph in graphs:
+                self.check_elements(graph.atomic_numbers)
+            predictions = self.predict_graphs(graphs, batch_size)
+        return predictions if isinstance(structure, (list, tuple)) else predictions[0]
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode for a while; afterwards each module has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def split_graphs(graphs: Sequence[CrystalGraph], batch_size: int) -> Iterator[list[CrystalGraph]]:
+    """Cut a sequence into consecutive lists of at most ``batch_size`` graphs and 200,000 atomistic edges.
+
+    A single larger graph makes a list of its own.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    part: list[CrystalGraph] = []
+    edges = 0
+    for graph in graphs:
+        count = graph.edge_index.shape[1]
+        if part and (len(part) == batch_size or edges + count > _EDGES_PER_BATCH):
+            yield part
+            part, edges = [], 0
+        part.append(graph)
+        edges += count
+    if part:
+        yield part
+
+

@@ -1,0 +1,58 @@
+"""Models that ship with the package, and loading of any saved PRISM by name or path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matgl
+
+from prism_plugin.model import PRISM
+
+__all__ = ["DEFAULT_MODEL", "available_models", "load_prism"]
+
+DEFAULT_MODEL = "prism-mp2018-eform"
+_HERE = Path(__file__).parent
+_FILES = ("model.json", "model.pt", "state.pt")
+
+
+def available_models() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(folder.parent.name for folder in _HERE.glob("*/model.json"))
+
+
+def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
+    """Load a PRISM in eval mode.
+
+    Args:
+        model: name of a model that ships with the package, or the folder of a saved one.
+
+    Raises:
+        FileNotFoundError: if there is no such name or folder.
+        ValueError: if the folder is no saved model, or one of another class.
+    """
+    folder = _HERE / str(model) if str(model) in available_models() else Path(model)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no model {str(model)!r}; give the folder of a saved model or one of: {', '.join(available_models())}"
+        )
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{str(folder)!r} is no saved model: it lacks {', '.join(missing)}; give the folder that model.save(...) or "
+            "prism train wrote (RUN/model)"
+        )
+    name = _saved_class(folder)
+    if name != "PRISM":
+        raise ValueError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
+    loaded = matgl.load_model(folder)
+    loaded.eval()
+    return loaded
+
+
+def _saved_class(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "model.json").read_text()).get("@class")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{str(folder / 'model.json')!r} is damaged: {error}") from error

@@ -1,0 +1,155 @@
+"""The Lightning module that trains PRISM on one number per crystal.
+
+In come batches of (crystals, targets); the loss is L1 on the raw target. The traps of ScheduleFree are handled here:
+its optimizer is in train mode for updates only, evaluation and every checkpoint see the averaged weights x, and the
+BatchNorm statistics are re-estimated at x before each validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from prism_plugin.batch import CrystalBatch
+from prism_plugin.data.augmentation import random_rotations, rotate_batch
+from prism_plugin.model import PRISM
+from prism_plugin.optim import make_optimizer
+from prism_plugin.training.batchnorm import reestimate_batchnorm
+
+__all__ = ["PropertyTraining"]
+
+
+class PropertyTraining(L.LightningModule):
+    """Trains a PRISM.
+
+    Args:
+        model: the model.
+        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
+        lr: learning rate.
+        betas: momentum coefficients.
+        weight_decay: decay of the weights.
+        rotate: whether training crystals are turned at random (SO(3) augmentation).
+        seed: of the rotations; they depend on it, the epoch and the batch only.
+        batchnorm_loader: training batches for the BatchNorm statistics; None leaves the running ones.
+        batchnorm_batches: how many of them; None takes all.
+    """
+
+    def __init__(
+        self,
+        model: PRISM,
+        optimizer: str = "adamw-schedulefree",
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        rotate: bool = True,
+        seed: int = 0,
+        batchnorm_loader: DataLoader | None = None,
+        batchnorm_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_name = optimizer
+        self.optimizer_settings: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        self.rotate = rotate
+        self.seed = seed
+        self.batchnorm_loader = batchnorm_loader
+        self.batchnorm_batches = batchnorm_batches
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Make the optimizer, and its schedule stepped per update."""
+        optimizer, scheduler = make_optimizer(
+            self.optimizer_name,
+            self.model.parameters(),
+            steps=int(self.trainer.estimated_stepping_batches),
+            **self.optimizer_settings,
+        )
+        if scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rotated(self, batch: CrystalBatch, stream: int, number: int) -> CrystalBatch:
+        if not self.rotate:
+            return batch
+        generator = torch.Generator().manual_seed(hash((self.seed, stream, number)) % 2**63)
+        return rotate_batch(batch, random_rotations(len(batch), generator))
+
+    def training_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> Tensor:
+        """L1 loss of one batch."""
+        crystals, targets = batch
+        prediction = self.model(self._rotated(crystals, self.current_epoch, batch_idx))
+        loss = functional.l1_loss(prediction, targets.to(prediction))
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
+                f"rate (now {self.optimizer_settings['lr']}) or look for absurd targets; the last good checkpoint is kept"
+            )
+        self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
+        return loss
+
+    def validation_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> None:
+        """MAE of one batch, without rotation."""
+        crystals, targets = batch
+        prediction = self.model(crystals)
+        error = functional.l1_loss(prediction, targets.to(prediction))
+        self.log("val_mae", error, prog_bar=True, batch_size=len(crystals))
+
+    def _set_mode(self, mode: str) -> None:
+        """Call ``optimizer.train()`` or ``.eval()`` where the optimizer has it (ScheduleFree)."""
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
+
+    def _batchnorm_batches(self) -> Iterator[CrystalBatch]:
+        if self.batchnorm_loader is not None:
+            for number, (crystals, _) in enumerate(islice(self.batchnorm_loader, self.batchnorm_batches)):
+                yield self._rotated(crystals, -1, number)
+
+    def reestimate(self) -> None:
+        """Compute the BatchNorm statistics of the present weights, if there is a loader for it."""
+        if self.batchnorm_loader is not None:
+            reestimate_batchnorm(self.model, self._batchnorm_batches())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Updates happen at y."""
+        self._set_mode("train")
+
+    def on_validation_start(self) -> None:
+        """Evaluation happens at x, with the BatchNorm statistics of x."""
+        self._set_mode("eval")
+        self.reestimate()
+
+    def on_train_epoch_end(self) -> None:
+        """Whatever is saved between epochs is x."""
+        self._set_mode("eval")
+
+    def on_train_end(self) -> None:
+        """The trained model is x."""
+        self._set_mode("eval")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save x also in the middle of an epoch: go there, copy, come back."""
+        inside_epoch = [o for o in self.trainer.optimizers if any(g.get("train_mode") for g in o.param_groups)]
+        if not inside_epoch:
+            return
+        self._set_mode("eval")
+        checkpoint["state_dict"] = {key: value.clone() for key, value in self.state_dict().items()}
+        checkpoint["optimizer_states"] = [_cloned(optimizer.state_dict()) for optimizer in self.trainer.optimizers]
+        self._set_mode("train")
+
+
+def _cloned(state: Any) -> Any:
+    """Copy nested dicts and lists with their tensors."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {key: _cloned(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_cloned(value) for value in state)
+    return state

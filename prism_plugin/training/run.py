@@ -1,0 +1,255 @@
+"""One training, from records to a run folder with model, log, predictions, plots and summary.
+
+The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{best,last}.ckpt``, ``model/`` (load it with
+``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from prism_plugin import __version__
+from prism_plugin.data import GraphDataset, Record, make_loader
+from prism_plugin.files import replaced, save_model
+from prism_plugin.model import PRISM
+from prism_plugin.training.module import PropertyTraining
+from prism_plugin.training.plots import plot_learning_curve, plot_parity
+
+__all__ = ["TrainingSettings", "format_scores", "train"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything that decides a training but the data.
+
+    Attributes:
+        target: name of the predicted property.
+        unit: its unit.
+        model: constructor arguments of PRISM, where they differ from its defaults.
+        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
+        lr: learning rate.
+        betas: momentum coefficients.
+        weight_decay: decay of the weights.
+        epochs: number of passes over the training crystals.
+        batch_size: crystals per update.
+        rotate: SO(3) augmentation.
+        seed: of weights, order and rotations.
+        normalize: put mean and standard deviation of the training targets into the model.
+        batchnorm_batches: training batches for the BatchNorm statistics before a validation; None takes all.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    """
+
+    target: str
+    unit: str = ""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str = "adamw-schedulefree"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    epochs: int = 500
+    batch_size: int = 64
+    rotate: bool = True
+    seed: int = 0
+    normalize: bool = True
+    batchnorm_batches: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the numbers before any work."""
+        for name in ("lr", "epochs", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.device not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda, mps")
+
+
+def train(
+    settings: TrainingSettings,
+    parts: Mapping[str, Sequence[Record]],
+    folder: str | Path,
+    resume: bool = False,
+    init: PRISM | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a PRISM and write its run folder.
+
+    Args:
+        settings: what to do.
+        parts: records of ``"train"``, ``"val"`` and, if there is one, ``"test"``.
+        folder: the run folder; made if missing.
+        resume: go on from its last checkpoint. False refuses a folder that has one.
+        init: start from this model's weights (same constructor arguments), not from random ones.
+        progress: whether there are progress bars.
+
+    Returns:
+        The summary: MAE and RMSE of each part, those of the mean predictor, times, versions.
+
+    Raises:
+        ValueError: if the folder holds a run and ``resume`` is False, or one of other settings and it is True.
+    """
+    folder = Path(folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    _check_folder(folder, settings, resume)
+    torch.manual_seed(settings.seed)
+    model = init if init is not None else _new_model(settings, parts["train"])
+    datasets = {
+        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress)
+        for name, records in parts.items()
+        if records
+    }
+    for dataset in datasets.values():
+        for graph in dataset.graphs:
+            model.check_elements(graph.atomic_numbers)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaced(folder / "settings.json") as path:
+        path.write_text(json.dumps(asdict(settings), indent=1, default=list))
+
+    module = PropertyTraining(
+        model,
+        settings.optimizer,
+        settings.lr,
+        settings.betas,
+        settings.weight_decay,
+        settings.rotate,
+        settings.seed,
+        make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed + 1),
+        settings.batchnorm_batches,
+    )
+    checkpoint = ModelCheckpoint(
+        folder / "checkpoints", "best", monitor="val_mae", save_last=True, enable_version_counter=False
+    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    callbacks: list[Callback] = [checkpoint]
+    if progress:
+        callbacks.append(RichProgressBar())
+    accelerator = {"cuda": "gpu"}.get(settings.device, settings.device)
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=settings.epochs,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="log"),
+        log_every_n_steps=1,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
+        # Graphs are built before and held in memory: workers would only copy them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        trainer.fit(
+            module,
+            make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed),
+            make_loader(datasets["val"], settings.batch_size),
+            ckpt_path=last if resume and last.exists() else None,
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"interrupted; go on with the same command and --resume ({folder})")
+    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    module.batchnorm_batches = None
+    module.reestimate()
+    return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
+
+
+def format_scores(summary: Mapping[str, Any]) -> str:
+    """Lay out a summary's scores as a table."""
+    unit = f" ({summary['unit']})" if summary["unit"] else ""
+    lines = [f"{'split':<6} {'crystals':>9} {'MAE':>9} {'RMSE':>9} {'MAE of the mean':>16}   {summary['target']}{unit}"]
+    for name, score in summary["scores"].items():
+        lines.append(
+            f"{name:<6} {score['crystals']:>9} {score['mae']:>9.4f} {score['rmse']:>9.4f} {score['mean_predictor_mae']:>16.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _check_folder(folder: Path, settings: TrainingSettings, resume: bool) -> None:
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        return
+    if not resume:
+        raise ValueError(f"{str(folder)!r} holds a run already; pass --resume to go on with it, or another folder")
+    before = json.loads((folder / "settings.json").read_text())
+    now = json.loads(json.dumps(asdict(settings), default=list))
+    changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("epochs", "device"))
+    if changed:
+        was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
+        raise ValueError(f"the run in {str(folder)!r} was started with {was}; resume it with the same settings")
+
+
+def _new_model(settings: TrainingSettings, records: Sequence[Record]) -> PRISM:
+    """Make a model that knows the elements, the mean and the spread of its training data."""
+    arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
+    arguments["element_types"] = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
+    if settings.normalize:
+        targets = np.array([record.target for record in records])
+        arguments["mean"] = float(targets.mean())
+        arguments["std"] = float(targets.std()) or 1.0
+    return PRISM(**{**arguments, **settings.model})
+
+
+def _finish(
+    settings: TrainingSettings,
+    model: PRISM,
+    datasets: Mapping[str, GraphDataset],
+    folder: Path,
+    seconds: float,
+    best_epoch: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """Predict every part with the best model; write model, table, pictures and summary."""
+    mean = float(datasets["train"].targets.mean())
+    rows = ["split,name,atoms,target,prediction"]
+    scores: dict[str, dict[str, float]] = {}
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, dataset in datasets.items():
+        prediction = model.predict_graphs(dataset.graphs, settings.batch_size, progress=progress and f"predict {name}")
+        predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
+        pairs[name] = (target, predicted)
+        error = predicted - target
+        scores[name] = {
+            "mae": float(np.abs(error).mean()),
+            "rmse": float(np.sqrt((error**2).mean())),
+            "mean_predictor_mae": float(np.abs(target - mean).mean()),
+            "crystals": len(dataset),
+        }
+        for crystal, graph, true, given in zip(dataset.names, dataset.graphs, target, predicted, strict=True):
+            rows.append(f"{name},{json.dumps(crystal)},{len(graph)},{true:.8g},{given:.8g}")
+    summary = {
+        "target": settings.target,
+        "unit": settings.unit,
+        "scores": scores,
+        "best_epoch": best_epoch,
+        "epochs": settings.epochs,
+        "seed": settings.seed,
+        "seconds_of_this_session": round(seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "fusion_weights": model.fusion_weights(),
+        "versions": {"prism-plugin": __version__} | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
+        "python": platform.python_version(),
+    }
+    save_model(model, folder / "model", metadata={"settings": asdict(settings), "scores": scores})
+    with replaced(folder / "predictions.csv") as path:
+        path.write_text("\n".join(rows) + "\n")
+    plot_parity(pairs, settings.target, settings.unit, folder / "parity.png")
+    plot_learning_curve(folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png")
+    with replaced(folder / "summary.json") as path:
+        path.write_text(json.dumps(summary, indent=1))
+    return summary

@@ -1,0 +1,1 @@
+"""Slow twins, written from the equations, in float64."""
