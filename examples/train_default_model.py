@@ -27,24 +27,24 @@ MODEL = {
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path)
 parser.add_argument("folder", type=Path)
-parser.add_argument("--small-epochs", type=int, default=40, help="epochs on crystals of at most 20 atoms")
-parser.add_argument("--epochs", type=int, default=10, help="epochs on all crystals")
-parser.add_argument("--limit", type=int, help="crystals of each part, for a quick look")
+parser.add_argument("--small-epochs", type=int, default=10, help="epochs on crystals of at most 20 atoms")
+parser.add_argument("--epochs", type=int, default=8, help="epochs on all crystals")
+parser.add_argument("--dry-run", action="store_true", help="one epoch a stage with a tiny model")
 arguments = parser.parse_args()
+if arguments.dry_run:
+    arguments.small_epochs = arguments.epochs = 1
+    MODEL.update(dim=8, num_layers=1, num_rbf=8)
 
 parts = split_records(read_records(arguments.data, "e_form"))
-parts = {name: records[: arguments.limit] for name, records in parts.items()}
 elements = tuple(sorted({symbol for record in parts["train"] for symbol in record.atoms.symbols}))
 common = {"target": "formation_energy", "unit": "eV/atom", "lr": 2e-3, "batch_size": 32, "batchnorm_batches": 100}
 
 small = {**parts, "train": [record for record in parts["train"] if len(record.atoms) <= 20]}
 first = arguments.folder / "small"
 if not (first / "summary.json").exists():
-    settings = TrainingSettings(
-        **common, epochs=arguments.small_epochs, model={**MODEL, "element_types": elements}, device="auto"
-    )
+    settings = TrainingSettings(**common, epochs=arguments.small_epochs, model={**MODEL, "element_types": elements})
     train(settings, small, first, resume=True)
 
-settings = TrainingSettings(**common, epochs=arguments.epochs, model=MODEL, device="auto", seed=1)
+settings = TrainingSettings(**common, epochs=arguments.epochs, model=MODEL, seed=1)
 summary = train(settings, parts, arguments.folder / "all", resume=True, init=matgl.load_model(first / "model"))
 print(json.dumps(summary["scores"], indent=1))

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--betas", type=float, nargs=2, default=(0.9, 0.999), help="momentum coefficients")
     add("--weight-decay", type=float, default=0.0, help="decay of the weights")
     add("--seed", type=int, default=0, help="of weights, order, rotations, and the split where the data name none")
-    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--device", default="auto", help="auto, cpu or cuda")
     add("--no-rotate", action="store_true", help="switch the random rotation of training crystals off")
     add("--no-normalize", action="store_true", help="do not put mean and spread of the targets into the model")
     add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics; all if not given")

@@ -24,7 +24,9 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
 
     The lattice is taken from, in this order: the converter's tuple; ``graph.lattice`` per edge (``Potential`` sets it,
     it carries the strain); least squares over the atoms' and edges' fractional and Cartesian vectors. matgl's graphs
-    do not say what is periodic: a graph with an edge across a cell boundary is a crystal, one without is a molecule.
+    do not say what is periodic: a graph whose edges cross no cell boundary and whose fractional coordinates are the
+    Cartesian ones is a molecule (so matgl's converters make them), every other is a crystal. A single atom at the
+    origin without any edge looks like a molecule, whatever its lattice.
 
     Args:
         graph: PyG ``Data`` or ``Batch`` with matgl's attributes, or the tuple of a converter's ``get_graph``.
@@ -54,13 +56,17 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
     edge_index = graph.edge_index.long()
     image = graph.pbc_offset
     edge_crystal = atom_crystal[edge_index[0]]
+    positions = getattr(graph, "pos", None)
     crossing = torch.zeros(crystals, dtype=image.dtype, device=device).index_add(0, edge_crystal, image.abs().sum(dim=1))
     periodic = crossing > 0
     if of_converter is not None:
         lattice = of_converter.reshape(-1, 3, 3)
+        periodic = periodic | (lattice != torch.eye(3, dtype=lattice.dtype, device=device)).flatten(1).any(dim=1)
     else:
+        if positions is not None:
+            moved = (positions.detach() - graph.frac_coords).abs().amax(dim=1) > 1e-6
+            periodic = periodic | (torch.bincount(atom_crystal[moved], minlength=crystals) > 0)
         lattice = _lattice(graph, atom_crystal, edge_crystal, crystals, periodic)
-    positions = getattr(graph, "pos", None)
     if positions is None:
         positions = (graph.frac_coords.unsqueeze(-1) * lattice[atom_crystal]).sum(dim=1)
     order = torch.argsort(edge_index[0], stable=True)
@@ -92,12 +98,13 @@ def _lattice(graph: Any, atom_crystal: Tensor, edge_crystal: Tensor, crystals: i
     per_edge = getattr(graph, "lattice", None)
     rows = []
     for crystal in range(crystals):
+        edges = (edge_crystal == crystal).nonzero().squeeze(1)
         if not periodic[crystal]:
             rows.append(identity)
-        elif per_edge is not None:
-            rows.append(per_edge[(edge_crystal == crystal).nonzero()[0, 0]])
+        elif per_edge is not None and len(edges):
+            rows.append(per_edge[edges[0]])
         else:
-            rows.append(_fit_lattice(graph, atom_crystal == crystal, edge_crystal == crystal))
+            rows.append(_fit_lattice(graph, atom_crystal == crystal, edges))
     return torch.stack(rows)
 
 
@@ -111,5 +118,5 @@ def _fit_lattice(graph: Any, of_atoms: Tensor, of_edges: Tensor) -> Tensor:
     fractional = torch.cat([graph.frac_coords[of_atoms], graph.pbc_offset[of_edges]]).double()
     cartesian = torch.cat([graph.pos[of_atoms], graph.pbc_offshift[of_edges]]).double()
     if torch.linalg.matrix_rank(fractional) < 3:
-        raise ValueError("the lattice cannot be told from so few edges: use a larger cutoff or prism_plugin.build_graph")
+        raise ValueError("the lattice cannot be told from so few edges: give the whole tuple of the converter, or use prism_plugin.build_graph")
     return torch.linalg.lstsq(fractional, cartesian).solution.to(graph.frac_coords.dtype)

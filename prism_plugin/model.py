@@ -204,12 +204,13 @@ class PRISM(MatGLModel):
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
 
-        The superatoms' row of the last layer is never trained: nothing reads the superatoms after it.
+        Superatoms have one row less: nothing reads them after the last layer, so there is no fusion there.
         """
         table: dict[str, list[dict[str, float]]] = {}
-        for nodes, name in (("atoms", "atom_fusion"), ("superatoms", "superatom_fusion")):
-            fusions = [getattr(layer, name) for layer in self.layers]
-            if fusions[0].experts:
+        of_atoms = [layer.atom_fusion for layer in self.layers]
+        of_superatoms = [layer.superatom_fusion for layer in self.layers][:-1]
+        for nodes, fusions in (("atoms", of_atoms), ("superatoms", of_superatoms)):
+            if fusions and fusions[0].experts:
                 table[nodes] = [fusion.weights() for fusion in fusions]
         return table
 

@@ -13,6 +13,8 @@ from ase.build import bulk, fcc111, molecule
 
 from prism_plugin import PRISM
 
+torch.set_num_threads(1)  # the models are small: threads would only wait for each other
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +67,18 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         raise ValueError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
     records: list[Record] = []
     missing: list[str] = []
-    with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-        for place, name, split, atoms, value in readers[suffix](file, path, target):
-            if value is None:
-                missing.append(place)
-                continue
-            number = _number(value, place, target)
-            if split is not None and split not in SPLITS:
-                raise ValueError(f"{path}: {place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
-            records.append(Record(atoms, number, name, split))
+    try:
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+            for place, name, split, atoms, value in readers[suffix](file, path, target):
+                if value is None:
+                    missing.append(place)
+                    continue
+                number = _number(value, place, target)
+                if split is not None and split not in SPLITS:
+                    raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
+                records.append(Record(atoms, number, name, split))
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
     if missing and not skip_missing:
         raise ValueError(
             f"{path}: the target {target!r} is missing in {len(missing)} of {len(missing) + len(records)} rows "
@@ -121,7 +126,8 @@ def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
 
 
 def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
-    frames = read_extxyz(file, index=slice(None))
+    # ASE's reader jumps back and forth, which takes seconds in a compressed file.
+    frames = read_extxyz(io.StringIO(file.read()), index=slice(None))
     number = 0
     while True:
         number += 1

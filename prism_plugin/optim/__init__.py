@@ -28,7 +28,10 @@ def _adam_onecycle(
 ) -> _Made:
     """Adam with a OneCycle schedule stepped per update, pct_start 0.01 (PRISM supplement, Training Details)."""
     optimizer = Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=max(steps, 2), pct_start=0.01, cycle_momentum=False)
+    steps = max(steps, 4)
+    # OneCycleLR divides by (pct_start * steps - 1): the rise takes two steps at least.
+    rise = max(0.01, 2 / steps)
+    return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
 
 
 OPTIMIZERS: dict[str, Callable[..., _Made]] = {

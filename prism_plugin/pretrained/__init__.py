@@ -46,7 +46,10 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
     name = _saved_class(folder)
     if name != "PRISM":
         raise ValueError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
-    loaded = matgl.load_model(folder)
+    try:
+        loaded = matgl.load_model(folder)
+    except (RuntimeError, ValueError) as error:  # all that matgl raises, whatever it met
+        raise ValueError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
     loaded.eval()
     return loaded
 

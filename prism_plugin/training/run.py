@@ -6,6 +6,7 @@ The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{bes
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import platform
@@ -27,6 +28,7 @@ from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_loader
 from prism_plugin.files import replaced, save_model
 from prism_plugin.model import PRISM
+from prism_plugin.optim import OPTIMIZERS
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.plots import plot_learning_curve, plot_parity
 
@@ -51,7 +53,7 @@ class TrainingSettings:
         seed: of weights, order and rotations.
         normalize: put mean and standard deviation of the training targets into the model.
         batchnorm_batches: training batches for the BatchNorm statistics before a validation; None takes all.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
     """
 
     target: str
@@ -74,8 +76,16 @@ class TrainingSettings:
         for name in ("lr", "epochs", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.device not in ("auto", "cpu", "cuda", "mps"):
-            raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda, mps")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
+        known = inspect.signature(PRISM).parameters
+        for name in self.model:
+            if name not in known:
+                raise ValueError(f"unknown model argument {name!r}; choose one of: {', '.join(known)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(sorted(OPTIMIZERS))}")
 
 
 def train(
@@ -137,9 +147,9 @@ def train(
     callbacks: list[Callback] = [checkpoint]
     if progress:
         callbacks.append(RichProgressBar())
-    accelerator = {"cuda": "gpu"}.get(settings.device, settings.device)
+    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     trainer = L.Trainer(
-        accelerator=accelerator,
+        accelerator="gpu" if on_gpu else "cpu",
         devices=1,
         max_epochs=settings.epochs,
         callbacks=callbacks,
@@ -155,14 +165,16 @@ def train(
         # Graphs are built before and held in memory: workers would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        trainer.fit(
-            module,
-            make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed),
-            make_loader(datasets["val"], settings.batch_size),
-            ckpt_path=last if resume and last.exists() else None,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"interrupted; go on with the same command and --resume ({folder})")
+        try:
+            trainer.fit(
+                module,
+                make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed),
+                make_loader(datasets["val"], settings.batch_size),
+                ckpt_path=last if resume and last.exists() else None,
+            )
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            kept = f"go on with the same command and --resume ({folder})" if last.exists() else "nothing is kept yet"
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     module.batchnorm_batches = None

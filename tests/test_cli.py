@@ -1,0 +1,119 @@
+"""The prism command: help, training, interruption, demo, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import matgl
+import pytest
+from ase.io import write
+
+from prism_plugin import cli
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.demo import run_demo
+
+MODEL = ["--set", "dim=8", "--set", "num_layers=1", "--set", "num_rbf=6", "--set", "cutoff=3.5", "--set", "cell_cutoff=5"]
+COMMON = ["train", "--target", "e", "--batch-size", "8", *MODEL]
+
+
+@pytest.fixture
+def data(tmp_path):
+    frames = []
+    for record in emt_alloys(30):
+        atoms = record.atoms.copy()
+        atoms.info["e"] = record.target
+        frames.append(atoms)
+    write(tmp_path / "alloys.extxyz", frames)
+    return tmp_path / "alloys.extxyz"
+
+
+def test_help_lists_the_commands(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "train" in text
+    assert "demo" in text
+
+
+def test_train_writes_a_model_that_matgl_loads(data, tmp_path, capsys) -> None:
+    out = tmp_path / "run"
+    arguments = [*COMMON, "--data", str(data), "--unit", "eV/atom", "--out", str(out), "--epochs", "2"]
+    assert cli.main([*arguments, "--optimizer", "adam-onecycle", "--no-rotate", "--weight-decay", "1e-6"]) == 0
+    assert "MAE of the mean" in capsys.readouterr().out
+    assert matgl.load_model(out / "model").unit == "eV/atom"
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["optimizer"] == "adam-onecycle"
+    assert settings["model"] == {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 5}
+    # fine-tuning starts from a saved model
+    further = [*COMMON, "--data", str(data), "--out", str(tmp_path / "further"), "--epochs", "1"]
+    assert cli.main([*further, "--init", str(out / "model")]) == 0
+
+
+def test_train_on_a_named_data_set(tmp_path) -> None:
+    out = tmp_path / "run"
+    assert cli.main([*COMMON, "--data", "emt-alloys", "--out", str(out), "--epochs", "1"]) == 0
+    assert json.loads((out / "summary.json").read_text())["scores"]["train"]["crystals"] == 480
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--data", "nowhere.jsonl"], "no data file 'nowhere.jsonl'"),
+        (["--optimizer", "sgd"], "unknown optimizer 'sgd'; choose one of: adam-onecycle, adamw-schedulefree"),
+        (["--epochs", "0"], "epochs must be positive, got 0"),
+        (["--set", "fusion=max"], "unknown fusion 'max'"),
+        (["--set", "layers=3"], "unknown model argument 'layers'; choose one of: .*num_layers"),
+        (["--init", "no-such-model"], "no model 'no-such-model'"),
+        (["--target", "gap"], "the target 'gap' is missing in 30 of 30 rows"),
+        (["--device", "cuda"], "no CUDA device"),
+    ],
+    ids=str,
+)
+def test_a_mistake_ends_in_one_line(data, tmp_path, capsys, extra, message) -> None:
+    arguments = [*COMMON, "--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "1", *extra]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("prism: error: ")
+    import re
+
+    assert re.search(message, error)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(data, tmp_path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "prism_plugin.cli", *COMMON, "--data", str(data), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--epochs", "100000"], stderr=subprocess.PIPE, text=True, env=environment)
+    for _ in range(600):
+        if (out / "checkpoints" / "last.ckpt").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; go on with the same command and --resume" in error
+    assert "Traceback" not in error
+    done = max(int(row.split(",")[0]) for row in (out / "log/version_0/metrics.csv").read_text().splitlines()[1:])
+    result = subprocess.run(
+        [*command, "--epochs", str(done + 3), "--resume"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads((out / "summary.json").read_text())["epochs"] == done + 3
+
+
+def test_demo_runs_from_start_to_end(tmp_path, capsys) -> None:
+    run_demo(tmp_path / "demo", crystals=60, epochs=2)
+    run_demo(tmp_path / "demo", crystals=60, epochs=1)
+    assert (tmp_path / "demo" / "run-1" / "parity.png").exists()
+    assert (tmp_path / "demo" / "run-2" / "model" / "state.pt").exists()
+    printed = capsys.readouterr().out
+    assert "EMT says" in printed
+    assert "MAE of the mean" in printed

@@ -1,0 +1,107 @@
+"""The package as a user gets it: import costs nothing, every package ships, doctests and README hold."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import prism_plugin
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    name for _, name, _ in pkgutil.walk_packages(prism_plugin.__path__, "prism_plugin.") if "__main__" not in name
+)
+
+
+def test_import_does_no_work() -> None:
+    code = "import prism_plugin, sys; print(sorted({'torch', 'matgl', 'dgl', 'ase', 'lightning'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+    assert out.stderr == ""
+
+
+def test_everything_but_dgl_graphs_works_without_dgl() -> None:
+    code = (
+        "import sys; sys.modules['dgl'] = None\n"
+        "from ase.build import bulk\n"
+        "from prism_plugin import PRISM, build_graph\n"
+        "print(PRISM(dim=4, num_layers=1).predict_structure(bulk('Cu')).shape)\n"
+        "try: build_graph(bulk('Cu')).to_dgl()\n"
+        "except ImportError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "torch.Size([])" in out
+    assert "pip install 'dgl==1.1.3'" in out
+
+
+def test_public_names_exist() -> None:
+    for name in prism_plugin.__all__:
+        assert getattr(prism_plugin, name).__doc__
+    assert set(prism_plugin.__all__) <= set(dir(prism_plugin))
+    with pytest.raises(AttributeError, match="has no attribute 'Prism'"):
+        prism_plugin.Prism  # noqa: B018
+
+
+def test_every_package_is_listed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {"prism_plugin", *(name for _, name, is_package in pkgutil.walk_packages(prism_plugin.__path__, "prism_plugin.") if is_package)}
+    assert sorted(found) == sorted(listed)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_calculators_and_the_default_model(tmp_path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in (
+        "prism_plugin/calculators/ase.py",
+        "prism_plugin/py.typed",
+        "prism_plugin/pretrained/prism-mp2018-eform/state.pt",
+        "prism_plugin/pretrained/prism-mp2018-eform/README.md",
+    ):
+        assert name in names
+    assert not [name for name in names if name.startswith(("tests/", "calculators/", "build/"))]
+    assert wheel.stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def readme_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert readme_blocks()
+    for block in readme_blocks():
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("example", ["01_predict.py", "02_train.py"])
+def test_examples_run(example: str, tmp_path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / example), "--dry-run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def test_the_training_of_the_default_model_runs_and_resumes(shared_data, tmp_path) -> None:
+    data = shared_data / "mp2018" / "tiny.jsonl.xz"
+    command = [sys.executable, str(ROOT / "examples" / "train_default_model.py"), str(data), str(tmp_path / "run")]
+    for _ in range(2):  # the second time there is nothing left to train
+        result = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "all" / "model" / "state.pt").exists()

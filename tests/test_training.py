@@ -1,0 +1,435 @@
+"""Training: the ScheduleFree traps, BatchNorm, rotation, run folder, resume, bad data."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import gzip
+import json
+import lzma
+
+import lightning as L
+import matgl
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+from lightning.pytorch.callbacks import Callback
+
+from prism_plugin import PRISM, batch_graphs, build_graph
+from prism_plugin.data import GraphDataset, Record, make_loader, read_records, rotate_batch, split_records
+from prism_plugin.data.augmentation import random_rotations
+from prism_plugin.data.emt_alloys import METALS, emt_alloys
+from prism_plugin.optim import OPTIMIZERS, make_optimizer
+from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, train
+from prism_plugin.training.plots import read_log
+from tests.conftest import crystal_zoo, small_model
+
+MODEL = {"dim": 12, "num_layers": 1, "num_rbf": 8, "cutoff": 3.5, "cell_cutoff": 6.0}
+SETTINGS = TrainingSettings(target="e", unit="eV/atom", model=MODEL, epochs=2, batch_size=8, lr=5e-3)
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, list[Record]]:
+    return split_records(emt_alloys(60), seed=1)
+
+
+def with_settings(**changes: object) -> TrainingSettings:
+    return TrainingSettings(**{**vars(SETTINGS), **changes})
+
+
+# --- ScheduleFree and BatchNorm -------------------------------------------------------------------------------------
+
+
+class Watch(Callback):
+    """Write down in which mode the optimizer is, and what the weights are, at every event."""
+
+    def __init__(self) -> None:
+        self.modes: dict[str, set[bool]] = {}
+        self.scored: list[dict[str, torch.Tensor]] = []
+
+    def note(self, trainer: L.Trainer, event: str) -> None:
+        self.modes.setdefault(event, set()).add(bool(trainer.optimizers[0].param_groups[0]["train_mode"]))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self.note(trainer, "update")
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.note(trainer, "validation")
+        if batch_idx == 0:
+            self.scored.append(copy.deepcopy(module.model.state_dict()))
+
+    def on_train_end(self, trainer, module) -> None:
+        self.note(trainer, "end")
+
+
+def fit(parts, tmp_path, epochs=2):
+    torch.manual_seed(0)
+    model = PRISM(element_types=METALS, **MODEL)
+    data = {name: GraphDataset(records, 3.5, 6.0, progress=False) for name, records in parts.items()}
+    module = PropertyTraining(model, lr=5e-3, batchnorm_loader=make_loader(data["train"], 8, shuffle_seed=1))
+    watch = Watch()
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, make_loader(data["train"], 8, shuffle_seed=0), make_loader(data["val"], 8))
+    return trainer, module, watch, data
+
+
+def test_schedulefree_is_in_the_right_mode_at_every_event(parts, tmp_path) -> None:
+    _, _, watch, _ = fit(parts, tmp_path)
+    assert watch.modes["update"] == {True}
+    assert watch.modes["validation"] == {False}
+
+
+def test_the_averaged_weights_are_scored_kept_and_saved(parts, tmp_path) -> None:
+    trainer, module, watch, _ = fit(parts, tmp_path)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    for name, value in watch.scored[-1].items():
+        assert torch.equal(value, module.model.state_dict()[name]), name
+        assert torch.equal(value, saved["state_dict"]["model." + name]), name
+    # x differs from y: in train mode the same weights are others
+    trainer.optimizers[0].train()
+    assert not torch.equal(module.model.head[0].weight, watch.scored[-1]["head.0.weight"])
+
+
+def fit_without_validation(module, parts, tmp_path, *callbacks):
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, make_loader(GraphDataset(parts["train"], 3.5, 6.0, progress=False), 8, shuffle_seed=0))
+    return trainer, module
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_a_checkpoint_inside_an_epoch_holds_the_averaged_weights(parts, tmp_path) -> None:
+    class SaveInside(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            if trainer.global_step == 4:
+                before = copy.deepcopy(module.model.state_dict())
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+                for name, value in module.model.state_dict().items():  # training goes on at y, up to rounding
+                    torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
+                assert trainer.optimizers[0].param_groups[0]["train_mode"]
+                trainer.optimizers[0].eval()
+                self.averaged = copy.deepcopy(module.model.state_dict())
+                trainer.optimizers[0].train()
+
+    inside = SaveInside()
+    module = PropertyTraining(PRISM(element_types=METALS, **MODEL), lr=5e-3)
+    fit_without_validation(module, parts, tmp_path, inside)
+    saved = torch.load(tmp_path / "inside.ckpt", weights_only=True)
+    assert not saved["optimizer_states"][0]["param_groups"][0]["train_mode"]
+    for name, value in inside.averaged.items():
+        torch.testing.assert_close(saved["state_dict"]["model." + name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_batchnorm_statistics_are_plain_averages_at_the_scored_weights() -> None:
+    model = small_model()
+    batches = [
+        batch_graphs([build_graph(crystal_zoo()[name], 3.2, 6.0) for name in names])
+        for names in (("skewed", "rocksalt"), ("slab", "low symmetry"), ("wire", "one atom"))
+    ]
+    norm = model.layers[0].experts["atomistic"].norm
+    inputs: list[torch.Tensor] = []
+    handle = norm.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    reestimate_batchnorm(model, batches)
+    handle.remove()
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x in inputs]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([x.var(0) for x in inputs]).mean(0))
+    assert norm.momentum == 0.1
+    assert not model.training
+
+
+def test_batchnorm_is_estimated_anew_before_validation(parts, tmp_path) -> None:
+    _, module, _, data = fit(parts, tmp_path, epochs=1)
+    expected = copy.deepcopy(module.model)
+    reestimate_batchnorm(expected, module._batchnorm_batches())
+    for name, value in expected.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(module.model.get_buffer(name), value, rtol=1e-4, atol=1e-5)
+    assert len(data["train"]) == 48
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_adam_onecycle_steps_its_schedule_per_update(parts, tmp_path) -> None:
+    trainer, _ = fit_without_validation(PropertyTraining(PRISM(element_types=METALS, **MODEL), "adam-onecycle"), parts, tmp_path)
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == trainer.global_step == 6
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_lowers_a_loss(name: str) -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+    optimizer, scheduler = make_optimizer(name, [weight], lr=0.1, steps=100)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for _ in range(100):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+    assert weight.square().sum() < 1.0
+
+
+def test_unknown_optimizer() -> None:
+    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; choose one of: adam-onecycle, adamw-schedulefree"):
+        make_optimizer("sgd", [])
+
+
+# --- rotation -------------------------------------------------------------------------------------------------------
+
+
+def test_random_rotations_are_rotations_and_uniform() -> None:
+    rotations = random_rotations(4000, torch.Generator().manual_seed(0))
+    identity = torch.eye(3, dtype=torch.float64).expand(4000, 3, 3)
+    torch.testing.assert_close(rotations @ rotations.transpose(1, 2), identity)
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(4000, dtype=torch.float64))
+    assert rotations.mean(dim=0).abs().max() < 0.05
+    # For Haar measure the angle has E[trace] = 0 and E[trace^2] = 1.
+    trace = rotations.diagonal(dim1=1, dim2=2).sum(dim=1)
+    assert abs(float((trace**2).mean()) - 1) < 0.1
+
+
+def test_a_rotated_batch_is_the_batch_of_rotated_crystals() -> None:
+    structures = [crystal_zoo()[name] for name in ("skewed", "low symmetry", "slab")]
+    rotations = random_rotations(3, torch.Generator().manual_seed(0))
+    batch = rotate_batch(batch_graphs([build_graph(atoms) for atoms in structures]), rotations)
+    for atoms, rotation, graph in zip(structures, rotations.numpy(), batch.unbatch(), strict=True):
+        turned = atoms.copy()
+        turned.set_cell(atoms.cell.array @ rotation.T)
+        turned.positions = atoms.positions @ rotation.T
+        expected = build_graph(turned)
+        torch.testing.assert_close(graph.positions, expected.positions)
+        torch.testing.assert_close(graph.edge_vector.sort(0).values, expected.edge_vector.sort(0).values)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, train(with_settings(epochs=4), parts, folder, progress=False)
+
+
+def test_a_run_leaves_model_log_predictions_plots_and_summary(run, parts) -> None:
+    folder, summary = run
+    for name in ("settings.json", "predictions.csv", "parity.png", "learning_curve.png", "summary.json"):
+        assert (folder / name).stat().st_size > 0
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert not [path for path in folder.rglob(".*")]
+    model = matgl.load_model(folder / "model")
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    for split, records in parts.items():
+        predicted = model.predict_structure([record.atoms for record in records]).numpy()
+        errors = np.abs(predicted - [record.target for record in records])
+        assert summary["scores"][split]["mae"] == pytest.approx(errors.mean(), abs=1e-5)
+        of_split = [float(row["prediction"]) for row in rows if row["split"] == split]
+        np.testing.assert_allclose(of_split, predicted, atol=1e-5)
+    assert model.target == "e"
+    assert model.mean == pytest.approx(np.mean([record.target for record in parts["train"]]))
+    log = read_log(folder / "log")
+    assert log["epoch"].tolist() == [0, 1, 2, 3]
+    assert np.isfinite(log["val_mae"]).all()
+    assert summary["best_epoch"] == int(np.argmin(log["val_mae"]))
+
+
+def test_the_same_seed_gives_the_same_model(run, parts, tmp_path) -> None:
+    _, summary = run
+    again = train(with_settings(epochs=4), parts, tmp_path / "again", progress=False)
+    assert again["scores"] == summary["scores"]
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, parts, tmp_path, monkeypatch) -> None:
+    _, summary = run
+    calls = 0
+    step = PropertyTraining.training_step
+
+    def interrupted_step(self, batch, batch_idx):
+        nonlocal calls
+        calls += 1
+        if calls == 15:  # in the third epoch
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PropertyTraining, "training_step", interrupted_step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(with_settings(epochs=4), parts, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(ValueError, match="holds a run already; pass --resume"):
+        train(with_settings(epochs=4), parts, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"was started with lr = 0.005; resume it with the same settings"):
+        train(with_settings(epochs=4, lr=1e-3), parts, tmp_path / "run", resume=True, progress=False)
+    resumed = train(with_settings(epochs=4), parts, tmp_path / "run", resume=True, progress=False)
+    assert resumed["scores"] == summary["scores"]  # bit-identical
+    assert read_log(tmp_path / "run" / "log")["epoch"].tolist() == [0, 1, 2, 3]
+
+
+def test_init_starts_from_given_weights(run, parts, tmp_path) -> None:
+    folder, summary = run
+    start = matgl.load_model(folder / "model")
+    further = train(with_settings(epochs=1, lr=1e-9), parts, tmp_path / "further", init=start, progress=False)
+    assert further["scores"]["val"]["mae"] == pytest.approx(summary["scores"]["val"]["mae"], rel=0.05)
+
+
+def test_a_diverging_training_says_so(parts, tmp_path) -> None:
+    broken = {**parts, "train": [Record(r.atoms, r.target * 1e38 * 1e5, r.name) for r in parts["train"]]}
+    with pytest.raises(ValueError, match=r"the loss became (inf|nan) in epoch 0, batch 0; lower the learning"):
+        train(with_settings(normalize=False), broken, tmp_path / "run", progress=False)
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="epochs must be positive, got 0"):
+        with_settings(epochs=0)
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        with_settings(device="gpu")
+
+
+def test_an_element_of_the_validation_part_unknown_to_training_is_refused(parts, tmp_path) -> None:
+    foreign = {**parts, "val": [Record(bulk("Fe"), 0.0, "iron")]}
+    with pytest.raises(ValueError, match="unknown element Fe"):
+        train(SETTINGS, foreign, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+ROW = {"id": "a", "lattice": [[3, 0, 0], [0, 3, 0], [0, 0, 3]], "species": ["Po"], "frac_coords": [[0, 0, 0]], "e": 1.5}
+
+
+def write_rows(path, rows: list, opener=open) -> None:
+    with opener(path, "wt") as file:
+        for row in rows:
+            file.write((row if isinstance(row, str) else json.dumps(row)) + "\n")
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [("", open), (".xz", lzma.open), (".gz", gzip.open)])
+def test_jsonl_is_read_also_compressed(tmp_path, suffix, opener) -> None:
+    path = tmp_path / f"data.jsonl{suffix}"
+    write_rows(path, [ROW, "", {**ROW, "split": "val", "pbc": [True, True, False]}], opener)
+    first, second = read_records(path, "e")
+    assert first.atoms == Atoms("Po", cell=[3, 3, 3], pbc=True)
+    assert (first.target, first.name, first.split, second.split) == (1.5, "a", None, "val")
+    assert second.atoms.pbc.tolist() == [True, True, False]
+
+
+def test_extxyz_is_read(tmp_path) -> None:
+    atoms = bulk("Cu")
+    atoms.info.update(e=-3.5, id="copper")
+    write(tmp_path / "data.extxyz", [atoms, atoms])
+    records = read_records(tmp_path / "data.extxyz", "e")
+    assert [(r.target, r.name) for r in records] == [(-3.5, "copper")] * 2
+    np.testing.assert_allclose(records[0].atoms.cell.array, atoms.cell.array, atol=1e-7)
+
+
+def test_mlearn_energies_are_read(shared_data) -> None:
+    records = read_records(shared_data / "mlearn" / "Cu_train.extxyz.xz", "energy")
+    assert len(records) > 200
+    assert all(np.isfinite(record.target) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{not json", r"data.jsonl, line 2: Expecting property name"),
+        ({**ROW, "species": ["Xq"]}, r"data.jsonl, line 2: 'Xq' is neither a key of the row nor an element"),
+        ({k: v for k, v in ROW.items() if k != "lattice"}, r"line 2: 'lattice' is neither"),
+        ({**ROW, "lattice": [[1, 0], [0, 1]]}, r"line 2: cannot reshape"),
+        ({**ROW, "frac_coords": [["x", 0, 0]]}, r"line 2: could not convert"),
+        ("[1, 2]", r"line 2: list indices"),
+        ({**ROW, "e": "much"}, r"line 2: the target 'e' is no number: 'much'"),
+        ({**ROW, "e": float("nan")}, r"line 2: the target 'e' is not finite"),
+        ({**ROW, "e": None}, r"the target 'e' is missing in 1 of 2 rows \(first: data.jsonl, line 2\); .*--skip-missing"),
+        ({**ROW, "split": "dev"}, r"line 2: split is 'dev'; it must be one of: train, val, test"),
+    ],
+    ids=str,
+)
+def test_a_bad_line_is_named_with_file_line_and_reason(tmp_path, row, message) -> None:
+    write_rows(tmp_path / "data.jsonl", [ROW, row])
+    with pytest.raises(ValueError, match=message):
+        read_records(tmp_path / "data.jsonl", "e")
+
+
+def test_bad_files_are_refused(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        read_records(tmp_path / "nothing.jsonl", "e")
+    (tmp_path / "data.db").write_text("x")
+    with pytest.raises(ValueError, match="unknown kind of data file 'data.db'; choose one of: .extxyz, .jsonl, .xyz"):
+        read_records(tmp_path / "data.db", "e")
+    (tmp_path / "data.extxyz").write_text("2\nLattice\nCu 0 0\n")
+    with pytest.raises(ValueError, match="data.extxyz, frame 1"):
+        read_records(tmp_path / "data.extxyz", "e")
+    write_rows(tmp_path / "none.jsonl", [{**ROW, "e": None}])
+    with pytest.raises(ValueError, match="no crystal with a target 'e' in it"):
+        read_records(tmp_path / "none.jsonl", "e", skip_missing=True)
+    truncated = lzma.compress(json.dumps(ROW).encode() * 500)[:-40]
+    (tmp_path / "cut.jsonl.xz").write_bytes(truncated)
+    with pytest.raises(ValueError, match=r"cut.jsonl.xz.*(truncated|damaged)"):
+        read_records(tmp_path / "cut.jsonl.xz", "e")
+
+
+def test_missing_targets_can_be_skipped(tmp_path) -> None:
+    write_rows(tmp_path / "data.jsonl", [ROW, {**ROW, "e": None}])
+    assert len(read_records(tmp_path / "data.jsonl", "e", skip_missing=True)) == 1
+
+
+def test_a_bad_crystal_is_named() -> None:
+    bad = Record(Atoms("H2", positions=np.zeros((2, 3))), 0.0, "my crystal")
+    with pytest.raises(ValueError, match="crystal 'my crystal': atoms 0 and 1 lie on top of each other"):
+        GraphDataset([bad], 5.0, 15.0, progress=False)
+
+
+def test_splits(shared_data) -> None:
+    records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
+    parts = split_records(records)
+    assert len(parts["train"]) + len(parts["val"]) == len(records) == 568
+    assert {record.split for record in parts["val"]} == {"val"}
+    unnamed = [Record(r.atoms, r.target, r.name) for r in records]
+    sizes = {name: len(part) for name, part in split_records(unnamed, seed=3).items()}
+    assert sizes == {"train": 454, "val": 56, "test": 58}
+    with pytest.raises(ValueError, match="rows name no split"):
+        split_records([records[0], unnamed[0]])
+    with pytest.raises(ValueError, match="the train part is empty"):
+        split_records(unnamed[:1])
+
+
+def test_emt_alloys_are_reproducible_and_physical() -> None:
+    first, second = emt_alloys(30, seed=4), emt_alloys(30, seed=4)
+    assert [r.target for r in first] == [r.target for r in second]
+    assert all(r.atoms == s.atoms for r, s in zip(first, second, strict=True))
+    assert -0.3 < min(r.target for r in first) < max(r.target for r in first) < 3
+
+
+@pytest.mark.slow
+def test_real_crystals_train(shared_data, tmp_path) -> None:
+    # The road on real input: formation energies of Materials Project crystals, better than the mean by far.
+    records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
+    elements = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
+    model = {"dim": 32, "num_layers": 2, "num_rbf": 16, "cutoff": 4.0, "cell_cutoff": 8.0, "element_types": elements}
+    settings = with_settings(target="e_form", model=model, epochs=12, batch_size=16)
+    summary = train(settings, split_records(records), tmp_path / "run", progress=False)
+    score = summary["scores"]["val"]
+    assert score["mae"] < 0.6 * score["mean_predictor_mae"]
