@@ -61,11 +61,11 @@ class PRISMCalculator(Calculator):
         super().__init__()
         if dtype not in _DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; choose one of: {', '.join(_DTYPES)}")
+        self.model: PRISM
         if isinstance(model, PRISM):
             place = model.device if device == "auto" else torch.device(device)
-            if (model.device, model.dtype) != (place, _DTYPES[dtype]):
-                model = copy.deepcopy(model).to(place, _DTYPES[dtype])
-            self.model = model
+            same = (model.device, model.dtype) == (place, _DTYPES[dtype])
+            self.model = model if same else copy.deepcopy(model).to(place, _DTYPES[dtype])
         else:
             place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
             self.model = load_prism(model).to(place, _DTYPES[dtype])

@@ -77,7 +77,9 @@ def to_dgl(graph: CrystalGraph) -> dgl.DGLHeteroGraph:
     heterograph.edges["atomistic"].data.update(
         vector=graph.edge_vector, distance=graph.edge_distance, image=graph.edge_image
     )
-    heterograph.edges["cell"].data.update(vector=graph.cell_vector, distance=graph.cell_distance, image=graph.cell_image)
+    heterograph.edges["cell"].data.update(
+        vector=graph.cell_vector, distance=graph.cell_distance, image=graph.cell_image
+    )
     return heterograph
 
 

@@ -116,9 +116,7 @@ class MultiscaleMessagePassing(nn.Module):
             return self.message(functional.silu(receivers + senders + self.project.bias))
 
         sent = functional.linear(superatoms, of_sender).index_select(0, atom_crystal)
-        updated_atoms = atoms + functional.silu(
-            self.atom_norm(messages(functional.linear(atoms, of_receiver), sent))
-        )
+        updated_atoms = atoms + functional.silu(self.atom_norm(messages(functional.linear(atoms, of_receiver), sent)))
         if not update_superatoms:
             return updated_atoms, None
         received = functional.linear(superatoms, of_receiver).index_select(0, atom_crystal)

@@ -136,7 +136,8 @@ def _read_structure(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     if isinstance(structure, (IStructure, IMolecule)):
         return _read_pymatgen(structure)
     raise TypeError(
-        f"cannot make a crystal graph of {type(structure).__name__}; give an ase.Atoms, a pymatgen Structure or Molecule"
+        f"cannot make a crystal graph of {type(structure).__name__}; "
+        "give an ase.Atoms, a pymatgen Structure or Molecule"
     )
 
 

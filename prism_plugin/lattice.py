@@ -72,7 +72,7 @@ def find_neighbors(
         ``index`` of shape ``(2, edges)`` (receiver, sender; receivers ascending) and ``image`` of shape
         ``(edges, 3)``: the edge's vector is ``positions[sender] + image @ lattice - positions[receiver]``.
     """
-    receiver, sender, image, distance = find_points_in_spheres(
+    receiver, sender, offset, distance = find_points_in_spheres(
         np.ascontiguousarray(positions, dtype=np.float64),
         np.ascontiguousarray(positions, dtype=np.float64),
         r=float(cutoff),
@@ -80,7 +80,7 @@ def find_neighbors(
         lattice=np.ascontiguousarray(lattice, dtype=np.float64),
         tol=1e-8,
     )
-    image = np.asarray(np.rint(image), dtype=np.int64).reshape(-1, 3)
+    image = np.asarray(np.rint(offset), dtype=np.int64).reshape(-1, 3)
     itself = (receiver == sender) & ~image.any(axis=1)
     kept = ~itself & (distance <= cutoff)
     return np.stack([receiver[kept], sender[kept]]), image[kept]

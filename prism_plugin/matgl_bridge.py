@@ -45,8 +45,9 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
     missing = [name for name in needed if getattr(graph, name, None) is None]
     if missing:
         raise TypeError(
-            f"cannot read {type(graph).__name__} as a crystal graph (it lacks {', '.join(missing)}); give a CrystalGraph, "
-            "a CrystalBatch, a DGL heterograph of CrystalGraph.to_dgl, or a PyG graph of matgl's converters"
+            f"cannot read {type(graph).__name__} as a crystal graph, it lacks {', '.join(missing)}); give "
+            "a CrystalGraph, a CrystalBatch, a DGL heterograph of CrystalGraph.to_dgl, or a PyG graph "
+            "of matgl's converters"
         )
     device = graph.frac_coords.device
     atoms = len(graph.node_type)
@@ -57,7 +58,9 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
     image = graph.pbc_offset
     edge_crystal = atom_crystal[edge_index[0]]
     positions = getattr(graph, "pos", None)
-    crossing = torch.zeros(crystals, dtype=image.dtype, device=device).index_add(0, edge_crystal, image.abs().sum(dim=1))
+    crossing = torch.zeros(crystals, dtype=image.dtype, device=device).index_add(
+        0, edge_crystal, image.abs().sum(dim=1)
+    )
     periodic = crossing > 0
     if of_converter is not None:
         lattice = of_converter.reshape(-1, 3, 3)
@@ -118,5 +121,8 @@ def _fit_lattice(graph: Any, of_atoms: Tensor, of_edges: Tensor) -> Tensor:
     fractional = torch.cat([graph.frac_coords[of_atoms], graph.pbc_offset[of_edges]]).double()
     cartesian = torch.cat([graph.pos[of_atoms], graph.pbc_offshift[of_edges]]).double()
     if torch.linalg.matrix_rank(fractional) < 3:
-        raise ValueError("the lattice cannot be told from so few edges: give the whole tuple of the converter, or use prism_plugin.build_graph")
+        raise ValueError(
+            "the lattice cannot be told from so few edges: give the whole tuple of the converter, or use "
+            "prism_plugin.build_graph"
+        )
     return torch.linalg.lstsq(fractional, cartesian).solution.to(graph.frac_coords.dtype)

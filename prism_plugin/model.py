@@ -5,9 +5,9 @@ In comes a batch of crystals in any of the accepted graph formats, out goes one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ase.data import atomic_numbers as number_of
@@ -47,6 +47,9 @@ _EDGES_PER_BATCH = 200_000
 class PRISMLayer(nn.Module):
     """One layer: every expert reads the same features, their answers are fused."""
 
+    experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
+    similarity_encoder: EdgeEncoder | None
+
     def __init__(
         self,
         dim: int,
@@ -56,7 +59,7 @@ class PRISMLayer(nn.Module):
         fusion: str,
     ) -> None:
         super().__init__()
-        self.experts = nn.ModuleDict(
+        self.experts = nn.ModuleDict(  # type: ignore[assignment]
             {
                 name: MultiscaleMessagePassing(dim, multiscale_aggregation)
                 if name == "multiscale"
@@ -105,6 +108,8 @@ class PRISM(MatGLModel):
     """
 
     __version__ = 1
+
+    layers: Sequence[PRISMLayer]
 
     def __init__(
         self,
@@ -157,7 +162,7 @@ class PRISM(MatGLModel):
         self.has_superatom = "cell" in experts or "multiscale" in experts
         if self.has_superatom:
             self.superatom_encoder = SuperatomEncoder(dim, superatom_readout)
-        self.layers = nn.ModuleList(
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
             PRISMLayer(
                 dim,
                 experts,
@@ -174,9 +179,7 @@ class PRISM(MatGLModel):
     def _check_arguments(arguments: dict[str, Any]) -> None:
         for name, choices in _OPTIONS.items():
             if arguments[name] not in choices:
-                raise ValueError(
-                    f"unknown {name} {arguments[name]!r}; choose one of: {', '.join(repr(choice) for choice in choices)}"
-                )
+                raise ValueError(f"unknown {name} {arguments[name]!r}; choose one of: {', '.join(map(repr, choices))}")
         experts = arguments["experts"]
         if not experts or set(experts) - set(EXPERTS) or len(set(experts)) < len(experts):
             raise ValueError(f"experts must be some of {EXPERTS}, each once, got {experts}")
@@ -194,12 +197,12 @@ class PRISM(MatGLModel):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.head[0].weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating dtype of the weights."""
-        return self.head[0].weight.dtype
+        return next(self.parameters()).dtype
 
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
@@ -282,7 +285,7 @@ class PRISM(MatGLModel):
             cell_edges, cell_envelope = self.cell_encoder(vector, distance), cosine_envelope(distance, self.cell_cutoff)
             cell_index = batch.cell_crystal.expand(2, -1)
 
-        features = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
+        features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
             of_atoms: dict[str, Tensor] = {}
@@ -330,7 +333,8 @@ class PRISM(MatGLModel):
         envelope = similarity_weight(
             self.similarity_envelope, squared, self.similarity_cutoff, cosine_envelope(distance, self.cutoff)
         )
-        encoded = layer.similarity_encoder(vector, distance)
+        encoder = cast("EdgeEncoder", layer.similarity_encoder)
+        encoded = encoder(vector, distance)
         return layer.experts["similarity"](atoms, encoded, index, envelope, update_edges=False)[0]
 
     @torch.no_grad()
@@ -414,5 +418,3 @@ def split_graphs(graphs: Sequence[CrystalGraph], batch_size: int) -> Iterator[li
         edges += count
     if part:
         yield part
-
-

@@ -1,0 +1,1 @@
+"""Tests: reference, symmetry, contract, golden, door; all offline."""

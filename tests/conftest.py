@@ -32,11 +32,15 @@ def shared_data() -> Path:
 def crystal_zoo() -> dict[str, Atoms]:
     """Structures by name: cubic, skewed, tiny, slab, wire, molecule, one atom, atoms outside the cell."""
     rng = np.random.default_rng(7)
-    skewed = Atoms("LiO2", scaled_positions=rng.random((3, 3)), cell=[[3.1, 0, 0], [5.2, 3.3, 0], [-6.1, 4.4, 3.6]], pbc=True)
+    skewed = Atoms(
+        "LiO2", scaled_positions=rng.random((3, 3)), cell=[[3.1, 0, 0], [5.2, 3.3, 0], [-6.1, 4.4, 3.6]], pbc=True
+    )
     low = Atoms("SiO2Na", positions=rng.random((4, 3)) * 4, cell=rng.normal(size=(3, 3)) + 4 * np.eye(3), pbc=True)
     outside = low.copy()
     outside.positions += rng.integers(-3, 4, size=(4, 3)) @ outside.cell.array
-    wire = Atoms("C2H2", positions=[[0, 0, 0], [1.3, 0.2, 0], [0.1, 1.1, 0], [1.2, -0.9, 0.1]], cell=[2.5, 0, 0], pbc=[1, 0, 0])
+    wire = Atoms(
+        "C2H2", positions=[[0, 0, 0], [1.3, 0.2, 0], [0.1, 1.1, 0], [1.2, -0.9, 0.1]], cell=[2.5, 0, 0], pbc=[1, 0, 0]
+    )
     tiny = Atoms("H", cell=[[0.9, 0, 0], [0.2, 1.0, 0], [0.1, 0.3, 1.1]], pbc=True)
     slab = fcc111("Al", (2, 1, 2), orthogonal=False)
     slab.pbc = [True, True, False]

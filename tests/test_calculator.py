@@ -124,7 +124,7 @@ def test_bad_atoms_and_arguments_are_refused(calculator: PRISMCalculator) -> Non
         calculator.get_potential_energy(bulk("Lr", "fcc", a=5.0))
     with pytest.raises(ValueError, match="unknown dtype 'half'; choose one of: float32, float64"):
         PRISMCalculator(dtype="half")
-    with pytest.raises(FileNotFoundError, match="no model 'no-such-model'.*prism-mp2018-eform"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'no-such-model'.*prism-mp2018-eform"):
         PRISMCalculator("no-such-model")
 
 

@@ -17,7 +17,18 @@ from prism_plugin import cli
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.demo import run_demo
 
-MODEL = ["--set", "dim=8", "--set", "num_layers=1", "--set", "num_rbf=6", "--set", "cutoff=3.5", "--set", "cell_cutoff=5"]
+MODEL = [
+    "--set",
+    "dim=8",
+    "--set",
+    "num_layers=1",
+    "--set",
+    "num_rbf=6",
+    "--set",
+    "cutoff=3.5",
+    "--set",
+    "cell_cutoff=5",
+]
 COMMON = ["train", "--target", "e", "--batch-size", "8", *MODEL]
 
 

@@ -69,7 +69,9 @@ def test_minimum_image_equals_brute_force(structure: Atoms) -> None:
     displacement = rng.normal(scale=6.0, size=(50, 3))
     reduction = torch.from_numpy(reduced_basis(lattice, structure.pbc)).unsqueeze(0)
     crystal = torch.zeros(50, dtype=torch.long)
-    translation = minimum_image(torch.tensor(displacement), crystal, torch.tensor(lattice).unsqueeze(0), reduction).numpy()
+    translation = minimum_image(
+        torch.tensor(displacement), crystal, torch.tensor(lattice).unsqueeze(0), reduction
+    ).numpy()
     found = np.linalg.norm(displacement + translation, axis=1)
     reach = 2 * np.linalg.norm(displacement, axis=1).max()
     translations = np.vstack([np.zeros(3), lattice_translations(lattice, reach, structure.pbc) @ lattice])

@@ -40,7 +40,7 @@ def as_matgl(graph, lattice):
 
 @pytest.fixture
 def float64():
-    """matgl builds its graphs in its own default dtype; switch it and torch's for one test."""
+    """Matgl builds its graphs in its own default dtype; switch it and torch's for one test."""
     matgl.set_default_dtype("float", 64)
     yield
     matgl.set_default_dtype("float", 32)
@@ -63,12 +63,8 @@ def test_matgl_graphs_give_the_same_as_our_own(model: PRISM) -> None:
                 model(as_matgl(graph, lattice))
     assert len(graphs) == len(structures) - 1  # cesium chloride's shortest distance is beyond the cutoff
     ours = model.predict_structure(structures)
-    torch.testing.assert_close(
-        model(Batch.from_data_list(graphs)), torch.cat([ours[:1], ours[2:]]), rtol=0, atol=1e-9
-    )
-    torch.testing.assert_close(
-        model.predict_structure(structures, graph_converter=converter), ours, rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(model(Batch.from_data_list(graphs)), torch.cat([ours[:1], ours[2:]]), rtol=0, atol=1e-9)
+    torch.testing.assert_close(model.predict_structure(structures, graph_converter=converter), ours, rtol=0, atol=1e-9)
 
 
 def test_matgl_graphs_in_float32(model: PRISM) -> None:
@@ -77,7 +73,9 @@ def test_matgl_graphs_in_float32(model: PRISM) -> None:
     for name in set(PERIODIC) - {"cesium chloride"}:
         structure = AseAtomsAdaptor.get_structure(crystal_zoo()[name])
         graph, lattice, _ = converter.get_graph(structure)
-        torch.testing.assert_close(model(as_matgl(graph, lattice))[0], model.predict_structure(structure), rtol=0, atol=2e-4)
+        torch.testing.assert_close(
+            model(as_matgl(graph, lattice))[0], model.predict_structure(structure), rtol=0, atol=2e-4
+        )
 
 
 @pytest.mark.usefixtures("float64")

@@ -195,9 +195,11 @@ def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
 
 def test_unknown_elements_and_wrong_cutoffs_are_refused() -> None:
     model = PRISM(element_types=("Na", "Cl"), dim=4, num_layers=1)
-    with pytest.raises(ValueError, match=r"unknown elements Cs: this model was made for 2 elements \(Na, Cl\)|unknown element Cs"):
+    with pytest.raises(
+        ValueError, match=r"unknown elements Cs: this model was made for 2 elements \(Na, Cl\)|unknown element Cs"
+    ):
         model.predict_structure([bulk("NaCl", "rocksalt", a=5.64), bulk("CsCl", "cesiumchloride", a=4.1)])
-    with pytest.raises(ValueError, match="the model needs 5.0 and 15.0"):
+    with pytest.raises(ValueError, match=r"the model needs 5.0 and 15.0"):
         model(build_graph(bulk("Na"), 4.0))
     with pytest.raises(TypeError, match="cannot read str as a crystal graph"):
         model("NaCl")

@@ -53,7 +53,10 @@ def test_public_names_exist() -> None:
 
 def test_every_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {"prism_plugin", *(name for _, name, is_package in pkgutil.walk_packages(prism_plugin.__path__, "prism_plugin.") if is_package)}
+    found = {
+        "prism_plugin",
+        *(name for _, name, is_package in pkgutil.walk_packages(prism_plugin.__path__, "prism_plugin.") if is_package),
+    }
     assert sorted(found) == sorted(listed)
 
 

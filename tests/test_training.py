@@ -171,7 +171,9 @@ def test_batchnorm_is_estimated_anew_before_validation(parts, tmp_path) -> None:
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_adam_onecycle_steps_its_schedule_per_update(parts, tmp_path) -> None:
-    trainer, _ = fit_without_validation(PropertyTraining(PRISM(element_types=METALS, **MODEL), "adam-onecycle"), parts, tmp_path)
+    trainer, _ = fit_without_validation(
+        PropertyTraining(PRISM(element_types=METALS, **MODEL), "adam-onecycle"), parts, tmp_path
+    )
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == trainer.global_step == 6
 
 
@@ -238,7 +240,7 @@ def test_a_run_leaves_model_log_predictions_plots_and_summary(run, parts) -> Non
     for name in ("settings.json", "predictions.csv", "parity.png", "learning_curve.png", "summary.json"):
         assert (folder / name).stat().st_size > 0
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
     model = matgl.load_model(folder / "model")
     with open(folder / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -362,7 +364,10 @@ def test_mlearn_energies_are_read(shared_data) -> None:
         ("[1, 2]", r"line 2: list indices"),
         ({**ROW, "e": "much"}, r"line 2: the target 'e' is no number: 'much'"),
         ({**ROW, "e": float("nan")}, r"line 2: the target 'e' is not finite"),
-        ({**ROW, "e": None}, r"the target 'e' is missing in 1 of 2 rows \(first: data.jsonl, line 2\); .*--skip-missing"),
+        (
+            {**ROW, "e": None},
+            r"the target 'e' is missing in 1 of 2 rows \(first: data.jsonl, line 2\); .*--skip-missing",
+        ),
         ({**ROW, "split": "dev"}, r"line 2: split is 'dev'; it must be one of: train, val, test"),
     ],
     ids=str,
@@ -377,10 +382,10 @@ def test_bad_files_are_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no data file"):
         read_records(tmp_path / "nothing.jsonl", "e")
     (tmp_path / "data.db").write_text("x")
-    with pytest.raises(ValueError, match="unknown kind of data file 'data.db'; choose one of: .extxyz, .jsonl, .xyz"):
+    with pytest.raises(ValueError, match=r"unknown kind of data file 'data.db'; choose one of: .extxyz, .jsonl, .xyz"):
         read_records(tmp_path / "data.db", "e")
     (tmp_path / "data.extxyz").write_text("2\nLattice\nCu 0 0\n")
-    with pytest.raises(ValueError, match="data.extxyz, frame 1"):
+    with pytest.raises(ValueError, match=r"data.extxyz, frame 1"):
         read_records(tmp_path / "data.extxyz", "e")
     write_rows(tmp_path / "none.jsonl", [{**ROW, "e": None}])
     with pytest.raises(ValueError, match="no crystal with a target 'e' in it"):

@@ -1,7 +1,7 @@
 """The embedded data set: alloys of the EMT metals, computed here and now by ASE's EMT calculator.
 
-EMT (effective medium theory) is a real, fast interatomic potential for Al, Cu, Ag, Au, Ni, Pd and Pt that ships with ASE;
-its formation energies are those of the potential, not of density functional theory. The set needs no download and
+EMT (effective medium theory) is a real, fast interatomic potential for Al, Cu, Ag, Au, Ni, Pd and Pt that ships with
+ASE; its formation energies are those of the potential, not of density functional theory. The set needs no download and
 is fit for a demonstration and for tests, for nothing else.
 """
 
@@ -72,5 +72,9 @@ def _equilibrium(metal: str) -> tuple[float, float]:
         atoms.calc = EMT()
         energies.append(atoms.get_potential_energy())
     fit = np.polynomial.Polynomial.fit(scales, energies, 4)
-    (best,) = (root.real for root in fit.deriv().roots() if abs(root.imag) < 1e-9 and 0.97 <= root.real <= 1.03)
+    (best,) = (
+        float(root.real)
+        for root in np.asarray(fit.deriv().roots(), dtype=complex)
+        if abs(root.imag) < 1e-9 and 0.97 <= root.real <= 1.03
+    )
     return float(fit(best)), float(start.get_volume() * best**3)

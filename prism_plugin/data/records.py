@@ -49,8 +49,8 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
 
     Args:
         path: ``.jsonl`` (one object a line: ``lattice`` as rows in Å, ``species``, ``frac_coords``, the target, and
-            optionally ``id``, ``split``, ``pbc``) or ``.extxyz`` / ``.xyz`` (ASE; the target in the comment line); either may be
-            compressed (``.xz``, ``.gz``, ``.bz2``).
+            optionally ``id``, ``split``, ``pbc``) or ``.extxyz`` / ``.xyz`` (ASE; the target in the comment line);
+            either may be compressed (``.xz``, ``.gz``, ``.bz2``).
         target: key of the target.
         skip_missing: leave out rows without the target, where False is an error.
 

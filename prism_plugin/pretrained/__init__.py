@@ -40,8 +40,8 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{str(folder)!r} is no saved model: it lacks {', '.join(missing)}; give the folder that model.save(...) or "
-            "prism train wrote (RUN/model)"
+            f"{str(folder)!r} is no saved model: it lacks {', '.join(missing)}; give the folder that "
+            "model.save(...) or prism train wrote (RUN/model)"
         )
     name = _saved_class(folder)
     if name != "PRISM":

@@ -62,7 +62,7 @@ class PropertyTraining(L.LightningModule):
         self.batchnorm_loader = batchnorm_loader
         self.batchnorm_batches = batchnorm_batches
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Make the optimizer, and its schedule stepped per update."""
         optimizer, scheduler = make_optimizer(
             self.optimizer_name,
@@ -88,7 +88,7 @@ class PropertyTraining(L.LightningModule):
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
-                f"rate (now {self.optimizer_settings['lr']}) or look for absurd targets; the last good checkpoint is kept"
+                f"rate (now {self.optimizer_settings['lr']}) or look for absurd targets; the last checkpoint is kept"
             )
         self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
         return loss

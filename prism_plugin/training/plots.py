@@ -23,9 +23,7 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(aside, dpi=150)
 
 
-def plot_parity(
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str, unit: str, path: str | Path
-) -> None:
+def plot_parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str, unit: str, path: str | Path) -> None:
     """Draw predictions against targets, one panel per split.
 
     Args:
@@ -82,7 +80,9 @@ def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path:
     panel = figure.subplots()
     for name in ("train", "val"):
         mae = curves[f"{name}_mae"]
-        panel.plot(curves["epoch"] + 1, mae, marker=".", color=_COLORS[name], label=f"{name}, best {np.nanmin(mae):.4f}")
+        panel.plot(
+            curves["epoch"] + 1, mae, marker=".", color=_COLORS[name], label=f"{name}, best {np.nanmin(mae):.4f}"
+        )
     panel.axhline(mean_predictor, color="0.5", linestyle="--", label=f"mean predictor on val, {mean_predictor:.4f}")
     panel.set(xlabel="epoch", ylabel=f"MAE ({unit})" if unit else "MAE", yscale="log")
     panel.grid(alpha=0.3, which="both")

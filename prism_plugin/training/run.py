@@ -117,6 +117,7 @@ def train(
     _check_folder(folder, settings, resume)
     torch.manual_seed(settings.seed)
     model = init if init is not None else _new_model(settings, parts["train"])
+    model.train()  # Lightning trains whatever mode it finds, and loaded models are in eval mode
     datasets = {
         name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress)
         for name, records in parts.items()
@@ -188,7 +189,8 @@ def format_scores(summary: Mapping[str, Any]) -> str:
     lines = [f"{'split':<6} {'crystals':>9} {'MAE':>9} {'RMSE':>9} {'MAE of the mean':>16}   {summary['target']}{unit}"]
     for name, score in summary["scores"].items():
         lines.append(
-            f"{name:<6} {score['crystals']:>9} {score['mae']:>9.4f} {score['rmse']:>9.4f} {score['mean_predictor_mae']:>16.4f}"
+            f"{name:<6} {score['crystals']:>9} {score['mae']:>9.4f} {score['rmse']:>9.4f} "
+            f"{score['mean_predictor_mae']:>16.4f}"
         )
     return "\n".join(lines)
 
@@ -254,14 +256,17 @@ def _finish(
         "seconds_of_this_session": round(seconds, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "fusion_weights": model.fusion_weights(),
-        "versions": {"prism-plugin": __version__} | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
+        "versions": {"prism-plugin": __version__}
+        | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
         "python": platform.python_version(),
     }
     save_model(model, folder / "model", metadata={"settings": asdict(settings), "scores": scores})
     with replaced(folder / "predictions.csv") as path:
         path.write_text("\n".join(rows) + "\n")
     plot_parity(pairs, settings.target, settings.unit, folder / "parity.png")
-    plot_learning_curve(folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png")
+    plot_learning_curve(
+        folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png"
+    )
     with replaced(folder / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=1))
     return summary

@@ -65,7 +65,7 @@ def nearest_image(crystal: Crystal, i: int, j: int) -> np.ndarray:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x times sigmoid(x)."""
+    """X times sigmoid(x)."""
     return x / (1 + torch.exp(-x))
 
 
@@ -106,9 +106,7 @@ def edge_encoder(encoder: nn.Module, vector: Tensor, cutoff: float, num_rbf: int
 def superatom(encoder: nn.Module, numbers: list[int], readout: str) -> Tensor:
     """Eq. 1-3, over all atoms."""
     z = [encoder.embedding.weight[n] for n in numbers]
-    q, k, v = (
-        [layer.weight @ z_i + layer.bias for z_i in z] for layer in (encoder.query, encoder.key, encoder.value)
-    )
+    q, k, v = ([layer.weight @ z_i + layer.bias for z_i in z] for layer in (encoder.query, encoder.key, encoder.value))
     f = []
     for q_i in q:
         exponents = torch.stack([torch.exp(q_i @ k_j / math.sqrt(len(q_i))) for k_j in k])
@@ -142,7 +140,7 @@ def gated(
 def multiscale(
     block: nn.Module, h: list[Tensor], s: list[Tensor], crystal_of: list[int], mean: bool, training: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """m = MLP([h_receiver || h_sender]); h' = h + SiLU(BN(sum m)), both directions."""
+    """M = MLP([h_receiver || h_sender]); h' = h + SiLU(BN(sum m)), both directions."""
 
     def mlp(receiver: Tensor, sender: Tensor) -> Tensor:
         hidden = silu(block.project.weight @ torch.cat([receiver, sender]) + block.project.bias)
