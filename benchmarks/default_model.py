@@ -1,13 +1,12 @@
 """Score the shipped default model on all validation crystals; with --install, put a trained one in its place first.
 
-    python benchmarks/default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz
-    python benchmarks/default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz --install runs/default
+python benchmarks/default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz
+python benchmarks/default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz --install runs/default
 """
 
 import argparse
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import matgl
@@ -17,8 +16,8 @@ import torch
 from prism_plugin import pretrained
 from prism_plugin.data import read_records, split_records
 from prism_plugin.data.augmentation import random_rotations
-from prism_plugin.files import replaced, save_model
-from prism_plugin.training.plots import read_log
+from prism_plugin.files import replaced
+from prism_plugin.training.plots import plot_learning_curve, plot_parity, read_log
 
 FOLDER = Path(pretrained.__file__).parent / pretrained.DEFAULT_MODEL
 DOCS = Path(__file__).parents[1] / "docs" / "default_model"
@@ -45,7 +44,9 @@ predicted = model.predict_structure([record.atoms for record in records]).double
 error = np.abs(predicted - target)
 # How much the answer depends on the orientation: the same crystals turned at random.
 turned = []
-for record, rotation in zip(records, random_rotations(len(records), torch.Generator().manual_seed(0)).numpy(), strict=True):
+for record, rotation in zip(
+    records, random_rotations(len(records), torch.Generator().manual_seed(0)).numpy(), strict=True
+):
     crystal = record.atoms.copy()
     crystal.set_cell(crystal.cell.array @ rotation.T, scale_atoms=True)
     turned.append(crystal)
@@ -67,7 +68,7 @@ for low, high in ((1, 20), (21, 60), (61, 200)):
 print(json.dumps(scores, indent=1))
 
 if arguments.install:
-    save_model(model, FOLDER, metadata={"settings": settings, "scores": {"val": scores}})
+    model.save(FOLDER, metadata={"settings": settings, "scores": {"val": scores}})
     DOCS.mkdir(parents=True, exist_ok=True)
     with replaced(DOCS / "training_log.csv") as path, open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -76,18 +77,22 @@ if arguments.install:
             log = read_log(arguments.install / stage / "log")
             for row in zip(log["epoch"], log["train_mae"], log["val_mae"], strict=True):
                 writer.writerow([stage, row[0], f"{row[1]:.5f}", f"{row[2]:.5f}"])
-    for name in ("learning_curve.png", "parity.png"):
-        shutil.copy(arguments.install / "all" / name, DOCS / name)
+    with open(arguments.install / "all" / "predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    of_train = tuple(np.array([float(row[column]) for row in rows]) for column in ("target", "prediction"))
+    plot_parity({"train": of_train, "val": (target, predicted)}, model.target, model.unit, DOCS / "parity.png")
+    for stage, name in (("small", "learning_curve_small.png"), ("all", "learning_curve.png")):
+        plot_learning_curve(arguments.install / stage / "log", model.unit, scores["mean_predictor_mae"], DOCS / name)
     small = json.loads((arguments.install / "small" / "settings.json").read_text())
     elements = sorted({symbol for record in parts["train"] for symbol in record.atoms.symbols})
-    seen = {symbol: 0 for symbol in elements}
+    seen = dict.fromkeys(elements, 0)
     for record in parts["train"]:
         for symbol in set(record.atoms.symbols):
             seen[symbol] += 1
     values = {
         **scores,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "settings": json.dumps(settings, indent=1),
+        "settings": json.dumps(settings),
         "train": len(parts["train"]),
         "train_small": sum(len(record.atoms) <= 20 for record in parts["train"]),
         "epochs_small": small["epochs"],

@@ -1,4 +1,4 @@
-"""Writing files and model folders so that nothing half-written is left: aside first, then renamed."""
+"""Writing files so that nothing half-written is left: aside first, then renamed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from matgl.models import MatGLModel
-
-__all__ = ["replaced", "save_model"]
+__all__ = ["replaced"]
 
 
 @contextmanager
 def replaced(target: str | Path) -> Iterator[Path]:
     """Give a path beside ``target`` to write to; it takes the target's place when the block ends well.
+
+    Where a folder was written, its files take their places one by one in the folder ``target``.
 
     Example:
         >>> import tempfile
@@ -27,34 +26,17 @@ def replaced(target: str | Path) -> Iterator[Path]:
         >>> [file.name for file in folder.iterdir()]
         ['a.txt']
     """
-    target = Path(target)
+    target = Path(target).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         # The suffix stays, because writers choose the format by it.
         yield aside / target.name
-        os.replace(aside / target.name, target)
-    finally:
-        shutil.rmtree(aside)
-
-
-def save_model(model: MatGLModel, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
-    """Save a model in matgl's format, so that ``matgl.load_model(folder)`` reads it.
-
-    An older model in ``folder`` stays until the new one is complete.
-
-    Raises:
-        ValueError: if ``folder`` exists and is neither empty nor a saved model.
-    """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "model.json").exists():
-        raise ValueError(f"{str(folder)!r} exists and holds no model; give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        model.save(aside / "new", metadata=metadata)
-        if folder.exists():
-            os.replace(folder, aside / "old")
-        os.replace(aside / "new", folder)
+        if (aside / target.name).is_dir():
+            target.mkdir(exist_ok=True)
+            for file in (aside / target.name).iterdir():
+                os.replace(file, target / file.name)
+        else:
+            os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)

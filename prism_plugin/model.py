@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ from prism_plugin.experts import (
     similar_pairs,
     similarity_weight,
 )
+from prism_plugin.files import replaced
 from prism_plugin.fusion import Fusion
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.lattice import minimum_image
@@ -203,6 +205,24 @@ class PRISM(MatGLModel):
     def dtype(self) -> torch.dtype:
         """Floating dtype of the weights."""
         return next(self.parameters()).dtype
+
+    def save(self, path: str | Path = ".", metadata: dict[str, Any] | None = None, makedirs: bool = True) -> None:
+        """Save in matgl's format, for ``matgl.load_model(path)``.
+
+        The files are written aside first: whatever interrupts it, an older model in ``path`` stays whole.
+
+        Args:
+            path: folder of the model.
+            metadata: anything JSON can hold, kept in ``model.json``.
+            makedirs: make the folder if it is missing.
+
+        Raises:
+            FileNotFoundError: if the folder is missing and ``makedirs`` is False.
+        """
+        if not makedirs and not Path(path).is_dir():
+            raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
+        with replaced(path) as aside:
+            super().save(aside, metadata=metadata)
 
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.

@@ -17,6 +17,7 @@ from pymatgen.core import DummySpecies, Lattice, Molecule, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin import CrystalGraph, batch_graphs, build_graph
+from prism_plugin.data import read_records
 from prism_plugin.dgl_graph import import_dgl
 from prism_plugin.lattice import lattice_translations, minimum_image, reduced_basis
 from tests.conftest import crystal_zoo
@@ -95,6 +96,19 @@ def test_pymatgen_and_ase_give_the_same_graph() -> None:
 def test_oxidation_states_are_read_as_elements() -> None:
     structure = Structure(Lattice.cubic(4.2), ["Mg2+", "O2-"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     assert build_graph(structure).atomic_numbers.tolist() == [12, 8]
+
+
+def test_edges_per_atom_on_real_crystals(shared_data) -> None:
+    # Small cells of Materials Project; benchmarks/edges.py has the whole picture beside the supplement's Fig. 3.
+    records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
+    graphs = [build_graph(record.atoms, 5.0, 15.0) for record in records]
+    atoms = np.array([len(graph) for graph in graphs])
+    atomistic = np.array([graph.edge_index.shape[1] for graph in graphs])
+    cell = np.array([len(graph.cell_image) for graph in graphs])
+    assert 20 < atomistic.sum() / atoms.sum() < 50  # about 43 on JARVIS, 34 on Materials Project
+    assert np.polyfit(atoms, atomistic, 1)[0] > 15
+    assert np.polyfit(atoms, cell, 1)[0] < -6.5  # the supplement's slope over all sizes; steeper on small cells
+    assert graphs[0].to_dgl().num_edges("to_atom") + graphs[0].to_dgl().num_edges("to_superatom") == 2 * atoms[0]
 
 
 def test_batch_and_back() -> None:

@@ -25,7 +25,6 @@ from torch_geometric.data import Batch
 
 from prism_plugin import PRISM
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.files import save_model
 from tests.conftest import crystal_zoo, small_model
 
 PERIODIC = ("rocksalt", "cesium chloride", "skewed", "low symmetry", "outside the cell", "tiny cell", "one atom")
@@ -141,12 +140,34 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "std": 2.0,
     }
     model = PRISM(**arguments)
-    save_model(model, tmp_path / "saved", metadata={"note": "x"})
+    model.save(tmp_path / "saved", metadata={"note": "x"})
     assert matgl.load_model(tmp_path / "saved")._init_args == arguments
     assert json.loads((tmp_path / "saved" / "model.json").read_text())["metadata"] == {"note": "x"}
     numpy_arguments = PRISM(dim=np.int64(4), num_layers=1, cutoff=np.float64(3), mean=np.float32(1))
-    save_model(numpy_arguments, tmp_path / "saved")  # in place of the first
+    numpy_arguments.save(tmp_path / "saved")  # in place of the first
     assert matgl.load_model(tmp_path / "saved")._init_args["cutoff"] == 3.0
+
+
+def test_a_failing_save_leaves_the_older_model_whole(tmp_path, monkeypatch) -> None:
+    first = PRISM(dim=4, num_layers=1)
+    first.save(tmp_path / "saved")
+    real = torch.save
+    calls = []
+
+    def disk_full(value, path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("No space left on device")
+        real(value, path)
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        PRISM(dim=6, num_layers=2).save(tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    assert torch.equal(matgl.load_model(tmp_path / "saved").predict_structure(atoms), first.predict_structure(atoms))
+    with pytest.raises(FileNotFoundError, match="make it, or pass makedirs=True"):
+        first.save(tmp_path / "nowhere", makedirs=False)
 
 
 def test_mgl_predict(tmp_path, capsys, monkeypatch) -> None:

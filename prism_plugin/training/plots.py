@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from prism_plugin.files import replaced
 
@@ -32,7 +33,7 @@ def plot_parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str,
         unit: its unit.
         path: where the PNG goes.
     """
-    figure = Figure(figsize=(4.2 * len(pairs), 4.4), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(pairs), 5.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(pairs), sharex=True, sharey=True))
     values = np.concatenate([np.concatenate(pair) for pair in pairs.values()])
     margin = 0.03 * (values.max() - values.min() or 1.0)
@@ -78,13 +79,17 @@ def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path:
     curves = read_log(log)
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
-    for name in ("train", "val"):
+    # The training curve is taken at the moving weights on rotated crystals: it lies above the final error.
+    labels = {"train": "train, during the updates", "val": "val"}
+    for name, label in labels.items():
         mae = curves[f"{name}_mae"]
         panel.plot(
-            curves["epoch"] + 1, mae, marker=".", color=_COLORS[name], label=f"{name}, best {np.nanmin(mae):.4f}"
+            curves["epoch"] + 1, mae, marker=".", color=_COLORS[name], label=f"{label}; best {np.nanmin(mae):.4f}"
         )
     panel.axhline(mean_predictor, color="0.5", linestyle="--", label=f"mean predictor on val, {mean_predictor:.4f}")
     panel.set(xlabel="epoch", ylabel=f"MAE ({unit})" if unit else "MAE", yscale="log")
+    for axis_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+        axis_formatter(FormatStrFormatter("%g"))
     panel.grid(alpha=0.3, which="both")
     panel.legend()
     _save(figure, Path(path))

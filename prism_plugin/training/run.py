@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_loader
-from prism_plugin.files import replaced, save_model
+from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import OPTIMIZERS
 from prism_plugin.training.module import PropertyTraining
@@ -260,7 +260,7 @@ def _finish(
         | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
         "python": platform.python_version(),
     }
-    save_model(model, folder / "model", metadata={"settings": asdict(settings), "scores": scores})
+    model.save(folder / "model", metadata={"settings": asdict(settings), "scores": scores})
     with replaced(folder / "predictions.csv") as path:
         path.write_text("\n".join(rows) + "\n")
     plot_parity(pairs, settings.target, settings.unit, folder / "parity.png")
