@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prism_plugin.encoders import feature_envelope
-
 __all__ = ["EXPERTS", "FeatureNorm", "GatedMessagePassing", "MultiscaleMessagePassing", "similar_pairs"]
 
 EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
@@ -168,10 +166,3 @@ def similar_pairs(atoms: Tensor, atom_crystal: Tensor, threshold: float) -> tupl
     kept = (squared_distance.detach() <= threshold**2).nonzero().squeeze(1)
     index = torch.stack([receiver.index_select(0, kept), sender.index_select(0, kept)])
     return index, squared_distance.index_select(0, kept)
-
-
-def similarity_weight(kind: str | None, squared: Tensor, threshold: float, cosine: Tensor) -> Tensor | None:
-    """Choose the envelope of the similarity edges (CHOICES.md #3)."""
-    if kind == "feature":
-        return feature_envelope(squared, threshold)
-    return cosine if kind == "cosine" else None

@@ -5,10 +5,10 @@ In comes a batch of crystals in any of the accepted graph formats, out goes one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from ase.data import atomic_numbers as number_of
@@ -17,18 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prism_plugin.batch import CrystalBatch, batch_graphs
-from prism_plugin.encoders import AtomEncoder, EdgeEncoder, SuperatomEncoder, cosine_envelope
-from prism_plugin.experts import (
-    EXPERTS,
-    GatedMessagePassing,
-    MultiscaleMessagePassing,
-    similar_pairs,
-    similarity_weight,
-)
+from prism_plugin.encoders import AtomEncoder, EdgeEncoder, SuperatomEncoder
+from prism_plugin.experts import EXPERTS
 from prism_plugin.files import replaced
-from prism_plugin.fusion import Fusion
 from prism_plugin.graph import CrystalGraph, build_graph
-from prism_plugin.lattice import minimum_image
+from prism_plugin.layer import Edges, PRISMLayer, encode_edges
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl
 
 __all__ = ["PRISM"]
@@ -44,34 +37,6 @@ _OPTIONS = {
 }
 # A batch for prediction is closed when it holds this many atomistic edges: about 1 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
-
-
-class PRISMLayer(nn.Module):
-    """One layer: every expert reads the same features, their answers are fused."""
-
-    experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
-    similarity_encoder: EdgeEncoder | None
-
-    def __init__(
-        self,
-        dim: int,
-        experts: Sequence[str],
-        similarity_encoder: EdgeEncoder | None,
-        multiscale_aggregation: str,
-        fusion: str,
-    ) -> None:
-        super().__init__()
-        self.experts = nn.ModuleDict(  # type: ignore[assignment]
-            {
-                name: MultiscaleMessagePassing(dim, multiscale_aggregation)
-                if name == "multiscale"
-                else GatedMessagePassing(dim)
-                for name in experts
-            }
-        )
-        self.similarity_encoder = similarity_encoder
-        self.atom_fusion = Fusion([e for e in ("atomistic", "similarity", "multiscale") if e in experts], dim, fusion)
-        self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, fusion)
 
 
 class PRISM(MatGLModel):
@@ -149,7 +114,6 @@ class PRISM(MatGLModel):
         self.cell_cutoff = cell_cutoff
         self.similarity_cutoff = similarity_cutoff
         self.expert_names = experts
-        self.similarity_envelope = similarity_envelope
         self.readout = readout
         self.target = target
         self.unit = unit
@@ -169,6 +133,9 @@ class PRISM(MatGLModel):
                 dim,
                 experts,
                 EdgeEncoder(dim, cutoff, num_rbf, rbf_scale) if "similarity" in experts else None,
+                similarity_cutoff,
+                similarity_envelope,
+                cutoff,
                 multiscale_aggregation,
                 fusion,
             )
@@ -294,43 +261,17 @@ class PRISM(MatGLModel):
         superatoms = atoms.new_zeros(len(batch), 0)
         if self.has_superatom:
             superatoms = self.superatom_encoder(batch.atomic_numbers, batch.atom_crystal, len(batch))
-        edges = cell_edges = envelope = cell_envelope = cell_index = None
+        edges: dict[str, Edges] = {}
         if "atomistic" in self.expert_names:
-            vector = batch.edge_vector
-            distance = vector.norm(dim=1)
-            edges, envelope = self.atomistic_encoder(vector, distance), cosine_envelope(distance, self.cutoff)
+            edges["atomistic"] = encode_edges(self.atomistic_encoder, batch.edge_vector, batch.edge_index, self.cutoff)
         if "cell" in self.expert_names:
-            vector = batch.cell_vector
-            distance = vector.norm(dim=1)
-            cell_edges, cell_envelope = self.cell_encoder(vector, distance), cosine_envelope(distance, self.cell_cutoff)
-            cell_index = batch.cell_crystal.expand(2, -1)
+            loops = batch.cell_crystal.expand(2, -1)
+            edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
 
         features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
-            of_atoms: dict[str, Tensor] = {}
-            of_superatoms: dict[str, Tensor] = {}
-            if "atomistic" in layer.experts:
-                of_atoms["atomistic"], edges = layer.experts["atomistic"](
-                    atoms, edges, batch.edge_index, envelope, update_edges=not last
-                )
-            if "similarity" in layer.experts:
-                of_atoms["similarity"] = self._similarity(layer, atoms, batch)
-            if "multiscale" in layer.experts:
-                of_atoms["multiscale"], answer = layer.experts["multiscale"](
-                    atoms, superatoms, batch.atom_crystal, update_superatoms=not last
-                )
-                if answer is not None:
-                    of_superatoms["multiscale"] = answer
-            # Nothing reads the superatoms after the last layer, so their update there is left out.
-            if "cell" in layer.experts and not last:
-                of_superatoms["cell"], cell_edges = layer.experts["cell"](
-                    superatoms, cell_edges, cell_index, cell_envelope, update_edges=True
-                )
-            if of_atoms:
-                atoms = layer.atom_fusion([of_atoms[name] for name in layer.atom_fusion.experts])
-            if of_superatoms:
-                superatoms = layer.superatom_fusion([of_superatoms[name] for name in layer.superatom_fusion.experts])
+            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean  # Eq. 15
@@ -341,21 +282,6 @@ class PRISM(MatGLModel):
         features["final"] = prediction.detach()
         self.feature_dict = features
         return prediction
-
-    def _similarity(self, layer: PRISMLayer, atoms: Tensor, batch: CrystalBatch) -> Tensor:
-        """Build this layer's similarity edges from the features and pass messages along them."""
-        index, squared = similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)
-        receiver, sender = index
-        displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
-        crystal = batch.atom_crystal.index_select(0, receiver)
-        vector = displacement + minimum_image(displacement, crystal, batch.lattice, batch.reduction)
-        distance = vector.norm(dim=1)
-        envelope = similarity_weight(
-            self.similarity_envelope, squared, self.similarity_cutoff, cosine_envelope(distance, self.cutoff)
-        )
-        encoder = cast("EdgeEncoder", layer.similarity_encoder)
-        encoded = encoder(vector, distance)
-        return layer.experts["similarity"](atoms, encoded, index, envelope, update_edges=False)[0]
 
     @torch.no_grad()
     def predict_graphs(

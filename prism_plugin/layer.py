@@ -1,0 +1,138 @@
+"""One PRISM layer: every expert reads the same features, their answers are fused.
+
+In come the features of atoms, superatoms and edges, out go updated ones. The similarity edges are built here, anew in
+every layer, from the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from torch import Tensor, nn
+
+from prism_plugin.batch import CrystalBatch
+from prism_plugin.encoders import EdgeEncoder, cosine_envelope, feature_envelope
+from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing, similar_pairs
+from prism_plugin.fusion import Fusion
+from prism_plugin.lattice import minimum_image
+
+__all__ = ["Edges", "PRISMLayer", "encode_edges"]
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges on their way through the layers.
+
+    Attributes:
+        features: e, shape ``(edges, dim)``.
+        index: receiver and sender, shape ``(2, edges)``.
+        envelope: weights, shape ``(edges,)``, or None for 1.
+    """
+
+    features: Tensor
+    index: Tensor
+    envelope: Tensor | None
+
+
+def encode_edges(encoder: EdgeEncoder, vector: Tensor, index: Tensor, cutoff: float) -> Edges:
+    """Encode edges by their vectors (Å, shape ``(edges, 3)``) and weigh them with the cosine envelope."""
+    distance = vector.norm(dim=1)
+    return Edges(encoder(vector, distance), index, cosine_envelope(distance, cutoff))
+
+
+class PRISMLayer(nn.Module):
+    """The experts of one layer and their fusion.
+
+    Args:
+        dim: width of the features.
+        experts: names of the experts.
+        similarity_encoder: encoder of this layer's similarity edges, where there is that expert.
+        similarity_cutoff: largest feature distance of a similarity edge.
+        similarity_envelope: ``"feature"``, ``"cosine"`` or None (CHOICES.md #3).
+        cutoff: radius of the atomistic edges, Å; the cosine envelope of similarity edges ends there.
+        multiscale_aggregation: ``"sum"`` or ``"mean"``.
+        fusion: ``"scalar"`` or ``"gated"``.
+    """
+
+    experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
+
+    def __init__(
+        self,
+        dim: int,
+        experts: Sequence[str],
+        similarity_encoder: EdgeEncoder | None,
+        similarity_cutoff: float,
+        similarity_envelope: str | None,
+        cutoff: float,
+        multiscale_aggregation: str,
+        fusion: str,
+    ) -> None:
+        super().__init__()
+        self.similarity_cutoff = similarity_cutoff
+        self.similarity_envelope = similarity_envelope
+        self.cutoff = cutoff
+        self.experts = nn.ModuleDict(  # type: ignore[assignment]
+            {
+                name: MultiscaleMessagePassing(dim, multiscale_aggregation)
+                if name == "multiscale"
+                else GatedMessagePassing(dim)
+                for name in experts
+            }
+        )
+        self.similarity_encoder = similarity_encoder
+        self.atom_fusion = Fusion([e for e in ("atomistic", "similarity", "multiscale") if e in experts], dim, fusion)
+        self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, fusion)
+
+    def forward(
+        self, atoms: Tensor, superatoms: Tensor, edges: dict[str, Edges], batch: CrystalBatch, last: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Edges]]:
+        """Pass messages with every expert and fuse the answers.
+
+        Args:
+            atoms: shape ``(atoms, dim)``.
+            superatoms: shape ``(crystals, dim)``.
+            edges: the atomistic and the cell edges, by the expert's name.
+            batch: the crystals.
+            last: whether this is the last layer; then nothing reads superatoms and edges, and both stay as they are.
+
+        Returns:
+            Updated atoms, superatoms and edges.
+        """
+        of_atoms: dict[str, Tensor] = {}
+        of_superatoms: dict[str, Tensor] = {}
+        updated = dict(edges)
+        for name, expert in self.experts.items():
+            if name == "multiscale":
+                of_atoms[name], answer = expert(atoms, superatoms, batch.atom_crystal, update_superatoms=not last)
+                if answer is not None:
+                    of_superatoms[name] = answer
+            elif name == "similarity":
+                similar = self._similarity_edges(atoms, batch)
+                of_atoms[name], _ = expert(atoms, similar.features, similar.index, similar.envelope, update_edges=False)
+            elif name == "atomistic" or not last:
+                nodes, answers = (atoms, of_atoms) if name == "atomistic" else (superatoms, of_superatoms)
+                given = edges[name]
+                answers[name], features = expert(
+                    nodes, given.features, given.index, given.envelope, update_edges=not last
+                )
+                if features is not None:
+                    updated[name] = replace(given, features=features)
+        if of_atoms:
+            atoms = self.atom_fusion([of_atoms[name] for name in self.atom_fusion.experts])
+        if of_superatoms:
+            superatoms = self.superatom_fusion([of_superatoms[name] for name in self.superatom_fusion.experts])
+        return atoms, superatoms, updated
+
+    def _similarity_edges(self, atoms: Tensor, batch: CrystalBatch) -> Edges:
+        """Connect atoms of one crystal with similar features, along their minimum image."""
+        index, squared = similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)
+        receiver, sender = index
+        displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
+        crystal = batch.atom_crystal.index_select(0, receiver)
+        vector = displacement + minimum_image(displacement, crystal, batch.lattice, batch.reduction)
+        edges = encode_edges(cast("EdgeEncoder", self.similarity_encoder), vector, index, self.cutoff)
+        if self.similarity_envelope == "feature":
+            return replace(edges, envelope=feature_envelope(squared, self.similarity_cutoff))
+        return edges if self.similarity_envelope == "cosine" else replace(edges, envelope=None)
