@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from prism_plugin import build_graph
 from prism_plugin.data import read_records
 from prism_plugin.experts import similar_pairs
+from prism_plugin.files import replaced
 from prism_plugin.pretrained import load_prism
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,8 +75,8 @@ the cell, multiscale edges are two per atom. Similarity edges grow faster than l
 "roughly constant fraction": within one element most atoms stay similar, above all in the first layer, where they are
 equal.
 """
-arguments.out.mkdir(parents=True, exist_ok=True)
-(arguments.out / "edges.md").write_text(text)
+with replaced(arguments.out / "edges.md") as path:
+    path.write_text(text)
 print(text)
 
 figure = Figure(figsize=(9, 7), layout="constrained")
@@ -91,4 +92,5 @@ for panel, names in zip(panels, (["atomistic, 5 Å"], ["cell, 15 Å"], ["multisc
 for panel in panels[2:]:
     panel.set_xlabel("atoms N in the cell")
 FigureCanvasAgg(figure)
-figure.savefig(arguments.out / "edges.png", dpi=130)
+with replaced(arguments.out / "edges.png") as path:
+    figure.savefig(path, dpi=130)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes, all_properties
 
 from prism_plugin.graph import build_graph
 from prism_plugin.model import PRISM
@@ -21,6 +21,18 @@ from prism_plugin.pretrained import DEFAULT_MODEL, load_prism
 __all__ = ["PRISMCalculator"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def _find_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
+    return place
 
 
 class PRISMCalculator(Calculator):
@@ -40,11 +52,14 @@ class PRISMCalculator(Calculator):
     Args:
         model: name of a shipped model, folder of a saved one, or a PRISM.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
-        dtype: ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device is copied, not changed.
+        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device
+            is copied, not changed.
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if it is no PRISM, or the dtype is unknown.
+        TypeError: if ``model`` is neither a name, a folder nor a PRISM.
+        ValueError: if the folder holds no PRISM, the device or dtype is unknown, or the target's name is one of ASE's
+            properties and its unit another.
 
     Example:
         >>> from ase.build import bulk
@@ -57,19 +72,24 @@ class PRISMCalculator(Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies"]
     default_parameters: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, model: str | Path | PRISM = DEFAULT_MODEL, device: str = "auto", dtype: str = "float32") -> None:
+    def __init__(self, model: str | Path | PRISM = DEFAULT_MODEL, device: str = "auto", dtype: str = "auto") -> None:
         super().__init__()
-        if dtype not in _DTYPES:
-            raise ValueError(f"unknown dtype {dtype!r}; choose one of: {', '.join(_DTYPES)}")
-        self.model: PRISM
-        if isinstance(model, PRISM):
-            place = model.device if device == "auto" else torch.device(device)
-            same = (model.device, model.dtype) == (place, _DTYPES[dtype])
-            self.model = model if same else copy.deepcopy(model).to(place, _DTYPES[dtype])
-        else:
-            place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-            self.model = load_prism(model).to(place, _DTYPES[dtype])
+        if dtype not in ("auto", *_DTYPES):
+            raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
+        given = isinstance(model, PRISM)
+        self.model: PRISM = model if isinstance(model, PRISM) else load_prism(model)
+        place = self.model.device if given and device == "auto" else _find_device(device)
+        kind = _DTYPES.get(dtype, self.model.dtype)
+        if given and (self.model.device, self.model.dtype) != (place, kind):
+            self.model = copy.deepcopy(self.model)
+        self.model.to(place, kind)
         if not self._gives_energy:
+            if self.model.target in all_properties:
+                raise ValueError(
+                    f"this model predicts {self.model.target!r} in {self.model.unit or 'no unit'!r}, which is not "
+                    f"ASE's {self.model.target}; energies have the unit 'eV/atom' (or 'eV' with readout='sum'), "
+                    "any other needs a name of its own: train it with another --target or --unit"
+                )
             # A list of this instance: the class's own one is shared by every calculator of the process.
             self.implemented_properties = [self.model.target]  # type: ignore[misc]
 

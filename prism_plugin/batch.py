@@ -115,8 +115,13 @@ def batch_graphs(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
         graphs: at least one graph; all must have the same cutoffs.
 
     Raises:
+        TypeError: if there is something else among them.
         ValueError: if the list is empty or the cutoffs differ.
     """
+    graphs = list(graphs)
+    foreign = [type(graph).__name__ for graph in graphs if not isinstance(graph, CrystalGraph)]
+    if foreign:
+        raise TypeError(f"can only batch CrystalGraphs, got {foreign[0]}; make them with build_graph(structure)")
     if not graphs:
         raise ValueError("cannot batch an empty list of graphs")
     cutoffs = {(graph.cutoff, graph.cell_cutoff) for graph in graphs}

@@ -124,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         {"train": _train, "demo": _demo}[arguments.command](arguments)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"prism: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"prism: {error or 'interrupted'}", file=sys.stderr)
+        print(f"prism: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

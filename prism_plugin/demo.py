@@ -27,6 +27,8 @@ def run_demo(out: Path, crystals: int = 1000, epochs: int = 40) -> dict[str, flo
     Returns:
         Test MAE of the model and of the mean predictor, eV/atom.
     """
+    if crystals < 20:
+        raise ValueError(f"the demo needs at least 20 crystals for its three parts, got {crystals}")
     folder = next(out / f"run-{number}" for number in count(1) if not (out / f"run-{number}").exists())
     print(f"Computing {crystals} strained and rattled alloys of Al, Cu, Ag, Au, Ni, Pd, Pt with ASE's EMT potential.")
     parts = split_records(emt_alloys(crystals), seed=0)

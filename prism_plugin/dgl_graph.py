@@ -90,12 +90,17 @@ def batch_from_dgl(heterograph: dgl.DGLHeteroGraph) -> CrystalBatch:
         ValueError: if it is no such graph, or its crystals have different cutoffs.
     """
     needed = {ATOMISTIC, CELL, TO_SUPERATOM, TO_ATOM}
-    if set(heterograph.canonical_etypes) != needed:
+    kinds = getattr(heterograph, "canonical_etypes", None)
+    if kinds is None or set(kinds) != needed:
         raise ValueError(
-            f"not a PRISM heterograph: its edge types are {heterograph.canonical_etypes}; make it with "
+            f"not a PRISM heterograph: {type(heterograph).__name__} with edge types {kinds}; make it with "
             "CrystalGraph.to_dgl() and dgl.batch"
         )
     atoms, superatoms = heterograph.nodes["atom"].data, heterograph.nodes["superatom"].data
+    held = {*atoms, *superatoms, *heterograph.edges["atomistic"].data}
+    missing = {"atomic_number", "position", "lattice", "pbc", "cutoffs", "image"} - held
+    if missing:
+        raise ValueError(f"the heterograph lacks the features {sorted(missing)}; make it with CrystalGraph.to_dgl()")
     cutoffs = torch.unique(superatoms["cutoffs"], dim=0)
     if len(cutoffs) > 1:
         raise ValueError(f"the graphs were built with different cutoffs (atomistic, cell): {cutoffs.tolist()}")

@@ -16,8 +16,6 @@ __all__ = ["replaced"]
 def replaced(target: str | Path) -> Iterator[Path]:
     """Give a path beside ``target`` to write to; it takes the target's place when the block ends well.
 
-    Where a folder was written, its files take their places one by one in the folder ``target``.
-
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
@@ -26,17 +24,12 @@ def replaced(target: str | Path) -> Iterator[Path]:
         >>> [file.name for file in folder.iterdir()]
         ['a.txt']
     """
-    target = Path(target).absolute()
+    target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         # The suffix stays, because writers choose the format by it.
         yield aside / target.name
-        if (aside / target.name).is_dir():
-            target.mkdir(exist_ok=True)
-            for file in (aside / target.name).iterdir():
-                os.replace(file, target / file.name)
-        else:
-            os.replace(aside / target.name, target)
+        os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)

@@ -8,6 +8,7 @@ that a strained, rotated or differentiated copy needs no second neighbor search.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from prism_plugin.lattice import find_neighbors, lattice_translations, reduced_b
 if TYPE_CHECKING:
     import dgl
 
-__all__ = ["CrystalGraph", "build_graph"]
+__all__ = ["CrystalGraph", "build_graph", "read_structure"]
 
 # Two atoms nearer than this (Å) are one atom entered twice; the shortest bond known, H-H, has 0.74 Å.
 _SHORTEST_DISTANCE = 0.1
 # A cell whose volume is below this part of the product of its edge lengths is flat: no crystal comes near it.
 _FLAT = 1e-4
+# Where not periodic, the neighbor search divides the box of the atoms into cubes of the cutoff's size.
+_LARGEST_EXTENT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,24 @@ def _read_pymatgen(structure: IStructure | IMolecule) -> tuple[np.ndarray, np.nd
     return numbers, np.asarray(structure.cart_coords), np.asarray(lattice.matrix), np.array(lattice.pbc, dtype=bool)
 
 
-def _read_structure(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Give atomic numbers, positions, lattice (possibly incomplete) and pbc of a structure of either library."""
+def read_structure(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Give atomic numbers, positions, lattice (possibly incomplete) and pbc of a structure of either library.
+
+    Raises:
+        TypeError: if ``structure`` is of another class.
+        ValueError: if it is bad in any way that shows without a neighbor search.
+    """
     if isinstance(structure, Atoms):
-        return structure.numbers.astype(np.int64), structure.positions, structure.cell.array, structure.pbc.copy()
-    if isinstance(structure, (IStructure, IMolecule)):
-        return _read_pymatgen(structure)
-    raise TypeError(
-        f"cannot make a crystal graph of {type(structure).__name__}; "
-        "give an ase.Atoms, a pymatgen Structure or Molecule"
-    )
+        parts = structure.numbers.astype(np.int64), structure.positions, structure.cell.array, structure.pbc.copy()
+    elif isinstance(structure, (IStructure, IMolecule)):
+        parts = _read_pymatgen(structure)
+    else:
+        raise TypeError(
+            f"cannot make a crystal graph of {type(structure).__name__}; "
+            "give an ase.Atoms, a pymatgen Structure or Molecule"
+        )
+    _check_structure(*parts)
+    return parts
 
 
 def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray) -> None:
@@ -153,14 +164,32 @@ def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.nda
     if not np.isfinite(lattice).all():
         raise ValueError(f"the lattice is not finite: {lattice.tolist()}")
     rows = lattice[pbc]
-    if len(rows):
-        lengths = np.linalg.norm(rows, axis=1)
-        volume = np.sqrt(max(np.linalg.det(rows @ rows.T), 0.0))
-        if volume <= _FLAT * np.prod(lengths):
-            raise ValueError(
-                f"the lattice is periodic along {np.flatnonzero(pbc).tolist()} but spans no volume there: "
-                f"{rows.tolist()}; give linearly independent lattice vectors or switch pbc off"
-            )
+    if len(rows) and _flatness(rows) > 1e-12:
+        rows = (reduced_basis(lattice, pbc) @ lattice)[pbc]  # a long, skewed basis is none the flatter for it
+    if len(rows) and _flatness(rows) <= _FLAT:
+        raise ValueError(
+            f"the lattice is periodic along {np.flatnonzero(pbc).tolist()} but spans no volume there: "
+            f"{lattice[pbc].tolist()}; give linearly independent lattice vectors or switch pbc off"
+        )
+    if len(rows) and np.linalg.norm(rows, axis=1).min() < _SHORTEST_DISTANCE:
+        raise ValueError(
+            f"every atom lies on top of its own image, {np.linalg.norm(rows, axis=1).min():.4f} Å away: the lattice "
+            f"{lattice[pbc].tolist()} is too small; is it in Å?"
+        )
+    if not pbc.all() and np.ptp(positions, axis=0).max() > _LARGEST_EXTENT:
+        raise ValueError(
+            f"the atoms spread over {np.ptp(positions, axis=0).max():.0f} Å, more than {_LARGEST_EXTENT:.0f} Å along a "
+            "direction; are the positions in Å? If so, give the fragments one by one"
+        )
+
+
+def _flatness(rows: np.ndarray) -> float:
+    """Volume that vectors span, divided by the product of their lengths; 1 if orthogonal, 0 if dependent."""
+    lengths = np.linalg.norm(rows, axis=1)
+    if not lengths.all():
+        return 0.0
+    units = rows / lengths[:, None]
+    return float(np.sqrt(max(np.linalg.det(units @ units.T), 0.0)))
 
 
 def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) -> CrystalGraph:
@@ -187,11 +216,11 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
         (1, 12)
     """
     for name, value in (("cutoff", cutoff), ("cell_cutoff", cell_cutoff)):
-        if not (np.isfinite(value) and value > 0):
+        if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number of Å, got {value!r}")
-    numbers, positions, lattice, pbc = _read_structure(structure)
-    _check_structure(numbers, positions, lattice, pbc)
-    lattice = Cell(lattice).complete().array
+    numbers, positions, lattice, pbc = read_structure(structure)
+    # A vector along which nothing repeats means nothing, and may depend on the others.
+    lattice = Cell(np.where(pbc[:, None], lattice, 0.0)).complete().array
     index, image = find_neighbors(positions, lattice, pbc, cutoff)
     vector = positions[index[1]] + image @ lattice - positions[index[0]]
     distance = np.linalg.norm(vector, axis=1)
@@ -207,8 +236,8 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
         lattice=torch.tensor(lattice, dtype=torch.float64),
         pbc=torch.from_numpy(np.asarray(pbc, dtype=bool).copy()),
         edge_index=torch.from_numpy(index.astype(np.int32)),
-        edge_image=torch.from_numpy(image.astype(np.int16)),
-        cell_image=torch.from_numpy(lattice_translations(lattice, cell_cutoff, pbc).astype(np.int16)),
+        edge_image=torch.from_numpy(image.astype(np.int32)),
+        cell_image=torch.from_numpy(lattice_translations(lattice, cell_cutoff, pbc).astype(np.int32)),
         reduction=torch.from_numpy(reduced_basis(lattice, pbc)),
         cutoff=float(cutoff),
         cell_cutoff=float(cell_cutoff),

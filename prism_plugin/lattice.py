@@ -45,16 +45,16 @@ def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) ->
     periodic = np.flatnonzero(pbc)
     if len(periodic) == 0:
         return np.zeros((0, 3), dtype=np.int64)
-    rows = lattice[periodic]
+    # In a reduced basis the coefficients are small, however skewed the given one is.
+    reduction = reduced_basis(lattice, pbc)[periodic]
+    rows = reduction @ lattice
     # |n_k| = |T . b_k| <= |T| |b_k| with b_k the reciprocal vectors of the periodic rows.
     bounds = np.floor(cutoff * np.linalg.norm(np.linalg.pinv(rows), axis=0) + 1e-9).astype(int)
     grids = np.meshgrid(*[np.arange(-n, n + 1) for n in bounds], indexing="ij")
     coefficients = np.stack([grid.ravel() for grid in grids], axis=1)
     length = np.linalg.norm(coefficients @ rows, axis=1)
-    kept = coefficients[(length <= cutoff) & coefficients.any(axis=1)]
-    translations = np.zeros((len(kept), 3), dtype=np.int64)
-    translations[:, periodic] = kept
-    return translations
+    translations = coefficients[(length <= cutoff) & coefficients.any(axis=1)] @ reduction
+    return translations[np.lexsort(translations.T[::-1])]
 
 
 def find_neighbors(
@@ -72,15 +72,17 @@ def find_neighbors(
         ``index`` of shape ``(2, edges)`` (receiver, sender; receivers ascending) and ``image`` of shape
         ``(edges, 3)``: the edge's vector is ``positions[sender] + image @ lattice - positions[receiver]``.
     """
+    reduction = reduced_basis(lattice, pbc)  # a skewed basis would make the search walk over countless images
+    reduced = np.where(np.asarray(pbc, dtype=bool)[:, None], reduction @ lattice, lattice)
     receiver, sender, offset, distance = find_points_in_spheres(
         np.ascontiguousarray(positions, dtype=np.float64),
         np.ascontiguousarray(positions, dtype=np.float64),
         r=float(cutoff),
         pbc=np.ascontiguousarray(pbc, dtype=np.int64),
-        lattice=np.ascontiguousarray(lattice, dtype=np.float64),
+        lattice=np.ascontiguousarray(reduced, dtype=np.float64),
         tol=1e-8,
     )
-    image = np.asarray(np.rint(offset), dtype=np.int64).reshape(-1, 3)
+    image = np.asarray(np.rint(offset), dtype=np.int64).reshape(-1, 3) @ reduction
     itself = (receiver == sender) & ~image.any(axis=1)
     kept = ~itself & (distance <= cutoff)
     return np.stack([receiver[kept], sender[kept]]), image[kept]

@@ -12,11 +12,17 @@ import torch
 from ase.data import atomic_numbers as number_of
 from matgl.models import MatGLModel
 from torch import Tensor
+from torch_geometric.data import Data
 
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.lattice import lattice_translations, reduced_bases
 
-__all__ = ["MatGLModel", "batch_from_matgl"]
+__all__ = ["MatGLModel", "batch_from_matgl", "inside_potential"]
+
+
+def inside_potential(graph: Any) -> bool:
+    """Tell whether a graph comes from matgl's ``Potential``, which alone sets a lattice per edge."""
+    return isinstance(graph, Data) and getattr(graph, "lattice", None) is not None
 
 
 def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, cell_cutoff: float) -> CrystalBatch:
@@ -45,7 +51,7 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
     missing = [name for name in needed if getattr(graph, name, None) is None]
     if missing:
         raise TypeError(
-            f"cannot read {type(graph).__name__} as a crystal graph, it lacks {', '.join(missing)}); give "
+            f"cannot read {type(graph).__name__} as a crystal graph, it lacks {', '.join(missing)}; give "
             "a CrystalGraph, a CrystalBatch, a DGL heterograph of CrystalGraph.to_dgl, or a PyG graph "
             "of matgl's converters"
         )
@@ -65,10 +71,14 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
     if of_converter is not None:
         lattice = of_converter.reshape(-1, 3, 3)
         periodic = periodic | (lattice != torch.eye(3, dtype=lattice.dtype, device=device)).flatten(1).any(dim=1)
+    elif positions is None:
+        raise ValueError(
+            "the graph has no lattice: give the whole tuple of the converter, or set graph.pos and graph.pbc_offshift "
+            "as matgl's predict_structure and ModelLightningModule do"
+        )
     else:
-        if positions is not None:
-            moved = (positions.detach() - graph.frac_coords).abs().amax(dim=1) > 1e-6
-            periodic = periodic | (torch.bincount(atom_crystal[moved], minlength=crystals) > 0)
+        moved = (positions.detach() - graph.frac_coords).abs().amax(dim=1) > 1e-6
+        periodic = periodic | (torch.bincount(atom_crystal[moved], minlength=crystals) > 0)
         lattice = _lattice(graph, atom_crystal, edge_crystal, crystals, periodic)
     if positions is None:
         positions = (graph.frac_coords.unsqueeze(-1) * lattice[atom_crystal]).sum(dim=1)
@@ -113,11 +123,8 @@ def _lattice(graph: Any, atom_crystal: Tensor, edge_crystal: Tensor, crystals: i
 
 def _fit_lattice(graph: Any, of_atoms: Tensor, of_edges: Tensor) -> Tensor:
     """Solve [frac_coords; pbc_offset] @ lattice = [pos; pbc_offshift] for the lattice of one crystal, in float64."""
-    if getattr(graph, "pos", None) is None or getattr(graph, "pbc_offshift", None) is None:
-        raise ValueError(
-            "the graph has no lattice: give the whole tuple of the converter, or set graph.pos and graph.pbc_offshift "
-            "as matgl's predict_structure and ModelLightningModule do"
-        )
+    if getattr(graph, "pbc_offshift", None) is None:
+        raise ValueError("the graph has no lattice: set graph.pbc_offshift beside graph.pos, as matgl does")
     fractional = torch.cat([graph.frac_coords[of_atoms], graph.pbc_offset[of_edges]]).double()
     cartesian = torch.cat([graph.pos[of_atoms], graph.pbc_offshift[of_edges]]).double()
     if torch.linalg.matrix_rank(fractional) < 3:

@@ -5,9 +5,12 @@ In comes a batch of crystals in any of the accepted graph formats, out goes one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,10 +22,9 @@ from tqdm import tqdm
 from prism_plugin.batch import CrystalBatch, batch_graphs
 from prism_plugin.encoders import AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.experts import EXPERTS
-from prism_plugin.files import replaced
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.layer import Edges, PRISMLayer, encode_edges
-from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl
+from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
 
 __all__ = ["PRISM"]
 
@@ -57,7 +59,7 @@ class PRISM(MatGLModel):
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None.
         fusion: ``"scalar"`` or ``"gated"``.
-        readout: ``"mean"`` over the atoms (Eq. 16), or ``"sum"`` for a total energy (matgl's ``Potential``).
+        readout: ``"mean"`` over the atoms (Eq. 16), or ``"sum"`` for an extensive target such as a total energy.
         dropout: rate between the final atom features and the head.
         target: name of the predicted property.
         unit: its unit.
@@ -103,10 +105,17 @@ class PRISM(MatGLModel):
     ) -> None:
         super().__init__()
         element_types = tuple(chemical_symbols[1:119]) if element_types is None else tuple(element_types)
+        if isinstance(experts, str) or not isinstance(experts, Iterable):
+            raise ValueError(f"experts must be a tuple of names, some of {EXPERTS}, got {experts!r}")
         experts = tuple(experts)
-        dim, num_layers, num_rbf = int(dim), int(num_layers), int(num_rbf)
-        cutoff, cell_cutoff, similarity_cutoff = float(cutoff), float(cell_cutoff), float(similarity_cutoff)
-        mean, std, dropout = float(mean), float(std), float(dropout)
+        dim, num_layers, num_rbf = (
+            _integer("dim", dim),
+            _integer("num_layers", num_layers),
+            _integer("num_rbf", num_rbf),
+        )
+        cutoff, cell_cutoff = _number("cutoff", cutoff), _number("cell_cutoff", cell_cutoff)
+        similarity_cutoff, dropout = _number("similarity_cutoff", similarity_cutoff), _number("dropout", dropout)
+        mean, std = _number("mean", mean), _number("std", std)
         self._check_arguments(locals())
         self.save_args(locals())
         self.element_types = element_types
@@ -152,7 +161,10 @@ class PRISM(MatGLModel):
         experts = arguments["experts"]
         if not experts or set(experts) - set(EXPERTS) or len(set(experts)) < len(experts):
             raise ValueError(f"experts must be some of {EXPERTS}, each once, got {experts}")
-        unknown = [symbol for symbol in arguments["element_types"] if number_of.get(symbol, 0) < 1]
+        symbols = arguments["element_types"]
+        unknown = [symbol for symbol in symbols if not isinstance(symbol, str) or number_of.get(symbol, 0) < 1]
+        if len({*map(str, symbols)}) < len(symbols):
+            raise ValueError(f"element_types names an element twice: {symbols}")
         if unknown or not arguments["element_types"]:
             raise ValueError(f"element_types must be chemical symbols, got {unknown or 'none'}")
         for name in ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "std"):
@@ -176,7 +188,8 @@ class PRISM(MatGLModel):
     def save(self, path: str | Path = ".", metadata: dict[str, Any] | None = None, makedirs: bool = True) -> None:
         """Save in matgl's format, for ``matgl.load_model(path)``.
 
-        The files are written aside first: whatever interrupts it, an older model in ``path`` stays whole.
+        The files are written aside first, so a full disk or an interruption while writing leaves an older model in
+        ``path`` whole; then they are renamed, one after the other.
 
         Args:
             path: folder of the model.
@@ -186,10 +199,15 @@ class PRISM(MatGLModel):
         Raises:
             FileNotFoundError: if the folder is missing and ``makedirs`` is False.
         """
-        if not makedirs and not Path(path).is_dir():
+        folder = Path(path).resolve()
+        if makedirs:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
             raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
-        with replaced(path) as aside:
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
             super().save(aside, metadata=metadata)
+            for file in sorted(Path(aside).iterdir()):
+                os.replace(file, folder / file.name)
 
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
@@ -254,7 +272,8 @@ class PRISM(MatGLModel):
             **kwargs: part of matgl's contract; not read.
 
         Returns:
-            Predictions in ``unit``, shape ``(crystals,)``.
+            Predictions in ``unit``, shape ``(crystals,)``. Inside matgl's ``Potential`` always the sum over the atoms:
+            a potential needs a total energy.
         """
         batch = self.as_batch(g)
         atoms = self.atom_encoder(batch.atomic_numbers)
@@ -276,7 +295,7 @@ class PRISM(MatGLModel):
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean  # Eq. 15
         prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
-        if self.readout == "mean":
+        if self.readout == "mean" and not inside_potential(g):
             prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
         features["readout"] = outputs.detach()
         features["final"] = prediction.detach()
@@ -325,13 +344,33 @@ class PRISM(MatGLModel):
         structures = list(structure) if isinstance(structure, (list, tuple)) else [structure]
         if graph_converter is not None:
             with evaluation(self):
-                predictions = torch.cat([self(graph_converter.get_graph(one)) for one in structures])
+                answers = [self(graph_converter.get_graph(one)) for one in structures]
+            predictions = torch.cat([torch.zeros(0, dtype=self.dtype, device=self.device), *answers])
         else:
             graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures]
             for graph in graphs:
                 self.check_elements(graph.atomic_numbers)
             predictions = self.predict_graphs(graphs, batch_size)
         return predictions if isinstance(structure, (list, tuple)) else predictions[0]
+
+
+def _number(name: str, value: Any) -> float:
+    """Read an argument as a finite float; a plain one, because matgl's loading refuses numpy's."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    """Read an argument as a plain int."""
+    number = _number(name, value)
+    if number != int(number):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return int(number)
 
 
 @contextmanager

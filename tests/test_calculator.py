@@ -93,6 +93,7 @@ def test_total_energy_models_are_energies_too() -> None:
 def test_a_given_model_is_used_as_it_is_or_copied() -> None:
     model = energy_model()
     assert PRISMCalculator(model, dtype="float64").model is model
+    assert PRISMCalculator(model).model is model
     converted = PRISMCalculator(model, dtype="float32")
     assert converted.model is not model
     assert (model.dtype, converted.model.dtype) == (torch.float64, torch.float32)
@@ -122,8 +123,14 @@ def test_bad_atoms_and_arguments_are_refused(calculator: PRISMCalculator) -> Non
         calculator.get_potential_energy(Atoms())
     with pytest.raises(ValueError, match="unknown element Lr: this model was made for 88 elements"):
         calculator.get_potential_energy(bulk("Lr", "fcc", a=5.0))
-    with pytest.raises(ValueError, match="unknown dtype 'half'; choose one of: float32, float64"):
+    with pytest.raises(ValueError, match="unknown dtype 'half'; choose one of: auto, float32, float64"):
         PRISMCalculator(dtype="half")
+    with pytest.raises(ValueError, match="unknown device 'foo'"):
+        PRISMCalculator(device="foo")
+    with pytest.raises(TypeError, match="give the name or folder of a model, or a PRISM; got int"):
+        PRISMCalculator(5)
+    with pytest.raises(ValueError, match=r"predicts 'energy' in 'meV/atom', which is not ASE's energy"):
+        PRISMCalculator(small_model(target="energy", unit="meV/atom"))
     with pytest.raises(FileNotFoundError, match=r"no model 'no-such-model'.*prism-mp2018-eform"):
         PRISMCalculator("no-such-model")
 

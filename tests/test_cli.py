@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_train_on_a_named_data_set(tmp_path) -> None:
     [
         (["--data", "nowhere.jsonl"], "no data file 'nowhere.jsonl'"),
         (["--optimizer", "sgd"], "unknown optimizer 'sgd'; choose one of: adam-onecycle, adamw-schedulefree"),
-        (["--epochs", "0"], "epochs must be positive, got 0"),
+        (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
         (["--set", "fusion=max"], "unknown fusion 'max'"),
         (["--set", "layers=3"], "unknown model argument 'layers'; choose one of: .*num_layers"),
         (["--init", "no-such-model"], "no model 'no-such-model'"),
@@ -91,8 +92,6 @@ def test_a_mistake_ends_in_one_line(data, tmp_path, capsys, extra, message) -> N
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("prism: error: ")
-    import re
-
     assert re.search(message, error)
     assert not (tmp_path / "run" / "model").exists()
 
@@ -118,6 +117,11 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(data, tmp_path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert json.loads((out / "summary.json").read_text())["epochs"] == done + 3
+
+
+def test_demo_refuses_too_few_crystals(tmp_path, capsys) -> None:
+    assert cli.main(["demo", "--crystals", "4", "--out", str(tmp_path / "demo")]) == 2
+    assert "at least 20 crystals" in capsys.readouterr().err
 
 
 def test_demo_runs_from_start_to_end(tmp_path, capsys) -> None:

@@ -160,6 +160,12 @@ def test_foreign_dgl_graph_is_refused() -> None:
     dgl = import_dgl()
     with pytest.raises(ValueError, match="not a PRISM heterograph"):
         CrystalGraph.from_dgl(dgl.graph(([0], [1])))
+    with pytest.raises(ValueError, match="not a PRISM heterograph"):
+        CrystalGraph.from_dgl(None)
+    stripped = build_graph(bulk("Cu")).to_dgl()
+    del stripped.nodes["superatom"].data["cutoffs"]
+    with pytest.raises(ValueError, match=r"lacks the features \['cutoffs'\]"):
+        CrystalGraph.from_dgl(stripped)
 
 
 def with_changes(**changes: object) -> Atoms:
@@ -192,7 +198,12 @@ BAD = {
         ValueError,
         "lie on top of each other",
     ),
-    "own image": (lambda: Atoms("H", cell=[0.05, 3, 3], pbc=True), ValueError, "atoms 0 and 0 lie on top"),
+    "own image": (lambda: Atoms("H", cell=[0.05, 3, 3], pbc=True), ValueError, "on top of its own image.*is it in Å"),
+    "far too large": (
+        lambda: Atoms("H2", positions=[[0, 0, 0], [0, 0, 2e4]]),
+        ValueError,
+        "the atoms spread over 20000",
+    ),
 }
 
 
@@ -204,8 +215,23 @@ def test_bad_structures_are_refused_with_the_reason(name: str) -> None:
         build_graph(structure)
 
 
-@pytest.mark.parametrize("cutoff", [0.0, -1.0, float("nan"), float("inf")])
-def test_bad_cutoffs_are_refused(cutoff: float) -> None:
+def test_odd_but_good_structures_are_taken() -> None:
+    # Vectors along which nothing repeats may be anything; a skewed basis of a good lattice is no flat one.
+    slab = Atoms("Al", cell=[[2.8, 0, 0], [0, 2.8, 0], [2.8, 0, 0]], pbc=[True, True, False])
+    assert build_graph(slab, 3.0).edge_index.shape[1] == 4
+    flat = Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.8]], cell=[[1, 0, 0], [2, 0, 0], [0, 0, 1]])
+    assert build_graph(flat, 3.0).edge_index.shape[1] == 2
+    skewed = Atoms("Po", cell=[[3, 0, 0], [300, 3, 0], [300, 300, 3]], pbc=True)
+    straight = build_graph(Atoms("Po", cell=[3, 3, 3], pbc=True), 4.5, 9.0)
+    graph = build_graph(skewed, 4.5, 9.0)
+    assert len(graph.cell_image) == len(straight.cell_image)
+    assert graph.edge_index.shape == straight.edge_index.shape
+    away = Atoms("Cu2", positions=[[0, 0, 0], [3.6e5 + 1.8, 0, 0]], cell=[3.6, 3.6, 3.6], pbc=True)
+    assert build_graph(away).edge_distance.max() <= 5.0
+
+
+@pytest.mark.parametrize("cutoff", [0.0, -1.0, float("nan"), float("inf"), "5"])
+def test_bad_cutoffs_are_refused(cutoff: object) -> None:
     with pytest.raises(ValueError, match="must be a positive number of Å"):
         build_graph(bulk("Cu"), cutoff=cutoff)
     with pytest.raises(ValueError, match="must be a positive number of Å"):
@@ -215,6 +241,8 @@ def test_bad_cutoffs_are_refused(cutoff: float) -> None:
 def test_batches_of_nothing_or_of_different_cutoffs_are_refused() -> None:
     with pytest.raises(ValueError, match="empty list"):
         batch_graphs([])
+    with pytest.raises(TypeError, match="can only batch CrystalGraphs, got Atoms"):
+        batch_graphs([bulk("Cu")])
     with pytest.raises(ValueError, match="different cutoffs"):
         batch_graphs([build_graph(bulk("Cu"), 3.0), build_graph(bulk("Cu"), 4.0)])
 

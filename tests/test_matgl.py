@@ -87,9 +87,10 @@ def test_molecules_of_matgl_have_no_cell_edges(model: PRISM) -> None:
 
 def test_a_graph_without_a_lattice_says_so(model: PRISM) -> None:
     converter = Structure2Graph(model.element_types, model.cutoff)
-    graph, _, _ = converter.get_graph(AseAtomsAdaptor.get_structure(crystal_zoo()["rocksalt"]))
-    with pytest.raises(ValueError, match="the graph has no lattice"):
-        model(graph)
+    for name in ("rocksalt", "far apart"):  # with edges across the boundary, and without any
+        graph, _, _ = converter.get_graph(AseAtomsAdaptor.get_structure(crystal_zoo()[name]))
+        with pytest.raises(ValueError, match="the graph has no lattice"):
+            model(graph)
 
 
 def test_save_and_load(tmp_path, model: PRISM) -> None:
@@ -166,6 +167,14 @@ def test_a_failing_save_leaves_the_older_model_whole(tmp_path, monkeypatch) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     atoms = bulk("NaCl", "rocksalt", a=5.64)
     assert torch.equal(matgl.load_model(tmp_path / "saved").predict_structure(atoms), first.predict_structure(atoms))
+    assert len(list((tmp_path / "saved").iterdir())) == 3
+    monkeypatch.setattr(torch, "save", real)
+    (tmp_path / "precious.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / "saved")
+    first.save("..")
+    first.save()
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "precious.txt", "model.pt", "state.pt", "model.json"}
     with pytest.raises(FileNotFoundError, match="make it, or pass makedirs=True"):
         first.save(tmp_path / "nowhere", makedirs=False)
 
@@ -217,10 +226,10 @@ def test_matgl_dataset_loader_and_lightning_module_train_it_unmodified(tmp_path)
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("readout", ["mean", "sum"])
 @pytest.mark.parametrize("name", ["skewed", "low symmetry"])
-def test_potential_gives_forces_and_stress_of_the_energy(name: str) -> None:
-    # "sum": a potential needs a total energy. Similarity stays: its edges move with the atoms, too.
-    model = small_model(readout="sum", similarity_cutoff=3.0)
+def test_potential_gives_forces_and_stress_of_the_total_energy(name: str, readout: str) -> None:
+    model = small_model(readout=readout, similarity_cutoff=3.0)
     potential = Potential(model, calc_stresses=True).double().eval()
     atoms = crystal_zoo()[name]
     atoms.calc = PESCalculator(potential, stress_unit="eV/A3", use_voigt=True)
@@ -228,7 +237,8 @@ def test_potential_gives_forces_and_stress_of_the_energy(name: str) -> None:
     assert np.abs(forces).max() > 1e-2
     np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, eps=1e-5), atol=1e-6)
     np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=1e-5), atol=1e-6)
-    assert atoms.get_potential_energy() == pytest.approx(float(model.predict_structure(atoms)), abs=1e-8)
+    total = float(model.predict_structure(atoms)) * (len(atoms) if readout == "mean" else 1)
+    assert atoms.get_potential_energy() == pytest.approx(total, abs=1e-8)
 
 
 @pytest.mark.usefixtures("float64")

@@ -290,6 +290,68 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, parts, tmp_p
     assert read_log(tmp_path / "run" / "log")["epoch"].tolist() == [0, 1, 2, 3]
 
 
+def test_resume_knows_its_settings_its_data_and_its_place(run, parts, tmp_path) -> None:
+    folder = tmp_path / "run"
+    train(with_settings(epochs=1), parts, folder, progress=False)
+    shifted = {name: [Record(r.atoms, r.target + 7, r.name) for r in records] for name, records in parts.items()}
+    with pytest.raises(
+        ValueError, match=r"was started with data = '[0-9a-f]{16}'; resume it with the same settings and"
+    ):
+        train(with_settings(epochs=2), shifted, folder, resume=True, progress=False)
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    with pytest.raises(ValueError, match="move the folder back there"):
+        train(with_settings(epochs=2), parts, moved, resume=True, progress=False)
+    (moved / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"last.ckpt' is damaged"):
+        train(with_settings(epochs=2), parts, moved, resume=True, progress=False)
+    cycle = tmp_path / "cycle"
+    train(with_settings(epochs=1, optimizer="adam-onecycle"), parts, cycle, progress=False)
+    with pytest.raises(ValueError, match="was started with epochs = 1"):
+        train(with_settings(epochs=2, optimizer="adam-onecycle"), parts, cycle, resume=True, progress=False)
+
+
+def test_the_last_checkpoint_is_the_last_epoch_also_without_improvement(parts, tmp_path, monkeypatch) -> None:
+    worse = iter(range(1, 100))
+    step = PropertyTraining.validation_step
+
+    def growing(self, batch, batch_idx):
+        self.model.mean = float(next(worse))
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PropertyTraining, "validation_step", growing)
+    summary = train(with_settings(epochs=3), parts, tmp_path / "run", progress=False)
+    assert summary["best_epoch"] == 0
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_predictions_survive_names_with_commas_and_quotes(parts, tmp_path) -> None:
+    odd = {name: [Record(r.atoms, r.target, f'Fe "alpha", {r.name}') for r in rs] for name, rs in parts.items()}
+    train(with_settings(epochs=1), odd, tmp_path / "run", progress=False)
+    with open(tmp_path / "run" / "predictions.csv", newline="") as file:
+        names = {row["name"] for row in csv.DictReader(file)}
+    assert names == {record.name for records in odd.values() for record in records}
+
+
+def test_total_targets_are_normalized_per_atom(parts, tmp_path) -> None:
+    total = {name: [Record(r.atoms, (r.target - 3) * len(r.atoms), r.name) for r in rs] for name, rs in parts.items()}
+    settings = with_settings(epochs=1, lr=1e-9, model={**MODEL, "readout": "sum"}, unit="eV")
+    score = train(settings, total, tmp_path / "run", progress=False)["scores"]["val"]
+    assert score["mae"] < score["mean_predictor_mae"]
+
+
+def test_init_keeps_the_model_and_takes_the_target_of_the_settings(run, parts, tmp_path) -> None:
+    start = matgl.load_model(run[0] / "model")
+    before = copy.deepcopy(start.state_dict())
+    settings = with_settings(epochs=1, target="band_gap", unit="eV")
+    train(settings, parts, tmp_path / "run", init=start, progress=False)
+    further = matgl.load_model(tmp_path / "run" / "model")
+    assert (further.target, further.unit) == ("band_gap", "eV")
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())  # a copy is trained
+    with pytest.raises(ValueError, match="the initial model has dim = 12, the settings ask for 32"):
+        train(with_settings(model={"dim": 32}), parts, tmp_path / "other", init=start, progress=False)
+
+
 def test_init_starts_from_given_weights(run, parts, tmp_path) -> None:
     folder, summary = run
     start = matgl.load_model(folder / "model")
@@ -304,8 +366,12 @@ def test_a_diverging_training_says_so(parts, tmp_path) -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="epochs must be positive, got 0"):
-        with_settings(epochs=0)
+    for name, value in (("epochs", 0), ("epochs", 1.5), ("batchnorm_batches", 0), ("seed", -1), ("seed", 10**14)):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least"):
+            with_settings(**{name: value})
+    for name, value in (("lr", "a"), ("lr", float("inf")), ("lr", 0.0), ("betas", (0.9, 2.0)), ("weight_decay", -1.0)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            with_settings(**{name: value})
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         with_settings(device="gpu")
 
@@ -362,6 +428,8 @@ def test_mlearn_energies_are_read(shared_data) -> None:
         ({**ROW, "lattice": [[1, 0], [0, 1]]}, r"line 2: cannot reshape"),
         ({**ROW, "frac_coords": [["x", 0, 0]]}, r"line 2: could not convert"),
         ("[1, 2]", r"line 2: list indices"),
+        ({**ROW, "frac_coords": [[float("inf"), 0, 0]]}, r"line 2: the position of atom 0 is not finite"),
+        ({**ROW, "e": 10**400}, r"line 2: the target 'e' is no number"),
         ({**ROW, "e": "much"}, r"line 2: the target 'e' is no number: 'much'"),
         ({**ROW, "e": float("nan")}, r"line 2: the target 'e' is not finite"),
         (

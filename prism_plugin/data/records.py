@@ -21,6 +21,8 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_extxyz
 
+from prism_plugin.graph import read_structure
+
 __all__ = ["Record", "read_records", "split_records"]
 
 _OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
@@ -70,6 +72,10 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     try:
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
             for place, name, split, atoms, value in readers[suffix](file, path, target):
+                try:
+                    read_structure(atoms)
+                except ValueError as error:
+                    raise ValueError(f"{place}: {error}") from error
                 if value is None:
                     missing.append(place)
                     continue
@@ -77,6 +83,8 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
                 if split is not None and split not in SPLITS:
                     raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
                 records.append(Record(atoms, number, name, split))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
     if missing and not skip_missing:
@@ -92,7 +100,7 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
 def _number(value: Any, place: str, target: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{place}: the target {target!r} is no number: {value!r}") from error
     if not math.isfinite(number):
         raise ValueError(f"{place}: the target {target!r} is not finite: {value!r}; remove the row")
@@ -109,12 +117,13 @@ def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
         place = f"{path.name}, line {number}"
         try:
             row = json.loads(line)
-            atoms = Atoms(
-                symbols=row["species"],
-                scaled_positions=np.asarray(row["frac_coords"], dtype=float).reshape(-1, 3),
-                cell=np.asarray(row["lattice"], dtype=float).reshape(3, 3),
-                pbc=row.get("pbc", True),
-            )
+            with np.errstate(invalid="ignore"):  # what is not finite is refused by name later
+                atoms = Atoms(
+                    symbols=row["species"],
+                    scaled_positions=np.asarray(row["frac_coords"], dtype=float).reshape(-1, 3),
+                    cell=np.asarray(row["lattice"], dtype=float).reshape(3, 3),
+                    pbc=row.get("pbc", True),
+                )
         except KeyError as error:
             raise ValueError(
                 f"{place}: {error} is neither a key of the row nor an element; "

@@ -29,9 +29,12 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
         model: name of a model that ships with the package, or the folder of a saved one.
 
     Raises:
+        TypeError: if ``model`` is neither.
         FileNotFoundError: if there is no such name or folder.
         ValueError: if the folder is no saved model, or one of another class.
     """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(f"give the name or folder of a model, or a PRISM; got {type(model).__name__}")
     folder = _HERE / str(model) if str(model) in available_models() else Path(model)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -57,5 +60,5 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
 def _saved_class(folder: Path) -> Any:
     try:
         return json.loads((folder / "model.json").read_text()).get("@class")
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{str(folder / 'model.json')!r} is damaged: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from prism_plugin.files import replaced
 
@@ -88,8 +88,9 @@ def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path:
         )
     panel.axhline(mean_predictor, color="0.5", linestyle="--", label=f"mean predictor on val, {mean_predictor:.4f}")
     panel.set(xlabel="epoch", ylabel=f"MAE ({unit})" if unit else "MAE", yscale="log")
-    for axis_formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-        axis_formatter(FormatStrFormatter("%g"))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.3, which="both")
     panel.legend()
     _save(figure, Path(path))

@@ -6,15 +6,19 @@ The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{bes
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import inspect
 import json
 import logging
+import pickle
 import platform
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +76,21 @@ class TrainingSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check the numbers before any work."""
-        for name in ("lr", "epochs", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        """Check everything before any work."""
+        for name in ("epochs", "batch_size", "batchnorm_batches", "seed"):
+            value = getattr(self, name)
+            if value is None and name == "batchnorm_batches":
+                continue
+            if not isinstance(value, int) or value < (name != "seed") or value > 2**31:
+                raise ValueError(f"{name} must be a whole number of at least {int(name != 'seed')}, got {value!r}")
+        for name, value, low, high in (
+            ("lr", self.lr, 0.0, 1e3),
+            ("weight_decay", self.weight_decay, -1.0, 1e3),
+            *(("betas", beta, -1.0, 1.0) for beta in self.betas),
+        ):
+            if not isinstance(value, Real) or not max(low, 0.0) <= value < high or value == low:
+                bounds = f"{'above' if low == 0 else 'at least'} 0 and below {high:g}"
+                raise ValueError(f"{name} must be {bounds}, got {value!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -103,21 +118,23 @@ def train(
         parts: records of ``"train"``, ``"val"`` and, if there is one, ``"test"``.
         folder: the run folder; made if missing.
         resume: go on from its last checkpoint. False refuses a folder that has one.
-        init: start from this model's weights (same constructor arguments), not from random ones.
+        init: start from a copy of this model, with its elements and sizes, not from random weights; mean and spread are
+            kept where the target is the same, else taken from the new data.
         progress: whether there are progress bars.
 
     Returns:
         The summary: MAE and RMSE of each part, those of the mean predictor, times, versions.
 
     Raises:
-        ValueError: if the folder holds a run and ``resume`` is False, or one of other settings and it is True.
+        ValueError: if the folder holds a run and ``resume`` is False, or one of other settings, other data or another
+            place and it is True; if ``settings.model`` contradicts ``init``; if the data are bad.
     """
     folder = Path(folder)
     last = folder / "checkpoints" / "last.ckpt"
-    _check_folder(folder, settings, resume)
+    described = {**asdict(settings), "data": _fingerprint(parts)}
+    _check_folder(folder, described, resume)
     torch.manual_seed(settings.seed)
-    model = init if init is not None else _new_model(settings, parts["train"])
-    model.train()  # Lightning trains whatever mode it finds, and loaded models are in eval mode
+    model = _new_model(settings, parts["train"], init)
     datasets = {
         name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress)
         for name, records in parts.items()
@@ -128,7 +145,7 @@ def train(
             model.check_elements(graph.atomic_numbers)
     folder.mkdir(parents=True, exist_ok=True)
     with replaced(folder / "settings.json") as path:
-        path.write_text(json.dumps(asdict(settings), indent=1, default=list))
+        path.write_text(json.dumps(described, indent=1, default=list))
 
     module = PropertyTraining(
         model,
@@ -141,11 +158,12 @@ def train(
         make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed + 1),
         settings.batchnorm_batches,
     )
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor="val_mae", save_last=True, enable_version_counter=False
-    )
+    place = (folder / "checkpoints").resolve()
+    checkpoint = ModelCheckpoint(place, "best", monitor="val_mae", enable_version_counter=False)
+    # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
+    every_epoch = ModelCheckpoint(place, "last", enable_version_counter=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    callbacks: list[Callback] = [checkpoint]
+    callbacks: list[Callback] = [checkpoint, every_epoch]
     if progress:
         callbacks.append(RichProgressBar())
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
@@ -178,6 +196,7 @@ def train(
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
+    model.to("cuda" if on_gpu else "cpu")  # Lightning's teardown moves it to the CPU
     module.batchnorm_batches = None
     module.reestimate()
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
@@ -195,28 +214,66 @@ def format_scores(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _check_folder(folder: Path, settings: TrainingSettings, resume: bool) -> None:
-    if not (folder / "checkpoints" / "last.ckpt").exists():
+def _fingerprint(parts: Mapping[str, Sequence[Record]]) -> str:
+    """Hash names, sizes and targets of all crystals, so that a run is resumed on its own data only."""
+    digest = hashlib.sha256()
+    for split in sorted(parts):
+        for record in parts[split]:
+            digest.update(f"{split} {record.name} {len(record.atoms)} {record.target!r}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool) -> None:
+    """Raise ValueError unless the folder is free, or holds a run that can be resumed."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
         return
     if not resume:
         raise ValueError(f"{str(folder)!r} holds a run already; pass --resume to go on with it, or another folder")
     before = json.loads((folder / "settings.json").read_text())
-    now = json.loads(json.dumps(asdict(settings), default=list))
-    changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("epochs", "device"))
+    now = json.loads(json.dumps(described, default=list))
+    # A schedule is stretched over the epochs; without one, more epochs are only more.
+    free = {"device", "epochs"} if now["optimizer"] == "adamw-schedulefree" else {"device"}
+    changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
-        raise ValueError(f"the run in {str(folder)!r} was started with {was}; resume it with the same settings")
+        raise ValueError(
+            f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
+        )
+    try:
+        callbacks = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"the checkpoint {str(last)!r} is damaged ({error}); start again in another folder") from error
+    places = {state["dirpath"] for key, state in callbacks.items() if key.startswith("ModelCheckpoint")}
+    if places != {str(last.parent.resolve())}:
+        raise ValueError(f"the run was started in {places}; move the folder back there to resume it")
 
 
-def _new_model(settings: TrainingSettings, records: Sequence[Record]) -> PRISM:
-    """Make a model that knows the elements, the mean and the spread of its training data."""
+def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
+    """Make a model that knows the elements, the mean and the spread of its training data, or a copy of ``init``."""
     arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
-    arguments["element_types"] = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
-    if settings.normalize:
-        targets = np.array([record.target for record in records])
+    if init is not None:
+        _check_init(settings, init)
+        arguments = {**init._init_args, **arguments}
+    else:
+        arguments["element_types"] = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
+    arguments.update(settings.model)
+    if settings.normalize and (init is None or init.target != settings.target):
+        total = arguments.get("readout") == "sum"
+        targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
         arguments["mean"] = float(targets.mean())
         arguments["std"] = float(targets.std()) or 1.0
-    return PRISM(**{**arguments, **settings.model})
+    model = PRISM(**arguments)
+    if init is not None:
+        model.load_state_dict(init.state_dict())
+    return model
+
+
+def _check_init(settings: TrainingSettings, init: PRISM) -> None:
+    for name, value in settings.model.items():
+        had = init._init_args[name]
+        if (tuple(value) if isinstance(value, (list, tuple)) else value) != had:
+            raise ValueError(f"the initial model has {name} = {had!r}, the settings ask for {value!r}; leave it out")
 
 
 def _finish(
@@ -230,7 +287,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Predict every part with the best model; write model, table, pictures and summary."""
     mean = float(datasets["train"].targets.mean())
-    rows = ["split,name,atoms,target,prediction"]
+    rows: list[tuple[Any, ...]] = [("split", "name", "atoms", "target", "prediction")]
     scores: dict[str, dict[str, float]] = {}
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, dataset in datasets.items():
@@ -245,7 +302,7 @@ def _finish(
             "crystals": len(dataset),
         }
         for crystal, graph, true, given in zip(dataset.names, dataset.graphs, target, predicted, strict=True):
-            rows.append(f"{name},{json.dumps(crystal)},{len(graph)},{true:.8g},{given:.8g}")
+            rows.append((name, crystal, len(graph), f"{true:.8g}", f"{given:.8g}"))
     summary = {
         "target": settings.target,
         "unit": settings.unit,
@@ -261,8 +318,8 @@ def _finish(
         "python": platform.python_version(),
     }
     model.save(folder / "model", metadata={"settings": asdict(settings), "scores": scores})
-    with replaced(folder / "predictions.csv") as path:
-        path.write_text("\n".join(rows) + "\n")
+    with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
     plot_parity(pairs, settings.target, settings.unit, folder / "parity.png")
     plot_learning_curve(
         folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png"
