@@ -258,7 +258,8 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
     else:
         arguments["element_types"] = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
     arguments.update(settings.model)
-    if settings.normalize and (init is None or init.target != settings.target):
+    given = {"mean", "std"} & settings.model.keys()
+    if settings.normalize and not given and (init is None or init.target != settings.target):
         total = arguments.get("readout") == "sum"
         targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
         arguments["mean"] = float(targets.mean())
