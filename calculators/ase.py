@@ -97,6 +97,19 @@ class PRISMCalculator(Calculator):
     def _gives_energy(self) -> bool:
         return (self.model.unit, self.model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
 
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """Give one property; all of ASE's ``get_...`` methods come here.
+
+        Raises:
+            PropertyNotImplementedError: if the model does not predict it; says what it does predict.
+        """
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(
+                f"this model predicts {self.model.target} ({self.model.unit or 'no unit'}), not {name}; ask for: "
+                f"{', '.join(self.implemented_properties)}. Energies need a model whose unit is exactly 'eV/atom'"
+            )
+        return super().get_property(name, atoms, allow_calculation)
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -106,16 +119,9 @@ class PRISMCalculator(Calculator):
         """Fill ``results``; ASE calls this.
 
         Raises:
-            PropertyNotImplementedError: if the model does not predict what is asked for.
             ValueError: if the atoms are bad (see :func:`~prism_plugin.build_graph`) or of unknown elements.
         """
         super().calculate(atoms, properties, system_changes)
-        refused = sorted(set(properties) - set(self.implemented_properties))
-        if refused:
-            raise PropertyNotImplementedError(
-                f"this model predicts {self.model.target} ({self.model.unit or 'no unit'}), not {', '.join(refused)}; "
-                f"ask for: {', '.join(self.implemented_properties)}"
-            )
         graph = build_graph(self.atoms, self.model.cutoff, self.model.cell_cutoff)
         prediction = float(self.model.predict_graphs([graph])[0])
         if not self._gives_energy:

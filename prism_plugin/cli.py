@@ -103,6 +103,8 @@ def _train(arguments: argparse.Namespace) -> None:
         batchnorm_batches=arguments.batchnorm_batches,
         device=arguments.device,
     )
+    if arguments.resume and not (arguments.out / "checkpoints" / "last.ckpt").exists():
+        raise ValueError(f"there is no run to resume in {str(arguments.out)!r}; look at --out, or leave --resume out")
     init = None if arguments.init is None else load_prism(arguments.init)
     if arguments.data in NAMED_DATA:
         records = emt_alloys(seed=arguments.seed)

@@ -87,13 +87,15 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+    if missing and not records:
+        raise ValueError(f"{path}: none of the {len(missing)} rows has the target {target!r}; look for its name there")
     if missing and not skip_missing:
         raise ValueError(
             f"{path}: the target {target!r} is missing in {len(missing)} of {len(missing) + len(records)} rows "
             f"(first: {', '.join(missing[:3])}); remove them, choose another target, or pass --skip-missing"
         )
     if not records:
-        raise ValueError(f"{path}: no crystal with a target {target!r} in it")
+        raise ValueError(f"{path}: there is no crystal in it")
     return records
 
 
@@ -161,7 +163,8 @@ def split_records(
     Args:
         records: if all of them name their split, that is taken.
         seed: of the shuffle, where none does.
-        fractions: parts of train and val; the rest is test.
+        fractions: parts of train and val; the rest is test. A crystal with an element that no training crystal has
+            goes to train, whatever its turn.
 
     Raises:
         ValueError: if only some records name a split, or train or val would be empty.
@@ -177,9 +180,19 @@ def split_records(
         order = np.random.default_rng(seed).permutation(len(records))
         train = int(fractions[0] * len(records))
         val = max(1, int(fractions[1] * len(records)))
+        known: set[str] = set()
         for rank, index in enumerate(order):
-            parts["train" if rank < train else "val" if rank < train + val else "test"].append(records[index])
+            elements = set(records[index].atoms.symbols)
+            split = "train" if rank < train else "val" if rank < train + val else "test"
+            if not elements <= known:
+                split = "train"  # what no training crystal has, no model learns
+            if split == "train":
+                known |= elements
+            parts[split].append(records[index])
     for split in ("train", "val"):
         if not parts[split]:
-            raise ValueError(f"the {split} part is empty ({len(records)} crystals in all); give more data")
+            remedy = (
+                f"no row has the split {split!r}; mark some, or name no split at all" if named else "give more data"
+            )
+            raise ValueError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
     return parts

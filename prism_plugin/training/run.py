@@ -134,6 +134,8 @@ def train(
     described = {**asdict(settings), "data": _fingerprint(parts)}
     _check_folder(folder, described, resume)
     torch.manual_seed(settings.seed)
+    if init is None and "element_types" not in settings.model:
+        _check_parts(parts)
     model = _new_model(settings, parts["train"], init)
     datasets = {
         name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress)
@@ -247,6 +249,19 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool) -> N
     places = {state["dirpath"] for key, state in callbacks.items() if key.startswith("ModelCheckpoint")}
     if places != {str(last.parent.resolve())}:
         raise ValueError(f"the run was started in {places}; move the folder back there to resume it")
+
+
+def _check_parts(parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError where a part has an element that the model could not learn."""
+    learned = {symbol for record in parts["train"] for symbol in record.atoms.symbols}
+    for split, records in parts.items():
+        for record in records:
+            foreign = sorted(set(record.atoms.symbols) - learned)
+            if foreign:
+                raise ValueError(
+                    f"crystal {record.name!r} of the {split} part has {', '.join(foreign)}, which no training crystal "
+                    "has: move it to the training part or remove it"
+                )
 
 
 def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
