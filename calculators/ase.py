@@ -14,6 +14,7 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes, all_properties
 
+from prism_plugin.devices import find_device
 from prism_plugin.graph import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import DEFAULT_MODEL, load_prism
@@ -21,18 +22,6 @@ from prism_plugin.pretrained import DEFAULT_MODEL, load_prism
 __all__ = ["PRISMCalculator"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-def _find_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
-    return place
 
 
 class PRISMCalculator(Calculator):
@@ -78,7 +67,7 @@ class PRISMCalculator(Calculator):
             raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
         given = isinstance(model, PRISM)
         self.model: PRISM = model if isinstance(model, PRISM) else load_prism(model)
-        place = self.model.device if given and device == "auto" else _find_device(device)
+        place = self.model.device if given and device == "auto" else find_device(device)
         kind = _DTYPES.get(dtype, self.model.dtype)
         if given and (self.model.device, self.model.dtype) != (place, kind):
             self.model = copy.deepcopy(self.model)
@@ -91,7 +80,7 @@ class PRISMCalculator(Calculator):
                     "any other needs a name of its own: train it with another --target or --unit"
                 )
             # A list of this instance: the class's own one is shared by every calculator of the process.
-            self.implemented_properties = [self.model.target]  # type: ignore[misc]
+            self.implemented_properties = [self.model.target]  # type: ignore[misc]  # ASE's own way to narrow it
 
     @property
     def _gives_energy(self) -> bool:

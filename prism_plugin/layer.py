@@ -73,7 +73,7 @@ class PRISMLayer(nn.Module):
         self.similarity_cutoff = similarity_cutoff
         self.similarity_envelope = similarity_envelope
         self.cutoff = cutoff
-        self.experts = nn.ModuleDict(  # type: ignore[assignment]
+        self.experts = nn.ModuleDict(  # type: ignore[assignment]  # typed by what it holds
             {
                 name: MultiscaleMessagePassing(dim, multiscale_aggregation)
                 if name == "multiscale"

@@ -137,7 +137,7 @@ class PRISM(MatGLModel):
         self.has_superatom = "cell" in experts or "multiscale" in experts
         if self.has_superatom:
             self.superatom_encoder = SuperatomEncoder(dim, superatom_readout)
-        self.layers = nn.ModuleList(  # type: ignore[assignment]
+        self.layers = nn.ModuleList(  # type: ignore[assignment]  # typed by what it holds
             PRISMLayer(
                 dim,
                 experts,

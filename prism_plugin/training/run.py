@@ -30,6 +30,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_loader
+from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import OPTIMIZERS
@@ -93,8 +94,7 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be {bounds}, got {value!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
+        find_device(self.device)
         known = inspect.signature(PRISM).parameters
         for name in self.model:
             if name not in known:
@@ -134,17 +134,13 @@ def train(
     described = {**asdict(settings), "data": _fingerprint(parts)}
     _check_folder(folder, described, resume)
     torch.manual_seed(settings.seed)
-    if init is None and "element_types" not in settings.model:
-        _check_parts(parts)
     model = _new_model(settings, parts["train"], init)
+    _check_elements(model, parts)
     datasets = {
         name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress)
         for name, records in parts.items()
         if records
     }
-    for dataset in datasets.values():
-        for graph in dataset.graphs:
-            model.check_elements(graph.atomic_numbers)
     folder.mkdir(parents=True, exist_ok=True)
     with replaced(folder / "settings.json") as path:
         path.write_text(json.dumps(described, indent=1, default=list))
@@ -168,9 +164,9 @@ def train(
     callbacks: list[Callback] = [checkpoint, every_epoch]
     if progress:
         callbacks.append(RichProgressBar())
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    device = find_device(settings.device)
     trainer = L.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
+        accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         max_epochs=settings.epochs,
         callbacks=callbacks,
@@ -198,7 +194,7 @@ def train(
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    model.to("cuda" if on_gpu else "cpu")  # Lightning's teardown moves it to the CPU
+    model.to(device)  # Lightning's teardown moves it to the CPU
     module.batchnorm_batches = None
     module.reestimate()
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
@@ -251,16 +247,17 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool) -> N
         raise ValueError(f"the run was started in {places}; move the folder back there to resume it")
 
 
-def _check_parts(parts: Mapping[str, Sequence[Record]]) -> None:
-    """Raise ValueError where a part has an element that the model could not learn."""
+def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError where a crystal has an element that the model does not know."""
     learned = {symbol for record in parts["train"] for symbol in record.atoms.symbols}
     for split, records in parts.items():
         for record in records:
-            foreign = sorted(set(record.atoms.symbols) - learned)
+            foreign = sorted(set(record.atoms.symbols) - set(model.element_types))
             if foreign:
+                why = "the model does not know" if set(foreign) <= learned else "no training crystal has"
                 raise ValueError(
-                    f"crystal {record.name!r} of the {split} part has {', '.join(foreign)}, which no training crystal "
-                    "has: move it to the training part or remove it"
+                    f"crystal {record.name!r} of the {split} part has {', '.join(foreign)}, which {why}: move it to "
+                    "the training part, remove it, or start from another model"
                 )
 
 

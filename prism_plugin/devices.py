@@ -1,0 +1,31 @@
+"""Names of devices -> torch devices, checked before any work."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["find_device"]
+
+
+def find_device(device: str) -> torch.device:
+    """Turn a name into a device that is there.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
+
+    Raises:
+        ValueError: if there is no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
+    return place
