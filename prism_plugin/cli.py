@@ -19,7 +19,7 @@ __all__ = ["main"]
 NAMED_DATA = ("emt-alloys",)
 
 
-def _model_argument(text: str) -> tuple[str, Any]:
+def _named_value(text: str) -> tuple[str, Any]:
     """Read ``name=value``; the value is a Python literal or else a string."""
     name, equals, value = text.partition("=")
     if not equals:
@@ -50,10 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--init", help="start from the weights of this model: a folder, or the name of a shipped one")
     add("--epochs", type=int, default=500, help="passes over the training crystals")
     add("--batch-size", type=int, default=64, help="crystals per update")
-    add("--optimizer", default="adamw-schedulefree", help="adamw-schedulefree or adam-onecycle")
-    add("--lr", type=float, default=1e-3, help="learning rate")
-    add("--betas", type=float, nargs=2, default=(0.9, 0.999), help="momentum coefficients")
-    add("--weight-decay", type=float, default=0.0, help="decay of the weights")
+    add("--optimizer", default="adamw-schedulefree", help="adamw-schedulefree, adam-onecycle, elra, muon or sgd")
+    add("--lr", type=float, help="learning rate; the optimizer's own if not given; elra adapts it by itself")
+    add(
+        "--option",
+        type=_named_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the optimizer, for example --option weight_decay=0.01, and with elra --option accumulate=2 "
+        "--option min_step=0.1; may be repeated",
+    )
     add("--seed", type=int, default=0, help="of weights, order, rotations, and the split where the data name none")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--no-rotate", action="store_true", help="switch the random rotation of training crystals off")
@@ -62,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-missing", action="store_true", help="leave out rows without the target")
     add(
         "--set",
-        type=_model_argument,
+        type=_named_value,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -93,8 +100,7 @@ def _train(arguments: argparse.Namespace) -> None:
         model=dict(arguments.set),
         optimizer=arguments.optimizer,
         lr=arguments.lr,
-        betas=tuple(arguments.betas),
-        weight_decay=arguments.weight_decay,
+        options=dict(arguments.option),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         rotate=not arguments.no_rotate,

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
 
-import torch
 from schedulefree import AdamWScheduleFree
 from torch.nn import Parameter
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-__all__ = ["OPTIMIZERS", "make_optimizer"]
+from prism_plugin.optim.batch_size import BatchSizeControl
+from prism_plugin.optim.elra import ELRA
+from prism_plugin.optim.together import Together
+
+__all__ = ["ELRA", "OPTIMIZERS", "BatchSizeControl", "check_options", "make_optimizer"]
 
 _Made = tuple[Optimizer, LRScheduler | None]
 
 
 def _adamw_schedulefree(
-    parameters: list[Parameter], lr: float, betas: tuple[float, float], weight_decay: float, steps: int
+    parameters: list[Parameter],
+    steps: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
 ) -> _Made:
     """AdamW-ScheduleFree (Defazio et al., NeurIPS 2024); warm-up over 5 % of the steps, at most 500."""
     warmup = min(500, steps // 20)
@@ -24,43 +35,110 @@ def _adamw_schedulefree(
 
 
 def _adam_onecycle(
-    parameters: list[Parameter], lr: float, betas: tuple[float, float], weight_decay: float, steps: int
+    parameters: list[Parameter],
+    steps: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
 ) -> _Made:
-    """Adam with a OneCycle schedule stepped per update, pct_start 0.01 (PRISM supplement, Training Details)."""
-    optimizer = Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+    """Adam with a OneCycle schedule, pct_start 0.01 (PRISM supplement, Training Details)."""
+    return _one_cycle(Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay), lr, steps)
+
+
+def _sgd(
+    parameters: list[Parameter], steps: int, lr: float = 0.1, weight_decay: float = 0.0, momentum: float = 0.9
+) -> _Made:
+    """SGD with Nesterov's momentum and a OneCycle schedule."""
+    optimizer = SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    return _one_cycle(optimizer, lr, steps)
+
+
+def _muon(
+    parameters: list[Parameter],
+    steps: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> _Made:
+    """Muon for matrices (its steps as long as AdamW's), AdamW for the rest, with a OneCycle schedule."""
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+    rest = [parameter for parameter in parameters if parameter.ndim != 2]
+    parts: list[Optimizer] = []
+    if matrices:
+        parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        parts.append(AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay))
+    return _one_cycle(Together(*parts), lr, steps)
+
+
+def _one_cycle(optimizer: Optimizer, lr: float, steps: int) -> _Made:
+    """Stepped per update. OneCycleLR divides by (pct_start * steps - 1): the rise takes two steps at least."""
     steps = max(steps, 4)
-    # OneCycleLR divides by (pct_start * steps - 1): the rise takes two steps at least.
     rise = max(0.01, 2 / steps)
     return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
+
+
+def _elra(
+    parameters: list[Parameter],
+    steps: int,
+    lr: float = 1e-5,
+    weight_decay: float = 1.0,
+    kappa: str | bool = "auto",
+    growth: str | float = "adaptive",
+    max_step: float | None = 2.0,
+    min_step: float | None = 0.1,
+    retrace: bool = True,
+    low_memory: bool = False,
+    boost: bool = True,
+) -> _Made:
+    """ELRA for networks: with the paper's warm-up floor, and evaluated at the mean of the iterates."""
+    optimizer = ELRA(parameters, lr, weight_decay, kappa, growth, max_step, min_step, retrace, low_memory, None, boost)
+    return optimizer, None
 
 
 OPTIMIZERS: dict[str, Callable[..., _Made]] = {
     "adam-onecycle": _adam_onecycle,
     "adamw-schedulefree": _adamw_schedulefree,
+    "elra": _elra,
+    "muon": _muon,
+    "sgd": _sgd,
 }
 
 
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise ValueError unless the table has the optimizer and the optimizer has the options."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}; choose one of: {', '.join(sorted(OPTIMIZERS))}")
+    known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key not in ("parameters", "steps")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"the optimizer {name!r} has no option {option!r}; choose one of: {', '.join(known)}")
+
+
+def _check_value(name: str, value: Any, low: float, high: float) -> None:
+    if not isinstance(value, Real) or not low < float(value) < high:
+        bounds = f"{'at least' if low < 0 else 'above'} 0" + ("" if math.isinf(high) else f" and below {high:g}")
+        raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+
+
 def make_optimizer(
-    name: str,
-    parameters: Iterable[Parameter],
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    steps: int = 1,
-) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
-    """Make an optimizer of the table.
+    name: str, parameters: Iterable[Parameter], steps: int = 1, options: Mapping[str, Any] | None = None
+) -> _Made:
+    """Make an optimizer of the table, and its schedule if it has one (step it per update).
 
     Args:
         name: a key of :data:`OPTIMIZERS`.
         parameters: what it moves.
-        lr: learning rate (the largest one of a schedule).
-        betas: momentum coefficients.
-        weight_decay: decay of the weights.
         steps: number of updates of the whole training.
+        options: arguments of its row, such as ``lr``; the row's defaults where one is missing.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name or an option is unknown, or a value is absurd.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; choose one of: {', '.join(sorted(OPTIMIZERS))}")
-    return OPTIMIZERS[name](list(parameters), lr=lr, betas=betas, weight_decay=weight_decay, steps=steps)
+    options = options or {}
+    check_options(name, options)
+    _check_value("lr", options.get("lr", 1.0), 0.0, math.inf)
+    for beta in options.get("betas", ()):
+        _check_value("betas", beta, -math.ulp(0.0), 1.0)
+    _check_value("weight_decay", options.get("weight_decay", 0.0), -math.ulp(0.0), math.inf)
+    return OPTIMIZERS[name](list(parameters), steps, **options)

@@ -1,18 +1,20 @@
 """The Lightning module that trains PRISM on one number per crystal.
 
-In come batches of (crystals, targets); the loss is L1 on the raw target. The traps of ScheduleFree are handled here:
-its optimizer is in train mode for updates only, evaluation and every checkpoint see the averaged weights x, and the
-BatchNorm statistics are re-estimated at x before each validation.
+In come batches of (crystals, targets); the loss is L1 on the raw target. The traps of optimizers that average
+(ScheduleFree, ELRA) are handled here: they are in train mode for updates only, evaluation and every checkpoint see the
+averaged weights x, and the BatchNorm statistics are re-estimated at x before each validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -22,8 +24,18 @@ from prism_plugin.data.augmentation import random_rotations, rotate_batch
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.training.batchnorm import reestimate_batchnorm
+from prism_plugin.training.elra import ELRACallback
 
-__all__ = ["PropertyTraining"]
+__all__ = ["PropertyTraining", "split_options"]
+
+
+def split_options(optimizer: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part the options of an optimizer from those of its callback, which only ELRA has."""
+    of_callback = set(inspect.signature(ELRACallback).parameters) if optimizer == "elra" else set()
+    return (
+        {name: value for name, value in options.items() if name not in of_callback},
+        {name: value for name, value in options.items() if name in of_callback},
+    )
 
 
 class PropertyTraining(L.LightningModule):
@@ -32,9 +44,7 @@ class PropertyTraining(L.LightningModule):
     Args:
         model: the model.
         optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
-        lr: learning rate.
-        betas: momentum coefficients.
-        weight_decay: decay of the weights.
+        options: of the optimizer, such as ``lr``; with ``"elra"`` also those of its callback.
         rotate: whether training crystals are turned at random (SO(3) augmentation).
         seed: of the rotations; they depend on it, the epoch and the batch only.
         batchnorm_loader: training batches for the BatchNorm statistics; None leaves the running ones.
@@ -45,9 +55,7 @@ class PropertyTraining(L.LightningModule):
         self,
         model: PRISM,
         optimizer: str = "adamw-schedulefree",
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
+        options: Mapping[str, Any] | None = None,
         rotate: bool = True,
         seed: int = 0,
         batchnorm_loader: DataLoader | None = None,
@@ -56,19 +64,23 @@ class PropertyTraining(L.LightningModule):
         super().__init__()
         self.model = model
         self.optimizer_name = optimizer
-        self.optimizer_settings: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        self.options, self.callback_options = split_options(optimizer, options or {})
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
         self.batchnorm_batches = batchnorm_batches
+
+    def configure_callbacks(self) -> list[Callback]:
+        """ELRA brings its callback along."""
+        return [ELRACallback(**self.callback_options)] if self.optimizer_name == "elra" else []
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and its schedule stepped per update."""
         optimizer, scheduler = make_optimizer(
             self.optimizer_name,
             self.model.parameters(),
-            steps=int(self.trainer.estimated_stepping_batches),
-            **self.optimizer_settings,
+            int(self.trainer.estimated_stepping_batches),
+            self.options,
         )
         if scheduler is None:
             return {"optimizer": optimizer}
@@ -85,10 +97,11 @@ class PropertyTraining(L.LightningModule):
         crystals, targets = batch
         prediction = self.model(self._rotated(crystals, self.current_epoch, batch_idx))
         loss = functional.l1_loss(prediction, targets.to(prediction))
-        if not torch.isfinite(loss):
+        if self.optimizer_name != "elra" and not torch.isfinite(loss):  # ELRA goes back by itself
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
-                f"rate (now {self.optimizer_settings['lr']}) or look for absurd targets; the last checkpoint is kept"
+                f"rate (now {rate:g}) or look for absurd targets; the last checkpoint is kept"
             )
         self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
         return loss

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ from prism_plugin.data import GraphDataset, Record, make_loader
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
-from prism_plugin.optim import OPTIMIZERS
-from prism_plugin.training.module import PropertyTraining
+from prism_plugin.optim import make_optimizer
+from prism_plugin.training.elra import ELRACallback
+from prism_plugin.training.module import PropertyTraining, split_options
 from prism_plugin.training.plots import plot_learning_curve, plot_parity
 
 __all__ = ["TrainingSettings", "format_scores", "train"]
@@ -49,9 +49,8 @@ class TrainingSettings:
         unit: its unit.
         model: constructor arguments of PRISM, where they differ from its defaults.
         optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
-        lr: learning rate.
-        betas: momentum coefficients.
-        weight_decay: decay of the weights.
+        lr: learning rate; None takes the optimizer's own.
+        options: of the optimizer (arguments of its row in the table; with ``"elra"`` also those of ``ELRACallback``).
         epochs: number of passes over the training crystals.
         batch_size: crystals per update.
         rotate: SO(3) augmentation.
@@ -65,9 +64,8 @@ class TrainingSettings:
     unit: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
     optimizer: str = "adamw-schedulefree"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    lr: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 500
     batch_size: int = 64
     rotate: bool = True
@@ -84,14 +82,6 @@ class TrainingSettings:
                 continue
             if not isinstance(value, int) or value < (name != "seed") or value > 2**31:
                 raise ValueError(f"{name} must be a whole number of at least {int(name != 'seed')}, got {value!r}")
-        for name, value, low, high in (
-            ("lr", self.lr, 0.0, 1e3),
-            ("weight_decay", self.weight_decay, -1.0, 1e3),
-            *(("betas", beta, -1.0, 1.0) for beta in self.betas),
-        ):
-            if not isinstance(value, Real) or not max(low, 0.0) <= value < high or value == low:
-                bounds = f"{'above' if low == 0 else 'at least'} 0 and below {high:g}"
-                raise ValueError(f"{name} must be {bounds}, got {value!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
         find_device(self.device)
@@ -99,8 +89,14 @@ class TrainingSettings:
         for name in self.model:
             if name not in known:
                 raise ValueError(f"unknown model argument {name!r}; choose one of: {', '.join(known)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(sorted(OPTIMIZERS))}")
+        options, of_callback = split_options(self.optimizer, self.all_options())
+        make_optimizer(self.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], options=options)
+        if of_callback:
+            ELRACallback(**of_callback)
+
+    def all_options(self) -> dict[str, Any]:
+        """The optimizer's options with the learning rate, if one is set."""
+        return {**self.options} if self.lr is None else {"lr": self.lr, **self.options}
 
 
 def train(
@@ -110,6 +106,7 @@ def train(
     resume: bool = False,
     init: PRISM | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train a PRISM and write its run folder.
 
@@ -121,6 +118,7 @@ def train(
         init: start from a copy of this model, with its elements and sizes, not from random weights; mean and spread are
             kept where the target is the same, else taken from the new data.
         progress: whether there are progress bars.
+        callbacks: further Lightning callbacks.
 
     Returns:
         The summary: MAE and RMSE of each part, those of the mean predictor, times, versions.
@@ -148,9 +146,7 @@ def train(
     module = PropertyTraining(
         model,
         settings.optimizer,
-        settings.lr,
-        settings.betas,
-        settings.weight_decay,
+        settings.all_options(),
         settings.rotate,
         settings.seed,
         make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed + 1),
@@ -161,15 +157,13 @@ def train(
     # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
     every_epoch = ModelCheckpoint(place, "last", enable_version_counter=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    callbacks: list[Callback] = [checkpoint, every_epoch]
-    if progress:
-        callbacks.append(RichProgressBar())
+    bar = [RichProgressBar()] if progress else []
     device = find_device(settings.device)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         max_epochs=settings.epochs,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *bar, checkpoint, every_epoch],
         logger=CSVLogger(folder, name="log"),
         log_every_n_steps=1,
         enable_progress_bar=progress,
@@ -231,7 +225,7 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool) -> N
     before = json.loads((folder / "settings.json").read_text())
     now = json.loads(json.dumps(described, default=list))
     # A schedule is stretched over the epochs; without one, more epochs are only more.
-    free = {"device", "epochs"} if now["optimizer"] == "adamw-schedulefree" else {"device"}
+    free = {"device", "epochs"} if now["optimizer"] in ("adamw-schedulefree", "elra") else {"device"}
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)

@@ -1,0 +1,527 @@
+"""ELRA: gradient descent whose learning rate follows the angle between consecutive gradients.
+
+Source: "A gradient descent optimizer with auto-controlled large learning rates, dynamic batch sizes and without
+momentum" (Kleinsorge, Kupper, Fauck, Rothe; arXiv 2309.06274 and its ICLR 2025 submission); "Eq." and "section" mean
+that paper. With kappa = 1 its Eq. 4 is the long step of Barzilai and Borwein (1988). What the text leaves open is
+settled in CHOICES.md #20-#28. In come losses and gradients, out go weights; the optimizer knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["ELRA"]
+
+ALPHA_RANGE = (1e-8, 1e6)
+DAMPING = 855_000.0  # of the adaptive growth cap at the start and after a serious soft restart
+RETRACES = 8  # in a row, after which a high but finite loss is accepted
+FAILURES = 100  # losses in a row that are not finite, after which there is no hope
+
+
+@dataclass
+class _Block:
+    """The vectors of one parameter group that take part in a step."""
+
+    decay: float
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    states: list[dict[str, Tensor]]
+
+    def stored(self, name: str) -> list[Tensor]:
+        return [state[name] for state in self.states]
+
+
+class ELRA(Optimizer):
+    """Exponential learning-rate adaption, with soft restarts, for losses that are handed to ``step``.
+
+    ``group["lr"]`` is the learning rate alpha; it is one for all groups, and the optimizer moves it. The loss and the
+    gradients of a step must be means over the same samples. Three ways to hand the loss over::
+
+        optimizer.step(closure)                    # the closure computes loss and gradients
+        loss.backward(); optimizer.step(loss=loss)
+        for loss in micro_losses:                  # accumulation: gradients of the mean, losses one by one
+            (loss / len(micro_losses)).backward(); optimizer.observe(loss)
+        optimizer.step()
+
+    Args:
+        params: what it moves; parameters or groups (``weight_decay`` may differ between groups).
+        lr: alpha before the first step; it adapts exponentially fast.
+        weight_decay: factor on the weights in every update (0.9997 in the paper); 1 is off.
+        kappa: the correction of Eq. 4 for noise; ``"auto"`` has it on with more than 20 numbers to move.
+        growth: largest growth of alpha in a step; ``"adaptive"`` is 1e6 / (1 + d) with the damping d of soft restarts.
+        max_step: largest length of a step, alpha * |G| (step-size cropping, section 3.5); None is off.
+        min_step: smallest length of a step (the warm-up of section 3.1, 0.1 for language models); None is off.
+        retrace: soft restarts: go back where the loss rises too much or is not finite (section 3.2).
+        low_memory: keep the last point only and recover the last gradient from it (section 3.6); not below float32.
+        foreach: multi-tensor kernels; None takes them on CUDA.
+        boost: keep the mean of the accepted iterates of a cycle (section 3.7): ``eval()`` puts it into the weights,
+            ``train()`` takes it out again.
+
+    Memory beside weights and gradients, in vectors of their size: 2; 1 with ``low_memory`` or without ``retrace``;
+    ``boost`` adds 1.
+
+    Raises:
+        ValueError: if an argument is out of range, or the parameters are complex or sharded.
+
+    Example:
+        >>> x = torch.nn.Parameter(torch.tensor([-5.75, 1.75], dtype=torch.float64))
+        >>> optimizer = ELRA([x], max_step=None)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = 3 * x[0] ** 2 + 24 * x[1] ** 2
+        ...     loss.backward()
+        ...     return loss
+        >>> for _ in range(13):
+        ...     loss = optimizer.step(closure)
+        >>> bool(loss < 1e-6)
+        True
+    """
+
+    # With this, GradScaler does not hide itself from `step`, which then refuses it.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-5,
+        weight_decay: float = 1.0,
+        kappa: str | bool = "auto",
+        growth: str | float = "adaptive",
+        max_step: float | None = 2.0,
+        min_step: float | None = None,
+        retrace: bool = True,
+        low_memory: bool = False,
+        foreach: bool | None = None,
+        boost: bool = False,
+    ) -> None:
+        _check_number("lr (alpha before the first step)", lr, 0.0, ALPHA_RANGE[1])
+        if kappa not in ("auto", True, False):
+            raise ValueError(f"kappa must be 'auto', True or False, got {kappa!r}")
+        if growth != "adaptive":
+            _check_number("growth (or 'adaptive')", growth, 1.0, ALPHA_RANGE[1])
+        for name, value in (("max_step", max_step), ("min_step", min_step)):
+            if value is not None:
+                _check_number(f"{name} (or None)", value, 0.0, math.inf)
+        if max_step is not None and min_step is not None and min_step > max_step:
+            raise ValueError(f"min_step must not be above max_step, got {min_step} and {max_step}")
+        if low_memory and not retrace:
+            raise ValueError("low_memory keeps the last point, retrace=False the last gradient: choose one of them")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._check_parameters(low_memory)
+        self._observed: list[Tensor] = []
+        self._discard = False
+        size = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
+        # Every number lives in the first group, so that a saved state is the whole state.
+        self.param_groups[0].update(
+            kappa=size > 20 if kappa == "auto" else bool(kappa),
+            growth=growth,
+            max_step=max_step,
+            min_step=min_step,
+            retrace=retrace,
+            low_memory=low_memory,
+            foreach=foreach,
+            boost=boost,
+            train_mode=True,
+            accumulate=None,  # micro-batches a window must have; None takes any number
+            gradient_scale=1.0,
+            damping=DAMPING,
+            run=0,  # soft restarts in a row
+            failures=0,  # steps in a row whose loss was not finite
+            last_loss=None,
+            last_square=None,  # |G|^2 of the last accepted step
+            last_alpha=None,  # what that step, or its soft restart, moved by; with `low_memory` it recovers G
+            threshold=None,  # losses above it are traced back
+            cycle_count=0,
+            cycle_mean=0.0,
+            cycle_squares=0.0,
+            averaged=0,  # iterates in the mean
+            updates=0,
+            retraces=0,
+            outcome="new",
+        )
+
+    def _check_parameters(self, low_memory: bool) -> None:
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if len(rates) > 1:
+            raise ValueError(f"ELRA has one alpha for all parameter groups, got lr = {sorted(rates)}; give it one lr")
+        for group in self.param_groups:
+            # 0 and 1e-2 are what other optimizers would be given; here they would erase the weights.
+            _check_number(
+                "weight_decay (a factor on the weights, 0.9997 or so; 1 is off)", group["weight_decay"], 0.5, 1.0
+            )
+            for parameter in group["params"]:
+                if hasattr(parameter, "device_mesh"):  # a DTensor, whose module costs a second to import
+                    raise ValueError("ELRA does not work on sharded parameters (DTensor, FSDP): use DDP")
+                if not parameter.is_floating_point():
+                    raise ValueError(f"ELRA moves real parameters, got dtype {parameter.dtype}")
+                if low_memory and parameter.dtype in (torch.float16, torch.bfloat16):
+                    raise ValueError(f"low_memory needs float32 or wider, got {parameter.dtype}; switch it off")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore; losses of a window that was open are gone."""
+        super().__setstate__(state)
+        self._observed = []
+        self._discard = False
+
+    @property
+    def outcome(self) -> str:
+        """What the last step was: "new" (none yet), "accepted", "retraced", "skipped" (nothing moved)."""
+        return self.param_groups[0]["outcome"]
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Note the loss of one micro-batch of the window that ends with the next ``step``."""
+        self._observed.append(torch.as_tensor(loss).detach())
+
+    def discard(self) -> None:
+        """Skip the next step, because its window is not like the others (a smaller last batch, section 3.5)."""
+        self._discard = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, loss: Tensor | float | None = None) -> Any:
+        """Accept the point where loss and gradients were computed and move on, or go back.
+
+        Args:
+            closure: computes the loss and its gradients, and returns the loss.
+            loss: the loss, where the gradients are there already.
+
+        Returns:
+            The loss that the closure returned or that was given.
+
+        Raises:
+            ValueError: without a loss or a gradient; if the first loss is not finite, or a hundred in a row are not;
+                with a gradient scaler or a learning-rate scheduler; in eval mode.
+        """
+        if closure is not None and loss is not None:
+            raise ValueError("step takes a closure or a loss, not both")
+        self._refuse()
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        state = self.param_groups[0]
+        window, self._observed = self._observed, []
+        discard, self._discard = self._discard, False
+        if discard or (window and state["accumulate"] not in (None, len(window))):
+            state["outcome"] = "skipped"
+            return loss
+        f = _mean_over_ranks(_mean_loss(window, loss))
+        blocks = self._blocks()
+        g2, change = self._products(blocks)
+        if state["last_loss"] is None:
+            self._first(f, g2)
+        elif not (math.isfinite(f) and math.isfinite(g2)):
+            self._fail(f, g2, blocks)
+            return loss
+        elif state["retrace"] and f > state["threshold"] and state["run"] < RETRACES:
+            self._soft_restart(f, blocks)
+            return loss
+        else:
+            self._adapt(g2, change)
+        self._take(f, g2, blocks)
+        return loss
+
+    def end_cycle(self) -> tuple[float, float] | None:
+        """Close a cycle (an epoch): its statistics set the threshold of soft restarts, a new mean of iterates begins.
+
+        Returns:
+            Mean and standard deviation of the accepted losses; None where there were none.
+        """
+        state = self.param_groups[0]
+        count, state["cycle_count"] = state["cycle_count"], 0
+        state["averaged"] = 0
+        if count == 0:
+            return None
+        sigma = math.sqrt(state["cycle_squares"] / count)
+        if count > 1:
+            state["threshold"] = state["cycle_mean"] + 5 * sigma
+        return state["cycle_mean"], sigma
+
+    @torch.no_grad()
+    def scale_gradients(self, scale: float) -> None:
+        """Multiply gradients by ``scale`` from now on, and the stored one with them (gradient decay, section 3.4)."""
+        _check_number("scale", scale, 0.0, math.inf)
+        state = self.param_groups[0]
+        ratio = scale / state["gradient_scale"]
+        state["gradient_scale"] = scale
+        if state["last_loss"] is None or ratio == 1.0:
+            return
+        state["last_square"] *= ratio**2
+        state["last_alpha"] /= ratio
+        for vectors in self.state.values():
+            if "gradient" in vectors:
+                vectors["gradient"].mul_(ratio)
+
+    def train(self) -> None:
+        """Put the iterate into the weights, from which ``step`` goes on."""
+        self._switch(True)
+
+    def eval(self) -> None:
+        """Put the mean of the last cycle's accepted iterates into the weights; without ``boost`` nothing changes."""
+        self._switch(False)
+
+    @torch.no_grad()
+    def _switch(self, train: bool) -> None:
+        state = self.param_groups[0]
+        if state["train_mode"] == train:
+            return
+        state["train_mode"] = train
+        for parameter, vectors in self.state.items():
+            if "mean" in vectors:  # it holds whichever of the two is not in the weights
+                kept = parameter.clone()
+                parameter.copy_(vectors["mean"])
+                vectors["mean"].copy_(kept)
+
+    def _refuse(self) -> None:
+        if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
+            raise ValueError(
+                "ELRA reads loss and gradients, which a GradScaler scales: use bf16 or float32 without one"
+            )
+        if any("initial_lr" in group for group in self.param_groups):
+            raise ValueError("ELRA adapts its learning rate itself: remove the learning-rate scheduler")
+        if self.param_groups[0]["boost"] and not self.param_groups[0]["train_mode"]:
+            raise ValueError("the weights hold the mean of the iterates now: call optimizer.train() before step")
+
+    def _blocks(self) -> list[_Block]:
+        """Collect what has a gradient, or had one before (it counts as zero then)."""
+        blocks = []
+        for group in self.param_groups:
+            block = _Block(group["weight_decay"], [], [], [])
+            for parameter in group["params"]:
+                if parameter.grad is None and parameter not in self.state:
+                    continue
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                if gradient.is_sparse:
+                    raise ValueError("ELRA does not work on sparse gradients: use dense ones (Embedding(sparse=False))")
+                block.weights.append(parameter)
+                block.gradients.append(gradient)
+                block.states.append(self._vectors(parameter))
+            blocks.append(block)
+        if not any(block.weights for block in blocks):
+            raise ValueError("no parameter has a gradient: call loss.backward() before step, or pass a closure")
+        return blocks
+
+    def _vectors(self, parameter: Tensor) -> dict[str, Tensor]:
+        vectors = self.state[parameter]
+        if not vectors:
+            # A parameter that joins later has moved by nothing so far: its last gradient is zero.
+            settings = self.param_groups[0]
+            if settings["retrace"]:
+                vectors["point"] = parameter.clone(memory_format=torch.preserve_format)
+            if not settings["low_memory"]:
+                vectors["gradient"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            if settings["boost"]:
+                vectors["mean"] = parameter.clone(memory_format=torch.preserve_format)
+        return vectors
+
+    def _products(self, blocks: list[_Block]) -> tuple[float, float]:
+        """Give <G, G> and <G_last - G, G_last>; the latter as a difference of vectors, for 1 - <G, G_last> cancels."""
+        scale = self.param_groups[0]["gradient_scale"]
+        first = self.param_groups[0]["last_loss"] is None
+        squares: list[Tensor] = []
+        changes: list[Tensor] = []
+        for block in blocks:
+            if not block.weights:
+                continue
+            if self._multi_tensor(block):
+                gradients = [_wide(gradient) for gradient in block.gradients]
+                squares += torch._foreach_pow(torch._foreach_norm(gradients), 2)
+                if not first:
+                    lasts = [_wide(self._last_gradient(block, index)) for index in range(len(gradients))]
+                    products = torch._foreach_sub(lasts, gradients, alpha=scale)
+                    torch._foreach_mul_(products, lasts)
+                    changes += [product.sum() for product in products]
+                continue
+            for index, gradient in enumerate(block.gradients):
+                wide = _wide(gradient).reshape(-1)
+                squares.append(torch.dot(wide, wide))
+                if not first:
+                    last = _wide(self._last_gradient(block, index)).reshape(-1)
+                    changes.append(torch.dot(torch.sub(last, wide, alpha=scale), last))
+        return scale**2 * _total(squares), _total(changes) if changes else 0.0
+
+    def _last_gradient(self, block: _Block, index: int) -> Tensor:
+        """Give a stored gradient, or recover it: x = decay * x_last - alpha * G_last."""
+        vectors = block.states[index]
+        if "gradient" in vectors:
+            return vectors["gradient"]
+        moved = torch.sub(vectors["point"] * block.decay, block.weights[index])
+        return moved.div_(self.param_groups[0]["last_alpha"])
+
+    def _multi_tensor(self, block: _Block) -> bool:
+        chosen = self.param_groups[0]["foreach"]
+        return block.weights[0].is_cuda if chosen is None else chosen
+
+    def _first(self, f: float, g2: float) -> None:
+        if not (math.isfinite(f) and math.isfinite(g2)):
+            raise ValueError(
+                f"the first loss is {f} and its squared gradient {g2}: there is no good point to go back to; look at "
+                "the data, the scale of the targets and the initial weights"
+            )
+        state = self.param_groups[0]
+        state["threshold"] = f + 0.1 * abs(f)
+        self._set_alpha(state["lr"], g2, floor=False)
+
+    def _fail(self, f: float, g2: float, blocks: list[_Block]) -> None:
+        """The loss or the gradient is not finite: go back, or at least do not move."""
+        state = self.param_groups[0]
+        state["failures"] += 1
+        if state["failures"] >= FAILURES:
+            raise ValueError(
+                f"loss or gradient has not been finite for {FAILURES} steps in a row (now {f}, squared gradient {g2}): "
+                "look at the data; the weights are near the last good point"
+            )
+        if state["retrace"]:
+            self._soft_restart(f, blocks)
+        else:
+            state["outcome"] = "skipped"
+
+    def _soft_restart(self, f: float, blocks: list[_Block]) -> None:
+        """Go back and take a shorter step from there (section 3.2), with |G|^2 where the paper misprints |G|."""
+        state = self.param_groups[0]
+        if state["damping"] >= 62_500:
+            state["damping"] = DAMPING
+        elif state["damping"] > 1:
+            state["damping"] *= 16
+        else:
+            state["damping"] += 16
+        expected = state["lr"] * state["last_square"]
+        denominator = f - state["last_loss"] + expected
+        hopeless = not math.isfinite(denominator) or denominator <= 0
+        factor = 0.01 if hopeless else min(max(0.5 * expected / denominator, 0.01), 0.5)
+        alpha = max(state["lr"] * factor, ALPHA_RANGE[0])
+        for block in blocks:
+            for index, weight in enumerate(block.weights):
+                last = self._last_gradient(block, index)
+                weight.copy_(block.states[index]["point"]).mul_(block.decay).sub_(last, alpha=alpha)
+        for group in self.param_groups:
+            group["lr"] = alpha
+        state["last_alpha"] = alpha
+        state["run"] += 1
+        state["retraces"] += 1
+        state["outcome"] = "retraced"
+
+    def _adapt(self, g2: float, change: float) -> None:
+        """Eq. 4, with the growth cap and the bounds."""
+        state = self.param_groups[0]
+        state["run"] = 0
+        state["damping"] /= 3.9
+        cap = 1e6 / (1 + state["damping"]) if state["growth"] == "adaptive" else state["growth"]
+        alpha = state["lr"]
+        kappa = 1 + 0.15 / (1 + alpha**2) if state["kappa"] else 1.0
+        if state["last_square"] > 0:  # else there was no step whose angle could tell
+            h = change / state["last_square"]
+            alpha *= cap if h <= kappa / cap else kappa / h
+        self._set_alpha(alpha, g2, floor=True)
+
+    def _set_alpha(self, alpha: float, g2: float, floor: bool) -> None:
+        state = self.param_groups[0]
+        if floor:
+            alpha = min(max(alpha, ALPHA_RANGE[0]), ALPHA_RANGE[1])
+        if g2 > 0:
+            if state["max_step"] is not None:
+                alpha = min(alpha, state["max_step"] / math.sqrt(g2))
+            if floor and state["min_step"] is not None:
+                alpha = max(alpha, state["min_step"] / math.sqrt(g2))
+        for group in self.param_groups:
+            group["lr"] = alpha
+
+    def _take(self, f: float, g2: float, blocks: list[_Block]) -> None:
+        """Store this point and its gradient, and move on."""
+        state = self.param_groups[0]
+        alpha, scale = state["lr"], state["gradient_scale"]
+        state.update(last_loss=f, last_square=g2, last_alpha=alpha, failures=0, outcome="accepted")
+        state["updates"] += 1
+        state["averaged"] += 1
+        for block in blocks:
+            if not block.weights:
+                continue
+            if self._multi_tensor(block):
+                _move_together(block, alpha, scale, state["averaged"])
+            else:
+                _move_one_by_one(block, alpha, scale, state["averaged"])
+        # Welford's update: mean and sum of squared deviations.
+        if state["cycle_count"] == 0:
+            state["cycle_mean"] = state["cycle_squares"] = 0.0
+        state["cycle_count"] += 1
+        deviation = f - state["cycle_mean"]
+        state["cycle_mean"] += deviation / state["cycle_count"]
+        state["cycle_squares"] += deviation * (f - state["cycle_mean"])
+
+
+def _move_one_by_one(block: _Block, alpha: float, scale: float, averaged: int) -> None:
+    """Tensor by tensor, all that is done to one while it is in the cache."""
+    for weight, gradient, vectors in zip(block.weights, block.gradients, block.states, strict=True):
+        if "mean" in vectors:
+            vectors["mean"].lerp_(weight, 1 / averaged)
+        if "point" in vectors:
+            vectors["point"].copy_(weight)
+        if block.decay != 1.0:
+            weight.mul_(block.decay)
+        weight.sub_(gradient, alpha=alpha * scale)
+        if "gradient" in vectors:
+            if scale == 1.0:
+                vectors["gradient"].copy_(gradient)
+            else:
+                torch.mul(gradient, scale, out=vectors["gradient"])
+
+
+def _move_together(block: _Block, alpha: float, scale: float, averaged: int) -> None:
+    """The same with multi-tensor kernels."""
+    if "mean" in block.states[0]:
+        torch._foreach_lerp_(block.stored("mean"), block.weights, 1 / averaged)
+    if "point" in block.states[0]:
+        torch._foreach_copy_(block.stored("point"), block.weights)
+    if block.decay != 1.0:
+        torch._foreach_mul_(block.weights, block.decay)
+    torch._foreach_sub_(block.weights, block.gradients, alpha=alpha * scale)
+    if "gradient" in block.states[0]:
+        torch._foreach_copy_(block.stored("gradient"), block.gradients)
+        if scale != 1.0:
+            torch._foreach_mul_(block.stored("gradient"), scale)
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError unless ``low < value <= high`` and it is finite."""
+    if not isinstance(value, Real) or not low < float(value) <= high or math.isinf(float(value)):
+        bounds = f"above {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+        raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+
+
+def _mean_loss(window: list[Tensor], loss: Any) -> Tensor:
+    """Give the mean of the window's losses, or the loss that was given."""
+    if window:
+        return torch.stack([value.reshape(()).double() for value in window]).mean()
+    if loss is None:
+        raise ValueError(
+            "ELRA needs the loss: step(closure) with a closure that returns it, step(loss=loss), or observe(loss)"
+        )
+    value = torch.as_tensor(loss).detach()
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(f"the loss must be one real number, got shape {tuple(value.shape)} of {value.dtype}")
+    return value.reshape(()).double()
+
+
+def _mean_over_ranks(loss: Tensor) -> float:
+    """Average over the processes of a DDP run: all of them must decide alike."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(loss)
+        return float(loss) / torch.distributed.get_world_size()
+    return float(loss)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _total(values: list[Tensor]) -> float:
+    """Add per-tensor results in float64, with one transfer where they are on one device and of one kind."""
+    if len({(value.device, value.dtype) for value in values}) > 1:
+        return math.fsum(float(value) for value in values)
+    return math.fsum(torch.stack(values).tolist())
