@@ -33,11 +33,13 @@ MODEL = {
 }
 # The best of those in --scan (5 epochs, seed 0): options of the optimizer, and the batch size.
 RUNS: dict[str, tuple[str, dict[str, object]]] = {
-    "AdamW-ScheduleFree": ("adamw-schedulefree", {"lr": 4e-3}),
-    "Adam + OneCycle": ("adam-onecycle", {"lr": 4e-3}),
+    "Muon, AdamW + OneCycle": ("muon", {"lr": 8e-3}),
+    "AdamW-ScheduleFree": ("adamw-schedulefree", {"lr": 8e-3}),
+    "Adam + OneCycle": ("adam-onecycle", {"lr": 8e-3}),
     "SGD + OneCycle": ("sgd", {"lr": 0.1}),
-    "Muon, AdamW + OneCycle": ("muon", {"lr": 4e-3}),
-    "ELRA": ("elra", {}),
+    "SGD without momentum + OneCycle": ("sgd", {"lr": 0.5, "momentum": 0.0}),
+    "ELRA, floor 0.1": ("elra", {"min_step": 0.1}),
+    "ELRA, floor 0.3": ("elra", {"min_step": 0.3}),
 }
 SCAN: dict[str, list[tuple[str, dict[str, object]]]] = {
     "schedulefree": [("adamw-schedulefree", {"lr": lr}) for lr in (2e-3, 4e-3, 8e-3, 1.6e-2)],

@@ -56,7 +56,7 @@ def test_help_lists_the_commands(capsys) -> None:
 def test_train_writes_a_model_that_matgl_loads(data, tmp_path, capsys) -> None:
     out = tmp_path / "run"
     arguments = [*COMMON, "--data", str(data), "--unit", "eV/atom", "--out", str(out), "--epochs", "2"]
-    assert cli.main([*arguments, "--optimizer", "adam-onecycle", "--no-rotate", "--weight-decay", "1e-6"]) == 0
+    assert cli.main([*arguments, "--optimizer", "adam-onecycle", "--no-rotate", "--option", "weight_decay=1e-6"]) == 0
     assert "MAE of the mean" in capsys.readouterr().out
     assert matgl.load_model(out / "model").unit == "eV/atom"
     settings = json.loads((out / "settings.json").read_text())
@@ -77,7 +77,7 @@ def test_train_on_a_named_data_set(tmp_path) -> None:
     ("extra", "message"),
     [
         (["--data", "nowhere.jsonl"], "no data file 'nowhere.jsonl'"),
-        (["--optimizer", "sgd"], "unknown optimizer 'sgd'; choose one of: adam-onecycle, adamw-schedulefree"),
+        (["--optimizer", "lion"], "unknown optimizer 'lion'; choose one of: adam-onecycle, adamw-schedulefree"),
         (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
         (["--set", "fusion=max"], "unknown fusion 'max'"),
         (["--set", "layers=3"], "unknown model argument 'layers'; choose one of: .*num_layers"),

@@ -69,7 +69,9 @@ def fit(parts, tmp_path, epochs=2):
     torch.manual_seed(0)
     model = PRISM(element_types=METALS, **MODEL)
     data = {name: GraphDataset(records, 3.5, 6.0, progress=False) for name, records in parts.items()}
-    module = PropertyTraining(model, lr=5e-3, batchnorm_loader=make_loader(data["train"], 8, shuffle_seed=1))
+    module = PropertyTraining(
+        model, options={"lr": 5e-3}, batchnorm_loader=make_loader(data["train"], 8, shuffle_seed=1)
+    )
     watch = Watch()
     trainer = L.Trainer(
         max_epochs=epochs,
@@ -134,7 +136,7 @@ def test_a_checkpoint_inside_an_epoch_holds_the_averaged_weights(parts, tmp_path
                 trainer.optimizers[0].train()
 
     inside = SaveInside()
-    module = PropertyTraining(PRISM(element_types=METALS, **MODEL), lr=5e-3)
+    module = PropertyTraining(PRISM(element_types=METALS, **MODEL), options={"lr": 5e-3})
     fit_without_validation(module, parts, tmp_path, inside)
     saved = torch.load(tmp_path / "inside.ckpt", weights_only=True)
     assert not saved["optimizer_states"][0]["param_groups"][0]["train_mode"]
@@ -180,13 +182,14 @@ def test_adam_onecycle_steps_its_schedule_per_update(parts, tmp_path) -> None:
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
-    optimizer, scheduler = make_optimizer(name, [weight], lr=0.1, steps=100)
+    optimizer, scheduler = make_optimizer(name, [weight], 100, {"lr": 0.1})
     if hasattr(optimizer, "train"):
         optimizer.train()
     for _ in range(100):
         optimizer.zero_grad()
-        weight.square().sum().backward()
-        optimizer.step()
+        loss = weight.square().sum()
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss)
         if scheduler is not None:
             scheduler.step()
     if hasattr(optimizer, "eval"):
@@ -195,8 +198,10 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
 
 
 def test_unknown_optimizer() -> None:
-    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; choose one of: adam-onecycle, adamw-schedulefree"):
-        make_optimizer("sgd", [])
+    with pytest.raises(ValueError, match="unknown optimizer 'lion'; choose one of: adam-onecycle, adamw-schedulefree"):
+        make_optimizer("lion", [])
+    with pytest.raises(ValueError, match="'sgd' has no option 'betas'; choose one of: lr, weight_decay, momentum"):
+        make_optimizer("sgd", [], options={"betas": (0.9, 0.99)})
 
 
 # --- rotation -------------------------------------------------------------------------------------------------------
@@ -290,6 +295,31 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, parts, tmp_p
     assert read_log(tmp_path / "run" / "log")["epoch"].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options"), [("elra", {"accumulate": 2, "gradient_decay": True}), ("muon", {}), ("sgd", {"lr": 0.01})]
+)
+def test_every_optimizer_resumes_bit_for_bit(parts, tmp_path, monkeypatch, optimizer, options) -> None:
+    settings = with_settings(epochs=4, lr=None, batch_size=4, optimizer=optimizer, options=options)
+    summary = train(settings, parts, tmp_path / "whole", progress=False)
+    step = PropertyTraining.training_step
+
+    def interrupted_step(self, batch, batch_idx):
+        if self.current_epoch == 2 and batch_idx == 3:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PropertyTraining, "training_step", interrupted_step)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(settings, parts, tmp_path / "cut", progress=False)
+    assert train(settings, parts, tmp_path / "cut", resume=True, progress=False)["scores"] == summary["scores"]
+    whole, cut = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")
+    )
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, cut["state_dict"][name]), name
+
+
 def test_resume_knows_its_settings_its_data_and_its_place(run, parts, tmp_path) -> None:
     folder = tmp_path / "run"
     train(with_settings(epochs=1), parts, folder, progress=False)
@@ -371,7 +401,11 @@ def test_bad_settings_are_refused() -> None:
             with_settings(**{name: value})
     for name, value in (("lr", "a"), ("lr", float("inf")), ("lr", 0.0), ("betas", (0.9, 2.0)), ("weight_decay", -1.0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
-            with_settings(**{name: value})
+            with_settings(lr=None, options={name: value})
+    with pytest.raises(ValueError, match="initial and largest must be whole numbers"):
+        with_settings(optimizer="elra", options={"accumulate": 0})
+    with pytest.raises(ValueError, match="'adamw-schedulefree' has no option 'accumulate'"):
+        with_settings(options={"accumulate": 2})
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         with_settings(device="gpu")
 

@@ -1,19 +1,19 @@
-"""Pictures of a run: learning curve and parity."""
+"""Pictures of a run: learning curve, parity, and what ELRA did."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from prism_plugin.files import replaced
 
-__all__ = ["plot_learning_curve", "plot_parity", "read_log"]
+__all__ = ["plot_elra", "plot_learning_curve", "plot_parity", "read_log"]
 
 _COLORS = {"train": "#8da0cb", "val": "#1f4e9c", "test": "#d95f02"}
 
@@ -58,20 +58,24 @@ def read_log(folder: str | Path) -> dict[str, np.ndarray]:
     Returns:
         ``"epoch"``, ``"train_mae"`` and ``"val_mae"``, shape ``(epochs,)`` each; NaN where nothing was logged.
     """
-    epochs: dict[int, dict[str, float]] = {}
+    return _read_columns(folder, "epoch", ("train_mae", "val_mae"))
+
+
+def _read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read columns of all versions of a log by epoch or by step; of what was run twice the later one counts."""
+    found: dict[int, dict[str, float]] = {}
     versions = sorted(Path(folder).glob("version_*"), key=lambda version: int(version.name.split("_")[1]))
     for version in versions:
         if not (version / "metrics.csv").exists():
             continue
         with open(version / "metrics.csv", newline="") as file:
             for row in csv.DictReader(file):
-                values = {key: float(row[key]) for key in ("train_mae", "val_mae") if row.get(key)}
-                epochs.setdefault(int(row["epoch"]), {}).update(values)
-    numbers = sorted(epochs)
-    return {
-        "epoch": np.array(numbers),
-        **{key: np.array([epochs[n].get(key, np.nan) for n in numbers]) for key in ("train_mae", "val_mae")},
-    }
+                values = {name: float(row[name]) for name in names if row.get(name)}
+                if values:
+                    found.setdefault(int(row[index]), {}).update(values)
+    numbers = sorted(found)
+    columns = {name: np.array([found[n].get(name, np.nan) for n in numbers]) for name in names}
+    return {index: np.array(numbers), **columns}
 
 
 def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path: str | Path) -> None:
@@ -93,4 +97,26 @@ def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path:
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.3, which="both")
     panel.legend()
+    _save(figure, Path(path))
+
+
+def plot_elra(log: str | Path, path: str | Path) -> None:
+    """Draw what ELRA did: alpha and step length, micro-batches per update, soft restarts, over the updates."""
+    columns = _read_columns(log, "step", ("alpha", "step_length", "accumulate", "retraces"))
+    update = columns["step"] + 1
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    rates, batches, restarts = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    style = {"linewidth": 0.8} if len(update) > 50 else {"linewidth": 0.8, "marker": "."}
+    rates.plot(update, columns["alpha"], color=_COLORS["val"], label="alpha, the learning rate", **style)
+    rates.plot(update, columns["step_length"], color=_COLORS["test"], label="length of the step, alpha |G|", **style)
+    rates.set(yscale="log")
+    rates.legend()
+    batches.step(update, columns["accumulate"], color=_COLORS["val"], where="post")
+    batches.set(ylabel="micro-batches\nper update", ylim=(0, None))
+    restarts.step(update, columns["retraces"], color=_COLORS["test"], where="post")
+    restarts.set(ylabel="soft restarts\nso far", xlabel="update", ylim=(0, None))
+    for panel in (batches, restarts):
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in (rates, batches, restarts):
+        panel.grid(alpha=0.3)
     _save(figure, Path(path))

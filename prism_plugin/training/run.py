@@ -1,7 +1,8 @@
 """One training, from records to a run folder with model, log, predictions, plots and summary.
 
 The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{best,last}.ckpt``, ``model/`` (load it with
-``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``summary.json``.
+``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``summary.json``; with
+ELRA also ``elra.png``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PropertyTraining, split_options
-from prism_plugin.training.plots import plot_learning_curve, plot_parity
+from prism_plugin.training.plots import plot_elra, plot_learning_curve, plot_parity
 
 __all__ = ["TrainingSettings", "format_scores", "train"]
 
@@ -331,6 +332,8 @@ def _finish(
     plot_learning_curve(
         folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png"
     )
+    if settings.optimizer == "elra":
+        plot_elra(folder / "log", folder / "elra.png")
     with replaced(folder / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=1))
     return summary
