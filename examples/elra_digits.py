@@ -129,7 +129,7 @@ def main() -> None:
             updates = np.mean([run["updates"][-1] for run in runs])
             print(f"{f'{name}, {noise:.0%} random labels':<32}{cells[0]:>16}{cells[1]:>18}{updates:>9.0f}", flush=True)
         low = 92 if noise == 0 else 90
-        panel.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(low, 99), title=f"{noise:.0%} random labels")
+        panel.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(low, 98), title=f"{noise:.0%} random labels")
         panel.grid(alpha=0.3)
         panel.legend(loc="lower right")
     FigureCanvasAgg(figure)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -18,25 +17,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prism_plugin.optim.elra_vectors import Block, go_back, inner_products, move
+
 __all__ = ["ELRA"]
 
 ALPHA_RANGE = (1e-8, 1e6)
 DAMPING = 855_000.0  # of the adaptive growth cap at the start and after a serious soft restart
 RETRACES = 8  # in a row, after which a high but finite loss is accepted
 FAILURES = 100  # losses in a row that are not finite, after which there is no hope
-
-
-@dataclass
-class _Block:
-    """The vectors of one parameter group that take part in a step."""
-
-    decay: float
-    weights: list[Tensor]
-    gradients: list[Tensor]
-    states: list[dict[str, Tensor]]
-
-    def stored(self, name: str) -> list[Tensor]:
-        return [state[name] for state in self.states]
 
 
 class ELRA(Optimizer):
@@ -188,6 +176,8 @@ class ELRA(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None, loss: Tensor | float | None = None) -> Any:
         """Accept the point where loss and gradients were computed and move on, or go back.
 
+        Losses handed to ``observe`` before are averaged and count instead of the closure's or the given one.
+
         Args:
             closure: computes the loss and its gradients, and returns the loss.
             loss: the loss, where the gradients are there already.
@@ -213,7 +203,7 @@ class ELRA(Optimizer):
             return loss
         f = _mean_over_ranks(_mean_loss(window, loss))
         blocks = self._blocks()
-        g2, change = self._products(blocks)
+        g2, change = inner_products(blocks, state["gradient_scale"], state["last_alpha"], state["foreach"])
         if state["last_loss"] is None:
             self._first(f, g2)
         elif not (math.isfinite(f) and math.isfinite(g2)):
@@ -288,11 +278,11 @@ class ELRA(Optimizer):
         if self.param_groups[0]["boost"] and not self.param_groups[0]["train_mode"]:
             raise ValueError("the weights hold the mean of the iterates now: call optimizer.train() before step")
 
-    def _blocks(self) -> list[_Block]:
+    def _blocks(self) -> list[Block]:
         """Collect what has a gradient, or had one before (it counts as zero then)."""
         blocks = []
         for group in self.param_groups:
-            block = _Block(group["weight_decay"], [], [], [])
+            block = Block(group["weight_decay"], [], [], [])
             for parameter in group["params"]:
                 if parameter.grad is None and parameter not in self.state:
                     continue
@@ -302,8 +292,9 @@ class ELRA(Optimizer):
                 block.weights.append(parameter)
                 block.gradients.append(gradient)
                 block.states.append(self._vectors(parameter))
-            blocks.append(block)
-        if not any(block.weights for block in blocks):
+            if block.weights:
+                blocks.append(block)
+        if not blocks:
             raise ValueError("no parameter has a gradient: call loss.backward() before step, or pass a closure")
         return blocks
 
@@ -320,44 +311,6 @@ class ELRA(Optimizer):
                 vectors["mean"] = parameter.clone(memory_format=torch.preserve_format)
         return vectors
 
-    def _products(self, blocks: list[_Block]) -> tuple[float, float]:
-        """Give <G, G> and <G_last - G, G_last>; the latter as a difference of vectors, for 1 - <G, G_last> cancels."""
-        scale = self.param_groups[0]["gradient_scale"]
-        first = self.param_groups[0]["last_loss"] is None
-        squares: list[Tensor] = []
-        changes: list[Tensor] = []
-        for block in blocks:
-            if not block.weights:
-                continue
-            if self._multi_tensor(block):
-                gradients = [_wide(gradient) for gradient in block.gradients]
-                squares += torch._foreach_pow(torch._foreach_norm(gradients), 2)
-                if not first:
-                    lasts = [_wide(self._last_gradient(block, index)) for index in range(len(gradients))]
-                    products = torch._foreach_sub(lasts, gradients, alpha=scale)
-                    torch._foreach_mul_(products, lasts)
-                    changes += [product.sum() for product in products]
-                continue
-            for index, gradient in enumerate(block.gradients):
-                wide = _wide(gradient).reshape(-1)
-                squares.append(torch.dot(wide, wide))
-                if not first:
-                    last = _wide(self._last_gradient(block, index)).reshape(-1)
-                    changes.append(torch.dot(torch.sub(last, wide, alpha=scale), last))
-        return scale**2 * _total(squares), _total(changes) if changes else 0.0
-
-    def _last_gradient(self, block: _Block, index: int) -> Tensor:
-        """Give a stored gradient, or recover it: x = decay * x_last - alpha * G_last."""
-        vectors = block.states[index]
-        if "gradient" in vectors:
-            return vectors["gradient"]
-        moved = torch.sub(vectors["point"] * block.decay, block.weights[index])
-        return moved.div_(self.param_groups[0]["last_alpha"])
-
-    def _multi_tensor(self, block: _Block) -> bool:
-        chosen = self.param_groups[0]["foreach"]
-        return block.weights[0].is_cuda if chosen is None else chosen
-
     def _first(self, f: float, g2: float) -> None:
         if not (math.isfinite(f) and math.isfinite(g2)):
             raise ValueError(
@@ -368,7 +321,7 @@ class ELRA(Optimizer):
         state["threshold"] = f + 0.1 * abs(f)
         self._set_alpha(state["lr"], g2, floor=False)
 
-    def _fail(self, f: float, g2: float, blocks: list[_Block]) -> None:
+    def _fail(self, f: float, g2: float, blocks: list[Block]) -> None:
         """The loss or the gradient is not finite: go back, or at least do not move."""
         state = self.param_groups[0]
         state["failures"] += 1
@@ -382,7 +335,7 @@ class ELRA(Optimizer):
         else:
             state["outcome"] = "skipped"
 
-    def _soft_restart(self, f: float, blocks: list[_Block]) -> None:
+    def _soft_restart(self, f: float, blocks: list[Block]) -> None:
         """Go back and take a shorter step from there (section 3.2), with |G|^2 where the paper misprints |G|."""
         state = self.param_groups[0]
         if state["damping"] >= 62_500:
@@ -397,9 +350,7 @@ class ELRA(Optimizer):
         factor = 0.01 if hopeless else min(max(0.5 * expected / denominator, 0.01), 0.5)
         alpha = max(state["lr"] * factor, ALPHA_RANGE[0])
         for block in blocks:
-            for index, weight in enumerate(block.weights):
-                last = self._last_gradient(block, index)
-                weight.copy_(block.states[index]["point"]).mul_(block.decay).sub_(last, alpha=alpha)
+            go_back(block, alpha, state["last_alpha"])
         for group in self.param_groups:
             group["lr"] = alpha
         state["last_alpha"] = alpha
@@ -432,20 +383,15 @@ class ELRA(Optimizer):
         for group in self.param_groups:
             group["lr"] = alpha
 
-    def _take(self, f: float, g2: float, blocks: list[_Block]) -> None:
+    def _take(self, f: float, g2: float, blocks: list[Block]) -> None:
         """Store this point and its gradient, and move on."""
         state = self.param_groups[0]
-        alpha, scale = state["lr"], state["gradient_scale"]
+        alpha = state["lr"]
         state.update(last_loss=f, last_square=g2, last_alpha=alpha, failures=0, outcome="accepted")
         state["updates"] += 1
         state["averaged"] += 1
         for block in blocks:
-            if not block.weights:
-                continue
-            if self._multi_tensor(block):
-                _move_together(block, alpha, scale, state["averaged"])
-            else:
-                _move_one_by_one(block, alpha, scale, state["averaged"])
+            move(block, alpha, state["gradient_scale"], state["averaged"], state["foreach"])
         # Welford's update: mean and sum of squared deviations.
         if state["cycle_count"] == 0:
             state["cycle_mean"] = state["cycle_squares"] = 0.0
@@ -453,38 +399,6 @@ class ELRA(Optimizer):
         deviation = f - state["cycle_mean"]
         state["cycle_mean"] += deviation / state["cycle_count"]
         state["cycle_squares"] += deviation * (f - state["cycle_mean"])
-
-
-def _move_one_by_one(block: _Block, alpha: float, scale: float, averaged: int) -> None:
-    """Tensor by tensor, all that is done to one while it is in the cache."""
-    for weight, gradient, vectors in zip(block.weights, block.gradients, block.states, strict=True):
-        if "mean" in vectors:
-            vectors["mean"].lerp_(weight, 1 / averaged)
-        if "point" in vectors:
-            vectors["point"].copy_(weight)
-        if block.decay != 1.0:
-            weight.mul_(block.decay)
-        weight.sub_(gradient, alpha=alpha * scale)
-        if "gradient" in vectors:
-            if scale == 1.0:
-                vectors["gradient"].copy_(gradient)
-            else:
-                torch.mul(gradient, scale, out=vectors["gradient"])
-
-
-def _move_together(block: _Block, alpha: float, scale: float, averaged: int) -> None:
-    """The same with multi-tensor kernels."""
-    if "mean" in block.states[0]:
-        torch._foreach_lerp_(block.stored("mean"), block.weights, 1 / averaged)
-    if "point" in block.states[0]:
-        torch._foreach_copy_(block.stored("point"), block.weights)
-    if block.decay != 1.0:
-        torch._foreach_mul_(block.weights, block.decay)
-    torch._foreach_sub_(block.weights, block.gradients, alpha=alpha * scale)
-    if "gradient" in block.states[0]:
-        torch._foreach_copy_(block.stored("gradient"), block.gradients)
-        if scale != 1.0:
-            torch._foreach_mul_(block.stored("gradient"), scale)
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -514,14 +428,3 @@ def _mean_over_ranks(loss: Tensor) -> float:
         torch.distributed.all_reduce(loss)
         return float(loss) / torch.distributed.get_world_size()
     return float(loss)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _total(values: list[Tensor]) -> float:
-    """Add per-tensor results in float64, with one transfer where they are on one device and of one kind."""
-    if len({(value.device, value.dtype) for value in values}) > 1:
-        return math.fsum(float(value) for value in values)
-    return math.fsum(torch.stack(values).tolist())
