@@ -3,7 +3,8 @@
     python examples/elra_digits.py --out elra_digits.png
 
 A 64-32-10 perceptron on scikit-learn's 1,797 images (1,437 to train on), micro-batches of 32, 40 epochs, 8 seeds, with
-clean labels and with a fifth of the training labels replaced at random. About two minutes.
+clean labels and with a fifth of the training labels replaced at random. About a minute; needs scikit-learn (pip install
+'prism-plugin[examples]').
 """
 
 import argparse

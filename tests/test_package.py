@@ -93,7 +93,7 @@ def test_the_readme_runs(tmp_path, monkeypatch) -> None:
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("example", ["01_predict.py", "02_train.py"])
+@pytest.mark.parametrize("example", ["01_predict.py", "02_train.py", "elra_toy_problems.py", "elra_digits.py"])
 def test_examples_run(example: str, tmp_path) -> None:
     command = [sys.executable, str(ROOT / "examples" / example), "--dry-run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 Source: "A gradient descent optimizer with auto-controlled large learning rates, dynamic batch sizes and without
 momentum" (Kleinsorge, Kupper, Fauck, Rothe; arXiv 2309.06274 and its ICLR 2025 submission); "Eq." and "section" mean
 that paper. With kappa = 1 its Eq. 4 is the long step of Barzilai and Borwein (1988). What the text leaves open is
-settled in CHOICES.md #20-#28. In come losses and gradients, out go weights; the optimizer knows nothing of models.
+settled in CHOICES.md #20-#30. In come losses and gradients, out go weights; the optimizer knows nothing of models.
 """
 
 from __future__ import annotations
