@@ -102,9 +102,9 @@ class ELRA(Optimizer):
             raise ValueError(f"min_step must not be above max_step, got {min_step} and {max_step}")
         if low_memory and not retrace:
             raise ValueError("low_memory keeps the last point, retrace=False the last gradient: choose one of them")
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self._check_parameters(low_memory)
-        self._observed: list[Tensor] = []
+        self._exact = low_memory or boost  # both add small numbers to large ones
+        super().__init__(params, {"lr": float(lr), "weight_decay": weight_decay})
+        self._observed: list[float] = []
         self._discard = False
         size = sum(parameter.numel() for group in self.param_groups for parameter in group["params"])
         # Every number lives in the first group, so that a saved state is the whole state.
@@ -136,26 +136,50 @@ class ELRA(Optimizer):
             outcome="new",
         )
 
-    def _check_parameters(self, low_memory: bool) -> None:
-        rates = {float(group["lr"]) for group in self.param_groups}
-        if len(rates) > 1:
-            raise ValueError(f"ELRA has one alpha for all parameter groups, got lr = {sorted(rates)}; give it one lr")
-        for group in self.param_groups:
-            # 0 and 1e-2 are what other optimizers would be given; here they would erase the weights.
-            _check_number(
-                "weight_decay (a factor on the weights, 0.9997 or so; 1 is off)", group["weight_decay"], 0.5, 1.0
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; they move by the one alpha.
+
+        Raises:
+            ValueError: if they cannot, or the group asks for another learning rate.
+        """
+        alpha = self.param_groups[0]["lr"] if self.param_groups else param_group.get("lr", self.defaults["lr"])
+        _check_number("lr", alpha, 0.0, ALPHA_RANGE[1])
+        if param_group.setdefault("lr", alpha) != alpha:
+            raise ValueError(f"ELRA has one alpha for all parameter groups, now {alpha}; got lr={param_group['lr']!r}")
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        # 0 and 1e-2 are what other optimizers would be given; here they would erase the weights.
+        name = "weight_decay (a factor on the weights, 0.9997 or so; 1 is off)"
+        _check_number(name, group["weight_decay"], 0.5, 1.0)
+        for parameter in group["params"]:
+            if hasattr(parameter, "device_mesh"):  # a DTensor, whose module costs a second to import
+                raise ValueError("ELRA does not work on sharded parameters (DTensor, FSDP): use DDP")
+            if not parameter.is_floating_point() or parameter.dtype == torch.float16:
+                raise ValueError(
+                    f"ELRA moves parameters of float32, float64 or bfloat16, got {parameter.dtype} (float16 holds "
+                    "neither alpha nor its steps)"
+                )
+            if self._exact and parameter.dtype == torch.bfloat16:
+                raise ValueError("low_memory and boost need float32 or wider, got torch.bfloat16: switch them off")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore everything but the settings' checks.
+
+        Raises:
+            ValueError: if the state is not one of ELRA.
+        """
+        missing = self.param_groups[0].keys() - state_dict["param_groups"][0].keys() - {"params"}
+        if missing:
+            raise ValueError(
+                f"this is not the state of an ELRA optimizer of this version, it lacks {', '.join(sorted(missing))}: "
+                "start without it"
             )
-            for parameter in group["params"]:
-                if hasattr(parameter, "device_mesh"):  # a DTensor, whose module costs a second to import
-                    raise ValueError("ELRA does not work on sharded parameters (DTensor, FSDP): use DDP")
-                if not parameter.is_floating_point():
-                    raise ValueError(f"ELRA moves real parameters, got dtype {parameter.dtype}")
-                if low_memory and parameter.dtype in (torch.float16, torch.bfloat16):
-                    raise ValueError(f"low_memory needs float32 or wider, got {parameter.dtype}; switch it off")
+        super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore; losses of a window that was open are gone."""
         super().__setstate__(state)
+        self._exact = self.param_groups[0]["low_memory"] or self.param_groups[0]["boost"]
         self._observed = []
         self._discard = False
 
@@ -165,8 +189,12 @@ class ELRA(Optimizer):
         return self.param_groups[0]["outcome"]
 
     def observe(self, loss: Tensor | float) -> None:
-        """Note the loss of one micro-batch of the window that ends with the next ``step``."""
-        self._observed.append(torch.as_tensor(loss).detach())
+        """Note the loss of one micro-batch of the window that ends with the next ``step``.
+
+        Raises:
+            ValueError: unless it is one real number.
+        """
+        self._observed.append(_read_loss(loss))
 
     def discard(self) -> None:
         """Skip the next step, because its window is not like the others (a smaller last batch, section 3.5)."""
@@ -198,18 +226,22 @@ class ELRA(Optimizer):
         state = self.param_groups[0]
         window, self._observed = self._observed, []
         discard, self._discard = self._discard, False
-        if discard or (window and state["accumulate"] not in (None, len(window))):
+        expected = state["accumulate"]
+        nothing = not window and loss is None and expected is not None  # training steps that returned None
+        if discard or nothing or (window and expected not in (None, len(window))):
             state["outcome"] = "skipped"
             return loss
-        f = _mean_over_ranks(_mean_loss(window, loss))
         blocks = self._blocks()
+        f = sum(window) / len(window) if window else _read_loss(loss)
+        f = _mean_over_ranks(f, blocks[0].weights[0].device)
         g2, change = inner_products(blocks, state["gradient_scale"], state["last_alpha"], state["foreach"])
         if state["last_loss"] is None:
             self._first(f, g2)
-        elif not (math.isfinite(f) and math.isfinite(g2)):
+        elif not (math.isfinite(f) and math.isfinite(g2) and math.isfinite(change)):
             self._fail(f, g2, blocks)
             return loss
         elif state["retrace"] and f > state["threshold"] and state["run"] < RETRACES:
+            state["failures"] = 0
             self._soft_restart(f, blocks)
             return loss
         else:
@@ -270,6 +302,7 @@ class ELRA(Optimizer):
 
     def _refuse(self) -> None:
         if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
+            self.grad_scale = self.found_inf = None
             raise ValueError(
                 "ELRA reads loss and gradients, which a GradScaler scales: use bf16 or float32 without one"
             )
@@ -291,24 +324,24 @@ class ELRA(Optimizer):
                     raise ValueError("ELRA does not work on sparse gradients: use dense ones (Embedding(sparse=False))")
                 block.weights.append(parameter)
                 block.gradients.append(gradient)
-                block.states.append(self._vectors(parameter))
+                block.states.append(self._vectors(parameter, block.decay))
             if block.weights:
                 blocks.append(block)
         if not blocks:
             raise ValueError("no parameter has a gradient: call loss.backward() before step, or pass a closure")
         return blocks
 
-    def _vectors(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _vectors(self, parameter: Tensor, decay: float) -> dict[str, Tensor]:
         vectors = self.state[parameter]
         if not vectors:
-            # A parameter that joins later has moved by nothing so far: its last gradient is zero.
             settings = self.param_groups[0]
+            # A parameter that joins later has not moved so far: x = decay * point - alpha * 0.
             if settings["retrace"]:
-                vectors["point"] = parameter.clone(memory_format=torch.preserve_format)
+                vectors["point"] = parameter / decay
             if not settings["low_memory"]:
-                vectors["gradient"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                vectors["gradient"] = torch.zeros_like(parameter)
             if settings["boost"]:
-                vectors["mean"] = parameter.clone(memory_format=torch.preserve_format)
+                vectors["mean"] = parameter.clone()
         return vectors
 
     def _first(self, f: float, g2: float) -> None:
@@ -408,23 +441,24 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
 
 
-def _mean_loss(window: list[Tensor], loss: Any) -> Tensor:
-    """Give the mean of the window's losses, or the loss that was given."""
-    if window:
-        return torch.stack([value.reshape(()).double() for value in window]).mean()
+def _read_loss(loss: Any) -> float:
+    """Give a loss as a number."""
     if loss is None:
         raise ValueError(
             "ELRA needs the loss: step(closure) with a closure that returns it, step(loss=loss), or observe(loss)"
         )
-    value = torch.as_tensor(loss).detach()
-    if value.numel() != 1 or value.is_complex():
-        raise ValueError(f"the loss must be one real number, got shape {tuple(value.shape)} of {value.dtype}")
-    return value.reshape(()).double()
-
-
-def _mean_over_ranks(loss: Tensor) -> float:
-    """Average over the processes of a DDP run: all of them must decide alike."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(loss)
-        return float(loss) / torch.distributed.get_world_size()
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        return float(loss.detach())
+    if not isinstance(loss, Real):
+        given = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"the loss must be one real number, got {given}")
     return float(loss)
+
+
+def _mean_over_ranks(loss: float, device: torch.device) -> float:
+    """Average over the processes of a DDP run: all of them must decide alike."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return loss
+    total = torch.tensor(loss, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return float(total) / torch.distributed.get_world_size()

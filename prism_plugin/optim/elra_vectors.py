@@ -6,7 +6,6 @@ accepted iterates. Whatever is summed is summed in float32 or wider. Gradients a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,8 @@ class Block:
 
     def multi_tensor(self, foreach: bool | None) -> bool:
         """Whether multi-tensor kernels are used; on a CPU one tensor at a time stays in the cache."""
+        if "gradient" not in self.states[0] and "point" in self.states[0]:
+            return False  # low memory: recovered gradients of all tensors at once would cost what it saves
         return self.weights[0].is_cuda if foreach is None else foreach
 
     def last_gradient(self, index: int, last_alpha: float) -> Tensor:
@@ -133,5 +134,5 @@ def _wide(tensor: Tensor) -> Tensor:
 def _total(values: list[Tensor]) -> float:
     """Add per-tensor results in float64, with one transfer where they are on one device and of one kind."""
     if len({(value.device, value.dtype) for value in values}) > 1:
-        return math.fsum(float(value) for value in values)
-    return math.fsum(torch.stack(values).tolist())
+        return float(sum(float(value) for value in values))
+    return float(sum(torch.stack(values).tolist()))

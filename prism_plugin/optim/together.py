@@ -23,6 +23,15 @@ class Together(Optimizer):
         self.parts = parts
         self._share()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it: torch's own keeps three fields."""
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore, with shared groups."""
+        super().__setstate__(state)
+        self._share()
+
     def _share(self) -> None:
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

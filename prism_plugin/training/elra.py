@@ -7,6 +7,7 @@ leftovers; it changes the accumulation at epochs' starts only, where Lightning a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
 from typing import Any
 
@@ -17,12 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from prism_plugin.optim import ELRA, BatchSizeControl
+from prism_plugin.training.averaging import save_average
 
 __all__ = ["ELRACallback"]
 
 
 class ELRACallback(Callback):
-    """Runs ELRA in any Lightning module with automatic optimization. A cycle is an epoch.
+    """Runs ELRA in any Lightning module with automatic optimization; a cycle is an epoch. One callback, one training.
 
     Logged per update: ``alpha``, ``accumulate`` (micro-batches per update), ``retraces`` (so far), ``step_length``.
 
@@ -69,8 +71,6 @@ class ELRACallback(Callback):
                 f"{trainer.accumulate_grad_batches}) give ELRACallback(accumulate=...)"
             )
 
-        if len(trainer.optimizers) != 1:
-            raise ValueError(f"ELRA must be the only optimizer, got {len(trainer.optimizers)}")
         if trainer.lr_scheduler_configs:
             raise ValueError("ELRA adapts its learning rate itself: remove the learning-rate scheduler")
         optimizer = trainer.optimizers[0]
@@ -78,16 +78,19 @@ class ELRACallback(Callback):
             raise ValueError(f"ELRACallback is for ELRA, the optimizer is {type(optimizer).__name__}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Limit the batch: an epoch must see two updates, or its losses have no spread."""
-        batches = int(trainer.num_training_batches)
-        self._smaller_last = batches > 1 and _last_batch_is_smaller(trainer.train_dataloader)
-        full = batches - self._smaller_last
-        if self.control.initial > full:
-            raise ValueError(
-                f"an epoch has {full} full batches, an update accumulates {self.control.initial}: lower accumulate or "
-                "the batch size"
-            )
-        self.control.largest = max(self.control.initial, full // 2)
+        """Limit the batch to the epoch; go on where a run that is resumed inside an epoch was."""
+        self._smaller_last = _last_batch_is_smaller(trainer)
+        if math.isfinite(trainer.num_training_batches):
+            full = int(trainer.num_training_batches) - self._smaller_last
+            if self.control.initial > full:
+                raise ValueError(
+                    f"an epoch has {full} full batches, an update accumulates {self.control.initial}: lower accumulate "
+                    "or the batch size"
+                )
+            self._limit(full)
+        # Inside an epoch Lightning does not call on_train_epoch_start.
+        trainer.accumulate_grad_batches = _elra(trainer).param_groups[0]["accumulate"] or self.control.accumulate
+        self._keep_buffers(pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the accumulation of this epoch."""
@@ -98,6 +101,10 @@ class ELRACallback(Callback):
         if self.gradient_decay:
             optimizer.scale_gradients(self.control.initial / accumulate)
         self._keep_buffers(pl_module)
+
+    def _limit(self, full_batches: int) -> None:
+        """At most half an epoch: the losses of fewer than two updates have no spread."""
+        self.control.largest = max(self.control.initial, full_batches // 2)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -135,6 +142,7 @@ class ELRACallback(Callback):
             }
             pl_module.log_dict(numbers, on_step=True, on_epoch=False, batch_size=1)
         if trainer.is_last_batch:  # not at the epoch's end, which comes after validation and its checkpoints
+            self._limit(batch_idx + 1 - self._smaller_last)
             statistics = optimizer.end_cycle()
             if self.dynamic and statistics is not None:
                 self.control.update(*statistics)
@@ -149,8 +157,18 @@ class ELRACallback(Callback):
             _elra(trainer).eval()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The trained model is the mean of the iterates, if it is kept."""
+        """The trained model is the mean of the iterates, if it is kept; the trainer gets its accumulation back."""
         _elra(trainer).eval()
+        trainer.accumulate_grad_batches = 1
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """So it is when a training is interrupted."""
+        if trainer.optimizers and isinstance(trainer.optimizers[0], ELRA):
+            self.on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the mean also inside an epoch."""
+        save_average(trainer, pl_module, checkpoint)
 
     def _keep_buffers(self, module: L.LightningModule) -> None:
         self._buffers = [buffer.clone() for buffer in _batchnorm_buffers(module)]
@@ -169,8 +187,11 @@ def _batchnorm_buffers(module: L.LightningModule) -> list[Tensor]:
     return [buffer for layer in module.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()]
 
 
-def _last_batch_is_smaller(loader: Any) -> bool:
-    """Whether the last batch has fewer samples than the others; False where the loader does not tell."""
+def _last_batch_is_smaller(trainer: L.Trainer) -> bool:
+    """Whether an epoch's last batch has fewer samples than the others; False where the loader does not tell."""
+    loader, batches = trainer.train_dataloader, trainer.num_training_batches
     if not isinstance(loader, DataLoader) or loader.batch_size is None or loader.drop_last:
+        return False
+    if batches == 1 or not math.isfinite(batches) or batches != len(loader):  # it is the only one, or is not reached
         return False
     return isinstance(loader.sampler, Sized) and len(loader.sampler) % loader.batch_size != 0

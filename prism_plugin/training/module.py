@@ -23,6 +23,7 @@ from prism_plugin.batch import CrystalBatch
 from prism_plugin.data.augmentation import random_rotations, rotate_batch
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
+from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.elra import ELRACallback
 
@@ -103,7 +104,8 @@ class PropertyTraining(L.LightningModule):
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
                 f"rate (now {rate:g}) or look for absurd targets; the last checkpoint is kept"
             )
-        self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
+        if torch.isfinite(loss):
+            self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
         return loss
 
     def validation_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> None:
@@ -112,12 +114,6 @@ class PropertyTraining(L.LightningModule):
         prediction = self.model(crystals)
         error = functional.l1_loss(prediction, targets.to(prediction))
         self.log("val_mae", error, prog_bar=True, batch_size=len(crystals))
-
-    def _set_mode(self, mode: str) -> None:
-        """Call ``optimizer.train()`` or ``.eval()`` where the optimizer has it (ScheduleFree)."""
-        for optimizer in self.trainer.optimizers:
-            if hasattr(optimizer, mode):
-                getattr(optimizer, mode)()
 
     def _batchnorm_batches(self) -> Iterator[CrystalBatch]:
         if self.batchnorm_loader is not None:
@@ -131,38 +127,21 @@ class PropertyTraining(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Updates happen at y."""
-        self._set_mode("train")
+        switch_mode(self.trainer, "train")
 
     def on_validation_start(self) -> None:
         """Evaluation happens at x, with the BatchNorm statistics of x."""
-        self._set_mode("eval")
+        switch_mode(self.trainer, "eval")
         self.reestimate()
 
     def on_train_epoch_end(self) -> None:
         """Whatever is saved between epochs is x."""
-        self._set_mode("eval")
+        switch_mode(self.trainer, "eval")
 
     def on_train_end(self) -> None:
         """The trained model is x."""
-        self._set_mode("eval")
+        switch_mode(self.trainer, "eval")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save x also in the middle of an epoch: go there, copy, come back."""
-        inside_epoch = [o for o in self.trainer.optimizers if any(g.get("train_mode") for g in o.param_groups)]
-        if not inside_epoch:
-            return
-        self._set_mode("eval")
-        checkpoint["state_dict"] = {key: value.clone() for key, value in self.state_dict().items()}
-        checkpoint["optimizer_states"] = [_cloned(optimizer.state_dict()) for optimizer in self.trainer.optimizers]
-        self._set_mode("train")
-
-
-def _cloned(state: Any) -> Any:
-    """Copy nested dicts and lists with their tensors."""
-    if isinstance(state, Tensor):
-        return state.clone()
-    if isinstance(state, dict):
-        return {key: _cloned(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(_cloned(value) for value in state)
-    return state
+        """Save x also in the middle of an epoch."""
+        save_average(self.trainer, self, checkpoint)
