@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from prism_plugin.data import Record, read_records, split_records
 from prism_plugin.training import TrainingSettings, train
@@ -60,6 +61,9 @@ SCAN: dict[str, list[tuple[str, dict[str, object]]]] = {
         ("elra", {"min_step": 0.3, "max_step": 10.0}),
         ("elra", {"batch_size": 8}),
         ("elra", {"batch_size": 8, "min_step": 0.3}),
+        ("elra", {"kappa": False}),
+        ("elra", {"weight_decay": 0.9997}),
+        ("elra", {"growth": 10.0}),
     ],
 }
 
@@ -131,6 +135,7 @@ def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
             panel.plot(x, mae.mean(0), color=f"C{number}", label=f"{name}: {mae[:, -1].mean():.4f}")
             panel.fill_between(x, mae.min(0), mae.max(0), color=f"C{number}", alpha=0.2, linewidth=0)
     panels[0].set(xlabel="epoch", ylabel="validation MAE (eV/atom)", yscale="log")
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[1].set(xlabel="CPU seconds, one thread, validation included")
     ticks = [0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]
     low, high = panels[0].get_ylim()

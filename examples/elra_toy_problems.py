@@ -72,14 +72,14 @@ def steps(problem: tuple, make: Callable, below: float, most: int = 20_000) -> s
     return f"{taken:,}" if taken < most else f"> {most:,}"
 
 
-def draw(path: Path) -> dict[str, dict[int, int]]:
+def draw(path: Path, most: int) -> dict[str, dict[int, int]]:
     """Draw Fig. 3; give the steps of each optimizer at 0 and at 45 degrees."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     taken: dict[str, dict[int, int]] = {}
     for name, (make, color) in FIGURE_3.items():
         for degrees, line, mark in ((0, "-", "+"), (45, "--", "x")):
-            values, points = follow(SADDLE, make, -1.0, 3000, degrees)
+            values, points = follow(SADDLE, make, -1.0, most, degrees)
             taken.setdefault(name, {})[degrees] = len(values) - 1
             label = f"{name}, {degrees}°: {len(values) - 1} steps"
             left.plot(range(len(values)), values, line, color=color, label=label)
@@ -114,7 +114,7 @@ def main() -> None:
         ]
         print(f"{title:<30}" + "".join(f"{cell:>24}" for cell in cells))
     print("\nFig. 3, steps to f < -1 on the saddle, unturned / turned by 45 degrees:")
-    for name, taken in draw(arguments.out).items():
+    for name, taken in draw(arguments.out, most).items():
         print(f"{name:<10}{taken[0]:>6} / {taken[45]}")
     print(f"picture: {arguments.out}")
 
