@@ -72,16 +72,17 @@ def steps(problem: tuple, make: Callable, below: float, most: int = 20_000) -> s
     return f"{taken:,}" if taken < most else f"> {most:,}"
 
 
-def draw(path: Path, most: int) -> dict[str, dict[int, int]]:
+def draw(path: Path, most: int) -> dict[str, dict[int, str]]:
     """Draw Fig. 3; give the steps of each optimizer at 0 and at 45 degrees."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    taken: dict[str, dict[int, int]] = {}
+    taken: dict[str, dict[int, str]] = {}
     for name, (make, color) in FIGURE_3.items():
         for degrees, line, mark in ((0, "-", "+"), (45, "--", "x")):
             values, points = follow(SADDLE, make, -1.0, most, degrees)
-            taken.setdefault(name, {})[degrees] = len(values) - 1
-            label = f"{name}, {degrees}°: {len(values) - 1} steps"
+            count = f"{len(values) - 1}" if values[-1] < -1 else f"> {most}"
+            taken.setdefault(name, {})[degrees] = count
+            label = f"{name}, {degrees}°: {count} steps"
             left.plot(range(len(values)), values, line, color=color, label=label)
             every = max(1, len(points) // 15)
             size, above = (11, 5) if name == "ELRA" else (6, 2)

@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the optimizer, for example --option weight_decay=0.01, and with elra --option accumulate=2 "
-        "--option min_step=0.1; may be repeated",
+        help="an option of the optimizer, for example --option weight_decay=0.01 with adamw-schedulefree, --option "
+        "accumulate=2 with elra; may be repeated",
     )
     add("--seed", type=int, default=0, help="of weights, order, rotations, and the split where the data name none")
     add("--device", default="auto", help="auto, cpu or cuda")

@@ -407,6 +407,7 @@ def test_gradients_are_not_written_to() -> None:
         ({"max_step": 0.0}, "max_step"),
         ({"min_step": 3.0}, "min_step must not be above max_step"),
         ({"low_memory": True, "retrace": False}, "choose one of them"),
+        ({"boost": "yes"}, "boost must be True or False"),
     ],
 )
 def test_bad_arguments(arguments, message) -> None:
@@ -430,7 +431,7 @@ def test_bad_parameters() -> None:
     for group, message in (({"weight_decay": 0.01}, "weight_decay"), ({"lr": 1.0}, "one alpha")):
         with pytest.raises(ValueError, match=message):
             optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], **group})
-    with pytest.raises(ValueError, match="not the state of an ELRA optimizer of this version, it lacks accumulate"):
+    with pytest.raises(ValueError, match="not the state of an ELRA optimizer of this version: start without it"):
         optimizer.load_state_dict(torch.optim.Adam([other]).state_dict())
     embedding = nn.Embedding(4, 2, sparse=True)
     optimizer = ELRA(embedding.parameters())
@@ -456,9 +457,23 @@ def test_refusals_of_a_step() -> None:
                 hand_over(loss)
     with pytest.raises(ValueError, match="the first loss is nan"):
         optimizer.step(loss=math.nan)
-    torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    with pytest.raises(ValueError, match="remove the learning-rate scheduler"):
-        optimizer.step(loss=1.0)
+    with pytest.raises(ValueError, match=r"hand a loss over as step\(loss=loss\)"):
+        optimizer.step(torch.tensor(1.0))
+
+
+def test_learning_rate_schedulers_are_refused() -> None:
+    def reduce_on_plateau(optimizer: ELRA) -> None:
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        for _ in range(3):
+            scheduler.step(1.0)
+
+    for schedule in (lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1), reduce_on_plateau):
+        x = nn.Parameter(torch.ones(2))
+        x.grad = torch.ones(2)
+        optimizer = ELRA([x])
+        schedule(optimizer)
+        with pytest.raises(ValueError, match="remove the learning-rate scheduler"):
+            optimizer.step(loss=1.0)
 
 
 def test_a_gradient_scaler_is_refused() -> None:

@@ -82,15 +82,13 @@ def test_doctests(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def readme_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
-
-def test_the_readme_runs(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["README.md", "docs/elra.md"])
+def test_the_code_in_the_texts_runs(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert readme_blocks()
-    for block in readme_blocks():
-        exec(compile(block, "README.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, name, "exec"), {})
 
 
 @pytest.mark.parametrize("example", ["01_predict.py", "02_train.py", "elra_toy_problems.py", "elra_digits.py"])

@@ -402,8 +402,14 @@ def test_bad_settings_are_refused() -> None:
     for name, value in (("lr", "a"), ("lr", float("inf")), ("lr", 0.0), ("betas", (0.9, 2.0)), ("weight_decay", -1.0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             with_settings(lr=None, options={name: value})
-    with pytest.raises(ValueError, match="initial and largest must be whole numbers"):
-        with_settings(optimizer="elra", options={"accumulate": 0})
+    for options, message in (
+        ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
+        ({"dynamic": "maybe"}, "dynamic must be True or False"),
+        ({"min_stp": 0.1}, "no option 'min_stp'; choose one of: lr, .*min_step.*, accumulate, dynamic, gradient_decay"),
+        ({"lr": 1.0}, "two learning rates"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_settings(optimizer="elra", options=options)
     with pytest.raises(ValueError, match="'adamw-schedulefree' has no option 'accumulate'"):
         with_settings(options={"accumulate": 2})
     with pytest.raises(ValueError, match="unknown device 'gpu'"):

@@ -105,11 +105,12 @@ OPTIMIZERS: dict[str, Callable[..., _Made]] = {
 }
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Raise ValueError unless the table has the optimizer and the optimizer has the options."""
+def check_options(name: str, options: Iterable[str], more: Iterable[str] = ()) -> None:
+    """Raise ValueError unless the table has the optimizer and the optimizer has the options, ``more`` among them."""
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; choose one of: {', '.join(sorted(OPTIMIZERS))}")
     known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key not in ("parameters", "steps")]
+    known += sorted(more)
     for option in options:
         if option not in known:
             raise ValueError(f"the optimizer {name!r} has no option {option!r}; choose one of: {', '.join(known)}")

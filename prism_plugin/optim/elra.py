@@ -100,6 +100,9 @@ class ELRA(Optimizer):
                 _check_number(f"{name} (or None)", value, 0.0, math.inf)
         if max_step is not None and min_step is not None and min_step > max_step:
             raise ValueError(f"min_step must not be above max_step, got {min_step} and {max_step}")
+        for name, flag in (("retrace", retrace), ("low_memory", low_memory), ("boost", boost)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be True or False, got {flag!r}")
         if low_memory and not retrace:
             raise ValueError("low_memory keeps the last point, retrace=False the last gradient: choose one of them")
         self._exact = low_memory or boost  # both add small numbers to large ones
@@ -117,6 +120,7 @@ class ELRA(Optimizer):
             low_memory=low_memory,
             foreach=foreach,
             boost=boost,
+            alpha=self.param_groups[0]["lr"],  # what "lr" of every group must be
             train_mode=True,
             accumulate=None,  # micro-batches a window must have; None takes any number
             gradient_scale=1.0,
@@ -163,7 +167,7 @@ class ELRA(Optimizer):
                 raise ValueError("low_memory and boost need float32 or wider, got torch.bfloat16: switch them off")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore everything but the settings' checks.
+        """Restore everything, the saved settings too, as torch's optimizers do.
 
         Raises:
             ValueError: if the state is not one of ELRA.
@@ -171,8 +175,8 @@ class ELRA(Optimizer):
         missing = self.param_groups[0].keys() - state_dict["param_groups"][0].keys() - {"params"}
         if missing:
             raise ValueError(
-                f"this is not the state of an ELRA optimizer of this version, it lacks {', '.join(sorted(missing))}: "
-                "start without it"
+                "this is not the state of an ELRA optimizer of this version: start without it (it lacks "
+                f"{', '.join(sorted(missing)[:3])}, {len(missing)} entries in all)"
             )
         super().load_state_dict(state_dict)
 
@@ -217,6 +221,8 @@ class ELRA(Optimizer):
             ValueError: without a loss or a gradient; if the first loss is not finite, or a hundred in a row are not;
                 with a gradient scaler or a learning-rate scheduler; in eval mode.
         """
+        if closure is not None and not callable(closure):
+            raise ValueError(f"step takes a closure, got {closure!r}: hand a loss over as step(loss=loss)")
         if closure is not None and loss is not None:
             raise ValueError("step takes a closure or a loss, not both")
         self._refuse()
@@ -285,7 +291,10 @@ class ELRA(Optimizer):
         self._switch(True)
 
     def eval(self) -> None:
-        """Put the mean of the last cycle's accepted iterates into the weights; without ``boost`` nothing changes."""
+        """Put the mean of the accepted iterates into the weights; without ``boost`` nothing changes.
+
+        It is the mean of the cycle under way, and right after ``end_cycle`` that of the cycle just closed.
+        """
         self._switch(False)
 
     @torch.no_grad()
@@ -306,10 +315,17 @@ class ELRA(Optimizer):
             raise ValueError(
                 "ELRA reads loss and gradients, which a GradScaler scales: use bf16 or float32 without one"
             )
-        if any("initial_lr" in group for group in self.param_groups):
-            raise ValueError("ELRA adapts its learning rate itself: remove the learning-rate scheduler")
+        changed = any(group["lr"] != self.param_groups[0]["alpha"] for group in self.param_groups)
+        if changed or any("initial_lr" in group for group in self.param_groups):
+            raise ValueError(
+                "ELRA adapts its learning rate itself, and something else has changed it or is about to: remove the "
+                "learning-rate scheduler"
+            )
         if self.param_groups[0]["boost"] and not self.param_groups[0]["train_mode"]:
-            raise ValueError("the weights hold the mean of the iterates now: call optimizer.train() before step")
+            raise ValueError(
+                "the weights hold the mean of the iterates now: call optimizer.train() before step (in Lightning "
+                "ELRACallback does)"
+            )
 
     def _blocks(self) -> list[Block]:
         """Collect what has a gradient, or had one before (it counts as zero then)."""
@@ -384,6 +400,7 @@ class ELRA(Optimizer):
         alpha = max(state["lr"] * factor, ALPHA_RANGE[0])
         for block in blocks:
             go_back(block, alpha, state["last_alpha"])
+        state["alpha"] = alpha
         for group in self.param_groups:
             group["lr"] = alpha
         state["last_alpha"] = alpha
@@ -413,6 +430,7 @@ class ELRA(Optimizer):
                 alpha = min(alpha, state["max_step"] / math.sqrt(g2))
             if floor and state["min_step"] is not None:
                 alpha = max(alpha, state["min_step"] / math.sqrt(g2))
+        state["alpha"] = alpha
         for group in self.param_groups:
             group["lr"] = alpha
 

@@ -39,6 +39,11 @@ class ELRACallback(Callback):
     """
 
     def __init__(self, accumulate: int = 1, dynamic: bool = True, gradient_decay: bool = False) -> None:
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
+        for name, flag in (("dynamic", dynamic), ("gradient_decay", gradient_decay)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name} must be True or False, got {flag!r}")
         self.control = BatchSizeControl(accumulate)
         self.dynamic = dynamic
         self.gradient_decay = gradient_decay

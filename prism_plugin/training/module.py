@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.data.augmentation import random_rotations, rotate_batch
 from prism_plugin.model import PRISM
-from prism_plugin.optim import make_optimizer
+from prism_plugin.optim import check_options, make_optimizer
 from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.elra import ELRACallback
@@ -31,8 +31,13 @@ __all__ = ["PropertyTraining", "split_options"]
 
 
 def split_options(optimizer: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part the options of an optimizer from those of its callback, which only ELRA has."""
+    """Part the options of an optimizer from those of its callback, which only ELRA has.
+
+    Raises:
+        ValueError: if the optimizer or an option is unknown.
+    """
     of_callback = set(inspect.signature(ELRACallback).parameters) if optimizer == "elra" else set()
+    check_options(optimizer, options, of_callback)
     return (
         {name: value for name, value in options.items() if name not in of_callback},
         {name: value for name, value in options.items() if name in of_callback},

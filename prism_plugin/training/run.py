@@ -90,6 +90,8 @@ class TrainingSettings:
         for name in self.model:
             if name not in known:
                 raise ValueError(f"unknown model argument {name!r}; choose one of: {', '.join(known)}")
+        if self.lr is not None and "lr" in self.options:
+            raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
         options, of_callback = split_options(self.optimizer, self.all_options())
         make_optimizer(self.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], options=options)
         if of_callback:
