@@ -62,6 +62,13 @@ def test_steps_of_the_paper_and_the_same_path_in_turned_coordinates(problem, bel
         np.testing.assert_allclose(turned[-1], values[-1], rtol=end, atol=1e-9 * abs(values[0]))
 
 
+def test_the_turned_saddle_from_a_start_that_float64_holds() -> None:
+    saddle = (toy.SADDLE[0], (1.0, 1e-3))
+    values, _ = toy.follow(saddle, elra, -1.0)
+    for degrees in (17, 45, 90):
+        np.testing.assert_allclose(toy.follow(saddle, elra, -1.0, degrees=degrees)[0], values, rtol=1e-9, atol=1e-12)
+
+
 def test_the_long_rosenbrock_ends() -> None:
     values, _ = toy.follow(toy.FAR_ROSENBROCK, elra, 1.0, most=1500)
     assert len(values) - 1 < 1500
