@@ -102,13 +102,19 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(data, tmp_path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "prism_plugin.cli", *COMMON, "--data", str(data), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*command, "--epochs", "100000"], stderr=subprocess.PIPE, text=True, env=environment)
-    for _ in range(600):
-        if (out / "checkpoints" / "last.ckpt").exists():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    signal.signal(signal.SIGINT, before)
+    try:
+        for _ in range(600):
+            if (out / "checkpoints" / "last.ckpt").exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted; go on with the same command and --resume" in error
     assert "Traceback" not in error
