@@ -5,11 +5,10 @@ validation MAE after every epoch, over epochs and over CPU seconds. Each run has
 it is there already, so that the command can be interrupted and repeated; with a share of the runs each, two processes
 can work side by side.
 
-    python benchmarks/optimizers.py DATA runs/optimizers --out docs/optimizers
+    python benchmarks/optimizers.py DATA runs/optimizers --out docs/elra
 """
 
 import argparse
-import csv
 import json
 import time
 from pathlib import Path
@@ -22,7 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prism_plugin.data import Record, read_records, split_records
+from prism_plugin.files import replaced
 from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training.plots import read_columns
 
 MODEL = {
     "dim": 64,
@@ -94,7 +95,7 @@ def subset(path: Path) -> dict[str, list[Record]]:
 
 def run(parts: dict[str, list[Record]], optimizer: str, options: dict[str, object], seed: int, epochs: int, root: Path):
     options = {"batch_size": 32, **options}
-    words = "_".join(f"{key}={value}" for key, value in options.items()) or "default"
+    words = "_".join(f"{key}={value}" for key, value in options.items())
     folder = root / f"{optimizer}_{words}_epochs={epochs}_seed={seed}"
     if not (folder / "summary.json").exists():
         settings = TrainingSettings(
@@ -114,15 +115,8 @@ def run(parts: dict[str, list[Record]], optimizer: str, options: dict[str, objec
 
 
 def read_curve(folder: Path) -> dict[str, np.ndarray]:
-    """Validation MAE, CPU and wall seconds of every epoch."""
-    rows: dict[int, dict[str, float]] = {}
-    for log in sorted(folder.glob("log/version_*/metrics.csv")):
-        with open(log, newline="") as file:
-            for row in csv.DictReader(file):
-                given = {k: float(row[k]) for k in ("val_mae", "cpu_seconds", "wall_seconds") if row.get(k)}
-                if given:
-                    rows.setdefault(int(float(row["epoch"])), {}).update(given)
-    return {key: np.array([rows[epoch][key] for epoch in sorted(rows)]) for key in ("val_mae", "cpu_seconds")}
+    """Validation MAE and CPU seconds of every epoch."""
+    return read_columns(folder / "log", "epoch", ("val_mae", "cpu_seconds"))
 
 
 def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
@@ -146,7 +140,8 @@ def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].legend(title="mean of the last epoch", fontsize=9)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130)
+    with replaced(path) as aside:
+        figure.savefig(aside, dpi=130)
 
 
 def main() -> None:
@@ -181,7 +176,6 @@ def main() -> None:
         ]
         for name in RUNS
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
     draw(curves, arguments.out / "comparison.png")
     table = {
         name: {
@@ -191,7 +185,8 @@ def main() -> None:
         }
         for name, seeds in curves.items()
     }
-    (arguments.out / "comparison.json").write_text(json.dumps(table, indent=1))
+    with replaced(arguments.out / "comparison.json") as path:
+        path.write_text(json.dumps(table, indent=1))
     print("| optimizer | validation MAE, mean of seeds | each seed | CPU s per epoch |\n|---|---|---|---|")
     for name, seeds in curves.items():
         last = [curve["val_mae"][-1] for curve in seeds]

@@ -68,8 +68,12 @@ def follow(problem: tuple, make: Callable, below: float, most: int = 20_000, deg
 
 
 def steps(problem: tuple, make: Callable, below: float, most: int = 20_000) -> str:
-    taken = len(follow(problem, make, below, most)[0]) - 1
-    return f"{taken:,}" if taken < most else f"> {most:,}"
+    return counted(follow(problem, make, below, most)[0], below)
+
+
+def counted(values: list, below: float) -> str:
+    """How many steps a path took, or that it did not get there."""
+    return f"{'' if values[-1] < below else '> '}{len(values) - 1:,}"
 
 
 def draw(path: Path, most: int) -> dict[str, dict[int, str]]:
@@ -80,7 +84,7 @@ def draw(path: Path, most: int) -> dict[str, dict[int, str]]:
     for name, (make, color) in FIGURE_3.items():
         for degrees, line, mark in ((0, "-", "+"), (45, "--", "x")):
             values, points = follow(SADDLE, make, -1.0, most, degrees)
-            count = f"{len(values) - 1}" if values[-1] < -1 else f"> {most}"
+            count = counted(values, -1.0)
             taken.setdefault(name, {})[degrees] = count
             label = f"{name}, {degrees}°: {count} steps"
             left.plot(range(len(values)), values, line, color=color, label=label)

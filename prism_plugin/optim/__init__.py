@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 from schedulefree import AdamWScheduleFree
@@ -14,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from prism_plugin.optim.batch_size import BatchSizeControl
+from prism_plugin.optim.checks import check_number
 from prism_plugin.optim.elra import ELRA
 from prism_plugin.optim.together import Together
 
@@ -116,12 +115,6 @@ def check_options(name: str, options: Iterable[str], more: Iterable[str] = ()) -
             raise ValueError(f"the optimizer {name!r} has no option {option!r}; choose one of: {', '.join(known)}")
 
 
-def _check_value(name: str, value: Any, low: float, high: float) -> None:
-    if not isinstance(value, Real) or not low < float(value) < high:
-        bounds = f"{'at least' if low < 0 else 'above'} 0" + ("" if math.isinf(high) else f" and below {high:g}")
-        raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
-
-
 def make_optimizer(
     name: str, parameters: Iterable[Parameter], steps: int = 1, options: Mapping[str, Any] | None = None
 ) -> _Made:
@@ -138,8 +131,8 @@ def make_optimizer(
     """
     options = options or {}
     check_options(name, options)
-    _check_value("lr", options.get("lr", 1.0), 0.0, math.inf)
     for beta in options.get("betas", ()):
-        _check_value("betas", beta, -math.ulp(0.0), 1.0)
-    _check_value("weight_decay", options.get("weight_decay", 0.0), -math.ulp(0.0), math.inf)
+        check_number("betas", beta, 0.0, 1.0, includes_low=True, includes_high=False)
+    check_number("lr", options.get("lr", 1.0), 0.0)
+    check_number("weight_decay", options.get("weight_decay", 0.0), 0.0, includes_low=True)
     return OPTIMIZERS[name](list(parameters), steps, **options)

@@ -45,7 +45,7 @@ class BatchSizeControl:
     @property
     def accumulate(self) -> int:
         """Micro-batches per update: the multiple m, which 1.5 makes fractional, rounded (halves up)."""
-        return max(1, int(self.multiple + 0.5))
+        return min(int(self.multiple + 0.5), self.largest)
 
     def update(self, mean: float, sigma: float) -> int:
         """Read a cycle's mean loss and its standard deviation; give the micro-batches per update of the next cycle."""

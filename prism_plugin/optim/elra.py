@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prism_plugin.optim.checks import check_flag, check_number
 from prism_plugin.optim.elra_vectors import Block, go_back, inner_products, move
 
 __all__ = ["ELRA"]
@@ -90,19 +91,18 @@ class ELRA(Optimizer):
         foreach: bool | None = None,
         boost: bool = False,
     ) -> None:
-        _check_number("lr (alpha before the first step)", lr, 0.0, ALPHA_RANGE[1])
+        check_number("lr (alpha before the first step)", lr, 0.0, ALPHA_RANGE[1])
         if kappa not in ("auto", True, False):
             raise ValueError(f"kappa must be 'auto', True or False, got {kappa!r}")
         if growth != "adaptive":
-            _check_number("growth (or 'adaptive')", growth, 1.0, ALPHA_RANGE[1])
+            check_number("growth (or 'adaptive')", growth, 1.0, ALPHA_RANGE[1])
         for name, value in (("max_step", max_step), ("min_step", min_step)):
             if value is not None:
-                _check_number(f"{name} (or None)", value, 0.0, math.inf)
+                check_number(f"{name} (or None)", value, 0.0)
         if max_step is not None and min_step is not None and min_step > max_step:
             raise ValueError(f"min_step must not be above max_step, got {min_step} and {max_step}")
         for name, flag in (("retrace", retrace), ("low_memory", low_memory), ("boost", boost)):
-            if not isinstance(flag, bool):
-                raise ValueError(f"{name} must be True or False, got {flag!r}")
+            check_flag(name, flag)
         if low_memory and not retrace:
             raise ValueError("low_memory keeps the last point, retrace=False the last gradient: choose one of them")
         self._exact = low_memory or boost  # both add small numbers to large ones
@@ -147,14 +147,14 @@ class ELRA(Optimizer):
             ValueError: if they cannot, or the group asks for another learning rate.
         """
         alpha = self.param_groups[0]["lr"] if self.param_groups else param_group.get("lr", self.defaults["lr"])
-        _check_number("lr", alpha, 0.0, ALPHA_RANGE[1])
+        check_number("lr", alpha, 0.0, ALPHA_RANGE[1])
         if param_group.setdefault("lr", alpha) != alpha:
             raise ValueError(f"ELRA has one alpha for all parameter groups, now {alpha}; got lr={param_group['lr']!r}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         # 0 and 1e-2 are what other optimizers would be given; here they would erase the weights.
         name = "weight_decay (a factor on the weights, 0.9997 or so; 1 is off)"
-        _check_number(name, group["weight_decay"], 0.5, 1.0)
+        check_number(name, group["weight_decay"], 0.5, 1.0)
         for parameter in group["params"]:
             if hasattr(parameter, "device_mesh"):  # a DTensor, whose module costs a second to import
                 raise ValueError("ELRA does not work on sharded parameters (DTensor, FSDP): use DDP")
@@ -274,7 +274,7 @@ class ELRA(Optimizer):
     @torch.no_grad()
     def scale_gradients(self, scale: float) -> None:
         """Multiply gradients by ``scale`` from now on, and the stored one with them (gradient decay, section 3.4)."""
-        _check_number("scale", scale, 0.0, math.inf)
+        check_number("scale", scale, 0.0)
         state = self.param_groups[0]
         ratio = scale / state["gradient_scale"]
         state["gradient_scale"] = scale
@@ -368,7 +368,7 @@ class ELRA(Optimizer):
             )
         state = self.param_groups[0]
         state["threshold"] = f + 0.1 * abs(f)
-        self._set_alpha(state["lr"], g2, floor=False)
+        self._set_alpha(self._cropped(state["lr"], g2))
 
     def _fail(self, f: float, g2: float, blocks: list[Block]) -> None:
         """The loss or the gradient is not finite: go back, or at least do not move."""
@@ -400,9 +400,7 @@ class ELRA(Optimizer):
         alpha = max(state["lr"] * factor, ALPHA_RANGE[0])
         for block in blocks:
             go_back(block, alpha, state["last_alpha"])
-        state["alpha"] = alpha
-        for group in self.param_groups:
-            group["lr"] = alpha
+        self._set_alpha(alpha)
         state["last_alpha"] = alpha
         state["run"] += 1
         state["retraces"] += 1
@@ -419,18 +417,18 @@ class ELRA(Optimizer):
         if state["last_square"] > 0:  # else there was no step whose angle could tell
             h = change / state["last_square"]
             alpha *= cap if h <= kappa / cap else kappa / h
-        self._set_alpha(alpha, g2, floor=True)
+        alpha = self._cropped(min(max(alpha, ALPHA_RANGE[0]), ALPHA_RANGE[1]), g2)
+        if state["min_step"] is not None and g2 > 0:
+            alpha = max(alpha, state["min_step"] / math.sqrt(g2))
+        self._set_alpha(alpha)
 
-    def _set_alpha(self, alpha: float, g2: float, floor: bool) -> None:
-        state = self.param_groups[0]
-        if floor:
-            alpha = min(max(alpha, ALPHA_RANGE[0]), ALPHA_RANGE[1])
-        if g2 > 0:
-            if state["max_step"] is not None:
-                alpha = min(alpha, state["max_step"] / math.sqrt(g2))
-            if floor and state["min_step"] is not None:
-                alpha = max(alpha, state["min_step"] / math.sqrt(g2))
-        state["alpha"] = alpha
+    def _cropped(self, alpha: float, g2: float) -> float:
+        """Step-size cropping (section 3.5)."""
+        longest = self.param_groups[0]["max_step"]
+        return alpha if longest is None or g2 == 0 else min(alpha, longest / math.sqrt(g2))
+
+    def _set_alpha(self, alpha: float) -> None:
+        self.param_groups[0]["alpha"] = alpha
         for group in self.param_groups:
             group["lr"] = alpha
 
@@ -450,13 +448,6 @@ class ELRA(Optimizer):
         deviation = f - state["cycle_mean"]
         state["cycle_mean"] += deviation / state["cycle_count"]
         state["cycle_squares"] += deviation * (f - state["cycle_mean"])
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise ValueError unless ``low < value <= high`` and it is finite."""
-    if not isinstance(value, Real) or not low < float(value) <= high or math.isinf(float(value)):
-        bounds = f"above {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
-        raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
 
 
 def _read_loss(loss: Any) -> float:

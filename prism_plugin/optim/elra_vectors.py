@@ -128,7 +128,7 @@ def go_back(block: Block, alpha: float, last_alpha: float) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _total(values: list[Tensor]) -> float:

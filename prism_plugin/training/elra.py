@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from prism_plugin.optim import ELRA, BatchSizeControl
+from prism_plugin.optim.checks import check_flag
 from prism_plugin.training.averaging import save_average
 
 __all__ = ["ELRACallback"]
@@ -34,16 +35,15 @@ class ELRACallback(Callback):
         gradient_decay: whether gradients are scaled by m0 / m (section 3.4).
 
     Raises:
-        ValueError: on ``trainer.fit`` with anything that ELRA cannot work with: another or a second optimizer, gradient
-            clipping, a learning-rate scheduler, float16 scaling, an accumulation of the trainer's own.
+        ValueError: on ``trainer.fit`` with anything that ELRA cannot work with: another optimizer, gradient clipping,
+            a learning-rate scheduler, float16 scaling, an accumulation of the trainer's own.
     """
 
     def __init__(self, accumulate: int = 1, dynamic: bool = True, gradient_decay: bool = False) -> None:
         if not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
         for name, flag in (("dynamic", dynamic), ("gradient_decay", gradient_decay)):
-            if not isinstance(flag, bool):
-                raise ValueError(f"{name} must be True or False, got {flag!r}")
+            check_flag(name, flag)
         self.control = BatchSizeControl(accumulate)
         self.dynamic = dynamic
         self.gradient_decay = gradient_decay
@@ -75,7 +75,6 @@ class ELRACallback(Callback):
                 f"ELRA changes the accumulation itself: instead of Trainer(accumulate_grad_batches="
                 f"{trainer.accumulate_grad_batches}) give ELRACallback(accumulate=...)"
             )
-
         if trainer.lr_scheduler_configs:
             raise ValueError("ELRA adapts its learning rate itself: remove the learning-rate scheduler")
         optimizer = trainer.optimizers[0]
@@ -99,7 +98,7 @@ class ELRACallback(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the accumulation of this epoch."""
-        accumulate = min(self.control.accumulate, self.control.largest)
+        accumulate = self.control.accumulate
         trainer.accumulate_grad_batches = accumulate
         optimizer = _elra(trainer)
         optimizer.param_groups[0]["accumulate"] = accumulate

@@ -103,14 +103,14 @@ class PropertyTraining(L.LightningModule):
         crystals, targets = batch
         prediction = self.model(self._rotated(crystals, self.current_epoch, batch_idx))
         loss = functional.l1_loss(prediction, targets.to(prediction))
-        if self.optimizer_name != "elra" and not torch.isfinite(loss):  # ELRA goes back by itself
+        if torch.isfinite(loss):
+            self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
+        elif self.optimizer_name != "elra":  # ELRA goes back by itself
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
                 f"rate (now {rate:g}) or look for absurd targets; the last checkpoint is kept"
             )
-        if torch.isfinite(loss):
-            self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
         return loss
 
     def validation_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> None:

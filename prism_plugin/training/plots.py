@@ -13,7 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 
 from prism_plugin.files import replaced
 
-__all__ = ["plot_elra", "plot_learning_curve", "plot_parity", "read_log"]
+__all__ = ["plot_elra", "plot_learning_curve", "plot_parity", "read_columns", "read_log"]
 
 _COLORS = {"train": "#8da0cb", "val": "#1f4e9c", "test": "#d95f02"}
 
@@ -58,11 +58,20 @@ def read_log(folder: str | Path) -> dict[str, np.ndarray]:
     Returns:
         ``"epoch"``, ``"train_mae"`` and ``"val_mae"``, shape ``(epochs,)`` each; NaN where nothing was logged.
     """
-    return _read_columns(folder, "epoch", ("train_mae", "val_mae"))
+    return read_columns(folder, "epoch", ("train_mae", "val_mae"))
 
 
-def _read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read columns of all versions of a log by epoch or by step; of what was run twice the later one counts."""
+def read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read columns of all versions of a log by epoch or by step; of what was run twice the later one counts.
+
+    Args:
+        folder: the ``log`` folder of a run, with one ``version_N`` per start or resume.
+        index: ``"epoch"`` or ``"step"``.
+        names: the columns.
+
+    Returns:
+        The index and the columns, one shape; NaN where nothing was logged.
+    """
     found: dict[int, dict[str, float]] = {}
     versions = sorted(Path(folder).glob("version_*"), key=lambda version: int(version.name.split("_")[1]))
     for version in versions:
@@ -103,7 +112,7 @@ def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path:
 
 def plot_elra(log: str | Path, path: str | Path) -> None:
     """Draw what ELRA did: alpha and step length, micro-batches per update, soft restarts, over the updates."""
-    columns = _read_columns(log, "step", ("alpha", "step_length", "accumulate", "retraces"))
+    columns = read_columns(log, "step", ("alpha", "step_length", "accumulate", "retraces"))
     update = columns["step"] + 1
     figure = Figure(figsize=(7, 7), layout="constrained")
     rates, batches, restarts = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))

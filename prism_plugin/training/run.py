@@ -92,10 +92,16 @@ class TrainingSettings:
                 raise ValueError(f"unknown model argument {name!r}; choose one of: {', '.join(known)}")
         if self.lr is not None and "lr" in self.options:
             raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
-        options, of_callback = split_options(self.optimizer, self.all_options())
-        make_optimizer(self.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], options=options)
+        _, of_callback = split_options(self.optimizer, self.all_options())
+        self.has_schedule()
         if of_callback:
             ELRACallback(**of_callback)
+
+    def has_schedule(self) -> bool:
+        """Whether the learning rate follows a schedule over the epochs; raises ValueError for a bad option."""
+        options, _ = split_options(self.optimizer, self.all_options())
+        _, schedule = make_optimizer(self.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], options=options)
+        return schedule is not None
 
     def all_options(self) -> dict[str, Any]:
         """The optimizer's options with the learning rate, if one is set."""
@@ -133,7 +139,8 @@ def train(
     folder = Path(folder)
     last = folder / "checkpoints" / "last.ckpt"
     described = {**asdict(settings), "data": _fingerprint(parts)}
-    _check_folder(folder, described, resume)
+    # A schedule is stretched over the epochs; without one, more epochs are only more.
+    _check_folder(folder, described, resume, {"device"} if settings.has_schedule() else {"device", "epochs"})
     torch.manual_seed(settings.seed)
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
@@ -218,8 +225,8 @@ def _fingerprint(parts: Mapping[str, Sequence[Record]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool) -> None:
-    """Raise ValueError unless the folder is free, or holds a run that can be resumed."""
+def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free: set[str]) -> None:
+    """Raise ValueError unless the folder is free, or holds a run that differs in ``free`` settings only."""
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists():
         return
@@ -227,8 +234,6 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool) -> N
         raise ValueError(f"{str(folder)!r} holds a run already; pass --resume to go on with it, or another folder")
     before = json.loads((folder / "settings.json").read_text())
     now = json.loads(json.dumps(described, default=list))
-    # A schedule is stretched over the epochs; without one, more epochs are only more.
-    free = {"device", "epochs"} if now["optimizer"] in ("adamw-schedulefree", "elra") else {"device"}
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
