@@ -185,11 +185,15 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
     optimizer, scheduler = make_optimizer(name, [weight], 100, {"lr": 0.1})
     if hasattr(optimizer, "train"):
         optimizer.train()
-    for _ in range(100):
+
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = weight.square().sum()
         loss.backward()
-        optimizer.step(lambda loss=loss: loss)
+        return loss
+
+    for _ in range(100):
+        optimizer.step(closure)
         if scheduler is not None:
             scheduler.step()
     if hasattr(optimizer, "eval"):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +24,7 @@ from ase.io.extxyz import read_extxyz
 
 from prism_plugin.graph import read_structure
 
-__all__ = ["Record", "read_records", "split_records"]
+__all__ = ["Record", "fingerprint", "read_records", "split_records"]
 
 _OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 SPLITS = ("train", "val", "test")
@@ -196,3 +197,12 @@ def split_records(
             )
             raise ValueError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
     return parts
+
+
+def fingerprint(parts: Mapping[str, Sequence[Record]]) -> str:
+    """Hash names, sizes and targets of all crystals, by which a run knows its own data."""
+    digest = hashlib.sha256()
+    for split in sorted(parts):
+        for record in parts[split]:
+            digest.update(f"{split} {record.name} {len(record.atoms)} {record.target!r}\n".encode())
+    return digest.hexdigest()[:16]

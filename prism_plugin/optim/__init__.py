@@ -13,10 +13,24 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from prism_plugin.optim.batch_size import BatchSizeControl
 from prism_plugin.optim.checks import check_number
+from prism_plugin.optim.conventions import eos_threshold
+from prism_plugin.optim.discrete import Discrete
 from prism_plugin.optim.elra import ELRA
+from prism_plugin.optim.rod_flow import RodFlow
+from prism_plugin.optim.rod_shadow import RodShadow
 from prism_plugin.optim.together import Together
 
-__all__ = ["ELRA", "OPTIMIZERS", "BatchSizeControl", "check_options", "make_optimizer"]
+__all__ = [
+    "ELRA",
+    "OPTIMIZERS",
+    "BatchSizeControl",
+    "Discrete",
+    "RodFlow",
+    "RodShadow",
+    "check_options",
+    "eos_threshold",
+    "make_optimizer",
+]
 
 _Made = tuple[Optimizer, LRScheduler | None]
 
@@ -95,11 +109,29 @@ def _elra(
     return optimizer, None
 
 
+def _rod_flow(
+    parameters: list[Parameter],
+    steps: int,
+    like: str = "adam",
+    lr: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    substeps: int = 2,
+    form: str = "signed",
+    warmup: int = 10,
+    floor: bool = True,
+) -> _Made:
+    """Rod flow of one of nine optimizers; four gradients a step, and the model is the center."""
+    return RodFlow(parameters, Discrete(parameters, like, lr, beta1, beta2, eps), substeps, form, warmup, floor), None
+
+
 OPTIMIZERS: dict[str, Callable[..., _Made]] = {
     "adam-onecycle": _adam_onecycle,
     "adamw-schedulefree": _adamw_schedulefree,
     "elra": _elra,
     "muon": _muon,
+    "rod-flow": _rod_flow,
     "sgd": _sgd,
 }
 

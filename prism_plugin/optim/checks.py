@@ -1,12 +1,15 @@
-"""Checks of the options of optimizers, in words that a user reads."""
+"""Checks of what users hand to optimizers: options, losses, saved states, in words that they read."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-__all__ = ["check_flag", "check_number"]
+from torch import Tensor
+
+__all__ = ["check_flag", "check_number", "check_state", "read_loss"]
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -38,3 +41,25 @@ def check_number(
     if math.isfinite(high):
         bounds += f" and {'at most' if includes_high else 'below'} {high:g}"
     raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+
+
+def check_state(owner: str, group: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
+    """Raise ValueError if a saved state lacks what the first parameter group of its owner has."""
+    missing = group.keys() - state_dict["param_groups"][0].keys() - {"params"}
+    if missing:
+        raise ValueError(
+            f"this is not the state of {owner} of this version: start without it (it lacks "
+            f"{', '.join(sorted(missing)[:3])}, {len(missing)} entries in all)"
+        )
+
+
+def read_loss(loss: Any, missing: str) -> float:
+    """Give a loss as a number; raise ValueError, with the text ``missing`` where it is None, if it is none."""
+    if loss is None:
+        raise ValueError(missing)
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        return float(loss.detach())
+    if not isinstance(loss, Real):
+        given = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"the loss must be one real number, got {given}")
+    return float(loss)

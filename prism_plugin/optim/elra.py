@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prism_plugin.optim.checks import check_flag, check_number
+from prism_plugin.optim.checks import check_flag, check_number, check_state, read_loss
 from prism_plugin.optim.elra_vectors import Block, go_back, inner_products, move
 
 __all__ = ["ELRA"]
@@ -25,6 +24,7 @@ __all__ = ["ELRA"]
 ALPHA_RANGE = (1e-8, 1e6)
 DAMPING = 855_000.0  # of the adaptive growth cap at the start and after a serious soft restart
 RETRACES = 8  # in a row, after which a high but finite loss is accepted
+NO_LOSS = "ELRA needs the loss: step(closure) with a closure that returns it, step(loss=loss), or observe(loss)"
 FAILURES = 100  # losses in a row that are not finite, after which there is no hope
 
 
@@ -172,12 +172,7 @@ class ELRA(Optimizer):
         Raises:
             ValueError: if the state is not one of ELRA.
         """
-        missing = self.param_groups[0].keys() - state_dict["param_groups"][0].keys() - {"params"}
-        if missing:
-            raise ValueError(
-                "this is not the state of an ELRA optimizer of this version: start without it (it lacks "
-                f"{', '.join(sorted(missing)[:3])}, {len(missing)} entries in all)"
-            )
+        check_state("an ELRA optimizer", self.param_groups[0], state_dict)
         super().load_state_dict(state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -198,7 +193,7 @@ class ELRA(Optimizer):
         Raises:
             ValueError: unless it is one real number.
         """
-        self._observed.append(_read_loss(loss))
+        self._observed.append(read_loss(loss, NO_LOSS))
 
     def discard(self) -> None:
         """Skip the next step, because its window is not like the others (a smaller last batch, section 3.5)."""
@@ -238,7 +233,7 @@ class ELRA(Optimizer):
             state["outcome"] = "skipped"
             return loss
         blocks = self._blocks()
-        f = sum(window) / len(window) if window else _read_loss(loss)
+        f = sum(window) / len(window) if window else read_loss(loss, NO_LOSS)
         f = _mean_over_ranks(f, blocks[0].weights[0].device)
         g2, change = inner_products(blocks, state["gradient_scale"], state["last_alpha"], state["foreach"])
         if state["last_loss"] is None:
@@ -448,20 +443,6 @@ class ELRA(Optimizer):
         deviation = f - state["cycle_mean"]
         state["cycle_mean"] += deviation / state["cycle_count"]
         state["cycle_squares"] += deviation * (f - state["cycle_mean"])
-
-
-def _read_loss(loss: Any) -> float:
-    """Give a loss as a number."""
-    if loss is None:
-        raise ValueError(
-            "ELRA needs the loss: step(closure) with a closure that returns it, step(loss=loss), or observe(loss)"
-        )
-    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
-        return float(loss.detach())
-    if not isinstance(loss, Real):
-        given = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"the loss must be one real number, got {given}")
-    return float(loss)
 
 
 def _mean_over_ranks(loss: float, device: torch.device) -> float:

@@ -25,6 +25,7 @@ from prism_plugin.model import PRISM
 from prism_plugin.optim import check_options, make_optimizer
 from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
+from prism_plugin.training.edge import EoSMonitor
 from prism_plugin.training.elra import ELRACallback
 
 __all__ = ["PropertyTraining", "split_options"]
@@ -77,8 +78,10 @@ class PropertyTraining(L.LightningModule):
         self.batchnorm_batches = batchnorm_batches
 
     def configure_callbacks(self) -> list[Callback]:
-        """ELRA brings its callback along."""
-        return [ELRACallback(**self.callback_options)] if self.optimizer_name == "elra" else []
+        """ELRA and rod flow bring their callbacks along."""
+        if self.optimizer_name == "elra":
+            return [ELRACallback(**self.callback_options)]
+        return [EoSMonitor()] if self.optimizer_name == "rod-flow" else []
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and its schedule stepped per update."""

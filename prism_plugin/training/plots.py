@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curve, parity, and what ELRA did."""
+"""Pictures of a run: learning curve, parity, and what ELRA or rod flow did."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 
 from prism_plugin.files import replaced
 
-__all__ = ["plot_elra", "plot_learning_curve", "plot_parity", "read_columns", "read_log"]
+__all__ = [
+    "plot_elra",
+    "plot_learning_curve",
+    "plot_parity",
+    "plot_rod_flow",
+    "read_columns",
+    "read_log",
+    "save_figure",
+]
 
 _COLORS = {"train": "#8da0cb", "val": "#1f4e9c", "test": "#d95f02"}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, aside first."""
     FigureCanvasAgg(figure)
     with replaced(path) as aside:
         figure.savefig(aside, dpi=150)
@@ -46,7 +55,7 @@ def plot_parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str,
         panel.set(title=f"{name}: {len(true):,} crystals, MAE {np.abs(predicted - true).mean():.4f} {unit}".rstrip())
         panel.set(xlabel=f"reference {label}", xlim=ends, ylim=ends, aspect="equal")
     panels[0].set_ylabel(f"predicted {label}")
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def read_log(folder: str | Path) -> dict[str, np.ndarray]:
@@ -107,7 +116,7 @@ def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path:
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.3, which="both")
     panel.legend()
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def plot_elra(log: str | Path, path: str | Path) -> None:
@@ -129,4 +138,28 @@ def plot_elra(log: str | Path, path: str | Path) -> None:
         panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (rates, batches, restarts):
         panel.grid(alpha=0.3)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
+
+
+def plot_rod_flow(log: str | Path, path: str | Path) -> None:
+    """Draw what rod flow did: losses of center and ends, sharpness along the rod with its threshold, its length."""
+    names = ("loss_center", "loss_plus", "loss_minus", "rod_sharpness", "threshold", "rod_length", "open")
+    columns = read_columns(log, "step", names)
+    update = columns["step"] + 1
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    losses, edge, lengths = figure.subplots(3, 1, sharex=True)
+    losses.plot(update, columns["loss_plus"], color=_COLORS["train"], linewidth=0.5, label="plus end")
+    losses.plot(update, columns["loss_minus"], color=_COLORS["test"], linewidth=0.5, label="minus end")
+    losses.plot(update, columns["loss_center"], color=_COLORS["val"], linewidth=0.8, label="center")
+    losses.set(ylabel="loss of the batch", yscale="log")
+    is_open = np.where(columns["open"] > 0, columns["rod_sharpness"], np.nan)
+    edge.plot(update, is_open, color=_COLORS["val"], linewidth=0.6, label="along the open rod")
+    edge.plot(update, columns["threshold"], color="k", linewidth=0.8, linestyle="--", label="threshold")
+    edge.set(ylabel="effective sharpness", ylim=(0, 2 * float(np.nanmax(columns["threshold"]))))
+    lengths.plot(update, np.where(columns["rod_length"] > 0, columns["rod_length"], np.nan), color=_COLORS["val"])
+    lengths.set(ylabel="half length of the rod", xlabel="update", yscale="log")
+    for panel in (losses, edge, lengths):
+        panel.grid(alpha=0.3)
+    losses.legend()
+    edge.legend()
+    save_figure(figure, Path(path))

@@ -2,13 +2,12 @@
 
 The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{best,last}.ckpt``, ``model/`` (load it with
 ``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``summary.json``; with
-ELRA also ``elra.png``.
+ELRA also ``elra.png``, with rod flow ``rod_flow.png``.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import inspect
 import json
 import logging
@@ -30,13 +29,14 @@ from lightning.pytorch.loggers import CSVLogger
 
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_loader
+from prism_plugin.data.records import fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PropertyTraining, split_options
-from prism_plugin.training.plots import plot_elra, plot_learning_curve, plot_parity
+from prism_plugin.training.plots import plot_elra, plot_learning_curve, plot_parity, plot_rod_flow
 
 __all__ = ["TrainingSettings", "format_scores", "train"]
 
@@ -138,7 +138,7 @@ def train(
     """
     folder = Path(folder)
     last = folder / "checkpoints" / "last.ckpt"
-    described = {**asdict(settings), "data": _fingerprint(parts)}
+    described = {**asdict(settings), "data": fingerprint(parts)}
     # A schedule is stretched over the epochs; without one, more epochs are only more.
     _check_folder(folder, described, resume, {"device"} if settings.has_schedule() else {"device", "epochs"})
     torch.manual_seed(settings.seed)
@@ -214,15 +214,6 @@ def format_scores(summary: Mapping[str, Any]) -> str:
             f"{score['mean_predictor_mae']:>16.4f}"
         )
     return "\n".join(lines)
-
-
-def _fingerprint(parts: Mapping[str, Sequence[Record]]) -> str:
-    """Hash names, sizes and targets of all crystals, so that a run is resumed on its own data only."""
-    digest = hashlib.sha256()
-    for split in sorted(parts):
-        for record in parts[split]:
-            digest.update(f"{split} {record.name} {len(record.atoms)} {record.target!r}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free: set[str]) -> None:
@@ -341,6 +332,8 @@ def _finish(
     )
     if settings.optimizer == "elra":
         plot_elra(folder / "log", folder / "elra.png")
+    if settings.optimizer == "rod-flow":
+        plot_rod_flow(folder / "log", folder / "rod_flow.png")
     with replaced(folder / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=1))
     return summary

@@ -1,0 +1,240 @@
+"""EoSMonitor in Lightning: right at the edge, elsewhere silent with the reason; RodFlow in Lightning, `prism`."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from prism_plugin.cli import main
+from prism_plugin.optim import Discrete, RodFlow
+from prism_plugin.optim.sharpness import sharpness
+from prism_plugin.tracking.run import BETAS
+from prism_plugin.training import EoSMonitor
+from prism_plugin.training.plots import read_columns
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.* the training is at the edge of stability"),
+]
+
+
+class Digits(L.LightningModule):
+    """A small classifier on scikit-learn's digits, by squared error."""
+
+    def __init__(self, make, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Dropout(dropout), nn.Linear(32, 10)).double()
+        self.make = make
+
+    def loss(self, x, y):
+        return 0.5 * (self.model(x) - y).square().sum(dim=1).mean()
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(*batch)
+
+    def configure_optimizers(self):
+        return self.make(self.model.parameters())
+
+
+def loader(batch: int = 128, shuffle: bool = False) -> DataLoader:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(images[:128] / 16 - 0.5)
+    y = nn.functional.one_hot(torch.as_tensor(labels[:128]), 10).double()
+    return DataLoader(TensorDataset(x, y), batch_size=batch, shuffle=shuffle)
+
+
+class Book(Callback):
+    """Notes every reading, or its reason."""
+
+    def __init__(self, monitor: EoSMonitor) -> None:
+        self.monitor, self.readings, self.reasons = monitor, [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.readings.append(dict(self.monitor.reading))
+        self.reasons.append(self.monitor.reason)
+
+
+def fit(module: L.LightningModule, data: DataLoader, epochs: int = 300, monitor: EoSMonitor | None = None, **settings):
+    monitor = monitor or EoSMonitor()
+    book = Book(monitor)
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        callbacks=[monitor, book],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        **settings,
+    )
+    trainer.fit(module, data)
+    return book
+
+
+LRS = {
+    "gd": 0.4, "heavy-ball": 0.8, "nesterov": 0.5, "scalar-rmsprop": 0.08, "rmsprop": 0.002,
+    "adam": 0.005, "scalar-nadam": 0.2, "nadam": 0.003,
+}  # scalar Adam's orbit is unstable: it comes to the edge in bursts only  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(LRS))
+def test_at_the_edge_the_reading_is_the_threshold(method) -> None:
+    module = Digits(lambda p: Discrete(p, method, LRS[method], *BETAS[method]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        book = fit(module, loader())
+    late = [reading["ratio"] for reading in book.readings[100:] if reading]
+    assert np.median(late) == pytest.approx(1, abs=0.03)
+    assert any("is at the edge of stability" in str(warning.message) for warning in caught)
+    assert len([w for w in caught if "EoSMonitor" in str(w.message) or "edge" in str(w.message)]) == 1
+
+
+def test_far_from_the_edge_the_reading_is_below_and_there_is_no_warning() -> None:
+    module = Digits(lambda p: torch.optim.SGD(p, lr=0.05))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings(
+            "ignore", message=".*(does not have many workers|number of training batches|LeafSpec).*"
+        )
+        book = fit(module, loader(), epochs=60)
+    readings = [reading for reading in book.readings if reading]
+    assert readings
+    assert max(reading["ratio"] for reading in readings[5:]) < 0.5
+    assert readings[-1]["cosine"] > 0.9
+    assert readings[-1]["threshold"] == pytest.approx(40)
+
+
+def test_the_reading_is_a_rayleigh_quotient_below_the_largest_eigenvalue() -> None:
+    module = Digits(lambda p: torch.optim.SGD(p, lr=0.4))
+    book = fit(module, loader(), epochs=200)
+    largest, _ = sharpness(lambda: module.loss(*next(iter(loader()))), list(module.model.parameters()))
+    assert 0.7 * largest < book.readings[-1]["sharpness"] < 1.1 * largest
+
+
+@pytest.mark.filterwarnings("ignore:EoSMonitor has no reading")
+def test_other_data_give_no_reading() -> None:
+    for data in (loader(32), loader(32, shuffle=True)):
+        book = fit(Digits(lambda p: torch.optim.Adam(p, lr=1e-3)), data, epochs=10)
+        assert not any(book.readings)
+        assert all("other data" in reason for reason in book.reasons[1:])
+    with pytest.warns(UserWarning, match="EoSMonitor has no reading: consecutive updates have other data"):
+        fit(Digits(lambda p: torch.optim.Adam(p, lr=1e-3)), loader(32), epochs=1)
+    # Two micro-batches an update, always the same two: that is one batch.
+    book = fit(Digits(lambda p: torch.optim.SGD(p, lr=0.05)), loader(64), epochs=10, accumulate_grad_batches=2)
+    assert [bool(reading) for reading in book.readings][::2] == [False] * 3 + [True] * 7
+
+
+@pytest.mark.filterwarnings("ignore:EoSMonitor has no reading")
+def test_dropout_gives_no_reading() -> None:
+    book = fit(Digits(lambda p: torch.optim.SGD(p, lr=0.01), dropout=0.5), loader(), epochs=60)
+    silent = [not reading for reading in book.readings]
+    assert np.mean(silent) > 0.9
+    assert any("augmentation, dropout" in reason for reason in book.reasons)
+
+
+def test_a_closed_rod_gives_no_reading() -> None:
+    class Quadratic(Digits):
+        def loss(self, x, y):
+            return self.model[0].bias.square().sum()
+
+    book = fit(Quadratic(lambda p: torch.optim.SGD(p, lr=0.4)), loader(), epochs=60)
+    assert "the rod is closed" in book.reasons[-1]
+    assert any(book.readings)
+
+
+@pytest.mark.filterwarnings("ignore:EoSMonitor has no reading")
+def test_half_precision_and_clipping_give_no_reading() -> None:
+    module = Digits(lambda p: torch.optim.SGD(p, lr=0.1))
+    book = fit(module, loader(), epochs=5, precision="bf16-mixed")
+    assert not any(book.readings)
+    assert "noise in bf16-mixed" in book.reasons[-1]
+    book = fit(module, loader(), epochs=5, gradient_clip_val=1.0)
+    assert "a clipped gradient has another threshold" in book.reasons[-1]
+    with pytest.warns(UserWarning, match="no reading: a clipped gradient"):
+        fit(module, loader(), epochs=1, gradient_clip_val=1.0)
+
+
+def test_optimizers_without_a_threshold_are_refused() -> None:
+    with pytest.raises(ValueError, match="map of phase space of Adagrad is not known"):
+        fit(Digits(lambda p: torch.optim.Adagrad(p)), loader())
+    with pytest.raises(ValueError, match="amsgrad=True"):
+        fit(Digits(lambda p: torch.optim.Adam(p, amsgrad=True)), loader())
+
+
+def rod_flow(parameters) -> RodFlow:
+    parameters = list(parameters)
+    return RodFlow(parameters, torch.optim.SGD(parameters, lr=0.4))
+
+
+def test_rod_flow_in_lightning_is_at_the_edge_and_its_loss_is_the_mean_of_the_ends() -> None:
+    module = Digits(rod_flow)
+    with pytest.warns(UserWarning, match="is at the edge of stability"):
+        fit(module, loader(), epochs=150)
+    stats = module.optimizers().optimizer.stats
+    assert stats["open"]
+    assert stats["ratio"] == pytest.approx(1, abs=0.05)
+    center = float(module.loss(*next(iter(loader()))).detach())
+    assert stats["loss_center"] == pytest.approx(center, rel=0.05)
+
+
+def test_what_disturbs_rod_flow_in_lightning_is_refused() -> None:
+    for settings, message in (
+        ({"gradient_clip_val": 1.0}, "a clipped gradient is not linear.*remove gradient_clip_val"),
+        ({"accumulate_grad_batches": 2}, "set accumulate_grad_batches=1 and enlarge the batch"),
+        ({"precision": "bf16-mixed"}, "noise in bf16-mixed: use '32-true'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(Digits(rod_flow), loader(64), **settings)
+
+
+def test_prism_train_with_rod_flow(tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    options = ["--option", "like=heavy-ball", "--option", "beta1=0.5", "--option", "warmup=3", "--lr", "0.05"]
+    sizes = [f"--set={size}" for size in ("dim=8", "num_layers=1", "num_rbf=4", "cell_cutoff=6.0")]
+    command = ["train", "--data", "emt-alloys", "--target", "formation_energy", "--out", str(run), "--epochs", "1"]
+    assert main([*command, "--batch-size", "200", "--optimizer", "rod-flow", *options, *sizes]) == 0
+    assert (run / "rod_flow.png").stat().st_size > 10_000
+    columns = read_columns(run / "log", "step", ("loss_plus", "loss_minus", "rod_length", "threshold"))
+    assert columns["threshold"][-1] == pytest.approx(2 * 1.5 / 0.5 / 0.05)
+    assert math.isfinite(columns["loss_plus"][-1])
+    assert main([*command, "--optimizer", "rod-flow", "--option", "like=adamw"]) == 2
+    assert "unknown method 'adamw'; choose one of: gd" in capsys.readouterr().err
+
+
+def test_prism_rodflow(tmp_path, capsys) -> None:
+    command = ["rodflow", "--optimizer", "nadam", "--network", "toy", "--steps", "20", "--out", str(tmp_path / "a")]
+    assert main(command) == 0
+    assert "tracking.png" in capsys.readouterr().out
+    found = json.loads((tmp_path / "a" / "toy.json").read_text())
+    assert found["summary"]["steps"] == 20
+    assert main([*command, "--form", "outer"]) == 2
+    assert "other form: choose another folder" in capsys.readouterr().err
+    for wrong, message in (
+        (["--optimizer", "adagrad"], "unknown optimizer 'adagrad'"),
+        (["--data", "crystals.jsonl"], "--data needs --target"),
+        (["--data", "crystals.jsonl", "--target", "x", "--crystals", "1"], "--crystals must be at least 2, got 1"),
+        (["--network", "prism", "--data", str(tmp_path / "no.jsonl"), "--target", "x"], "no.jsonl"),
+        (["--optimizer", "gd", "--network", "mlp", "--lr", "1e6"], "lower the learning rate"),
+    ):
+        assert main([*command[:-1], str(tmp_path / "b"), *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_prism_rodflow_on_crystals_of_the_user(tmp_path, shared_data, capsys) -> None:
+    data = shared_data / "mp2018" / "tiny.jsonl.xz"
+    command = ["rodflow", "--network", "prism", "--steps", "2", "--sharpness-every", "0", "--crystals", "4"]
+    assert main([*command, "--data", str(data), "--target", "e_form", "--out", str(tmp_path)]) == 0
+    assert "4 crystals" in json.loads((tmp_path / "prism.json").read_text())["description"]
