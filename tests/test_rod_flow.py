@@ -510,7 +510,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian() -> None:
     dense = torch.func.hessian(loss)(flatten(parameters))
     assert float(loss(flatten(parameters)).detach()) == pytest.approx(float(problem.loss().detach()), rel=1e-14)
     for denominator in (None, p, torch.tensor(0.3, dtype=torch.float64)):
-        root = torch.ones(241, dtype=torch.float64) if denominator is None else (denominator * torch.ones(241)).sqrt()
+        root = torch.ones(241, dtype=torch.float64) if denominator is None else denominator.expand(241).sqrt()
         expected = torch.linalg.eigvalsh(dense / root[:, None] / root)[-1]
         value, vector = sharpness(problem.loss, parameters, denominator, tolerance=1e-10)
         assert value == pytest.approx(float(expected), rel=1e-9)

@@ -102,7 +102,10 @@ class PhaseMap:
         """What nu follows: the sum of the gradients' squares, by coordinate or over all of them."""
         if self.scaling == "scalar":
             return torch.stack([torch.dot(gradient, gradient) for gradient in gradients]).sum()
-        return torch.stack([gradient.square() for gradient in gradients]).sum(dim=0)
+        total = gradients[0].square()
+        for gradient in gradients[1:]:
+            total.addcmul_(gradient, gradient)
+        return total
 
     def denominator(self, nu: Tensor, step: float) -> Tensor:
         """P, shape of ``nu``."""

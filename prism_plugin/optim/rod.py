@@ -133,18 +133,22 @@ def advance(phase: PhaseMap, rod: Rod, h: float, gradient: Gradient, form: str =
         minus, odd = plus, None
         even = phase.penalized(even, center.w)
     else:
-        points = center.w + rod.w, center.w - rod.w
-        (plus, g_plus), (minus, g_minus) = ((f, phase.penalized(g, w)) for w in points for f, g in [gradient(w)])
-        even, odd = (g_plus + g_minus) / 2, (g_plus - g_minus) / 2
+        point = center.w + rod.w
+        plus, g_plus = gradient(point)
+        g_plus = phase.penalized(g_plus, point)
+        point = torch.sub(center.w, rod.w, out=point)
+        minus, g_minus = gradient(point)
+        g_minus = phase.penalized(g_minus, point)
+        odd = torch.sub(g_plus, g_minus).mul_(0.5)
+        even = g_plus.add_(g_minus).mul_(0.5)
     denominator, nu = None, center.nu
     if nu is not None:
         rate = (phase.squares(even) if odd is None else phase.squares(even, odd)).sub_(nu).mul_(1 - phase.beta2)
-        denominator = phase.denominator(nu + (0.5 + h / 2) * rate, step)
-        nu = nu + h * rate
+        denominator = phase.denominator(torch.add(nu, rate, alpha=0.5 + h / 2), step)
+        nu = torch.add(nu, rate, alpha=h)
     ends = _read(phase, rod, odd, denominator, plus, minus, step)
     drift = phase.change(center.w, center.m, even, denominator, step)
-    w, m = center.w + h * drift[0], _moved(center.m, drift[1], h)
-    assert w is not None
+    w, m = torch.add(center.w, drift[0], alpha=h), _moved(center.m, drift[1], h)
     half: tuple[Tensor | None, Tensor | None] = (None, None)
     if rod.w is not None and odd is not None:
         turn = phase.change(rod.w, rod.m, odd, denominator, step)  # (G+ - G-)/2
@@ -153,14 +157,14 @@ def advance(phase: PhaseMap, rod: Rod, h: float, gradient: Gradient, form: str =
 
 
 def _moved(start: Tensor | None, change: Tensor | None, h: float) -> Tensor | None:
-    return None if start is None or change is None else start + h * change
+    return None if start is None or change is None else torch.add(start, change, alpha=h)
 
 
 def _signed(rod: Rod, turn: tuple[Tensor, Tensor | None], h: float) -> tuple[Tensor | None, Tensor | None]:
     """Euler step of do/dt = -2 o - (G+ - G-)/2."""
     kept = 1 - 2 * h
-    w = None if rod.w is None else kept * rod.w - h * turn[0]
-    m = None if rod.m is None or turn[1] is None else kept * rod.m - h * turn[1]
+    w = None if rod.w is None else torch.mul(rod.w, kept).sub_(turn[0], alpha=h)
+    m = None if rod.m is None or turn[1] is None else torch.mul(rod.m, kept).sub_(turn[1], alpha=h)
     return w, m
 
 
@@ -223,4 +227,4 @@ def add_rounding(rod: Rod, seed: int) -> Rod:
     assert rod.w is not None
     generator = torch.Generator().manual_seed((seed * 1_000_003 + round(2 * rod.time)) % 2**63)
     noise = torch.randn(rod.w.shape, generator=generator, dtype=rod.w.dtype).to(rod.w.device)
-    return replace(rod, w=rod.w + rounding(rod.w) * rod.center.w.abs() * noise)
+    return replace(rod, w=noise.mul_(rod.center.w).mul_(rounding(rod.w)).add_(rod.w))

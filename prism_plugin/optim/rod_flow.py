@@ -106,7 +106,8 @@ class RodFlow(Optimizer):
             time=0.0,  # of the flow; 0 while there is none
             discretized=False,
         )
-        self._keep({"momentum": moments.m, "second": moments.nu})
+        own = (None if vector is None else vector.clone() for vector in (moments.m, moments.nu))
+        self._keep(dict(zip(("momentum", "second"), own, strict=True)))
         self.stats = _NOTHING.summary()
 
     @property
@@ -219,7 +220,7 @@ class RodFlow(Optimizer):
     def _keep(self, vectors: dict[str, Tensor | None]) -> None:
         kept = self._vectors()
         kept.clear()
-        kept.update({name: vector.clone() for name, vector in vectors.items() if vector is not None})
+        kept.update({name: vector for name, vector in vectors.items() if vector is not None})
 
     def _sign(self) -> int:
         settings = self.param_groups[0]
@@ -297,7 +298,7 @@ class _Evaluation:
         if all(parameter.grad is None for parameter in self.parameters):
             raise ValueError("no parameter has a gradient: the closure must call loss.backward()")
         gradient = flatten_gradients(self.parameters)
-        if not math.isfinite(loss) or not bool(torch.isfinite(gradient).all()):
+        if not math.isfinite(loss) or not math.isfinite(float(torch.dot(gradient, gradient))):
             raise ValueError(
                 f"loss {loss} or its gradient is not finite at an end of the rod; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g}) or look at the data; the parameters are as before this step"

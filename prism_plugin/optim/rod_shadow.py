@@ -126,7 +126,7 @@ class RodShadow:
 
     def _real_step(self) -> float:
         loss, gradient = self._gradient(self.points[-1].w)
-        if not math.isfinite(loss) or not bool(torch.isfinite(gradient).all()):
+        if not math.isfinite(loss) or not math.isfinite(float(torch.dot(gradient, gradient))):
             raise ValueError(
                 f"step {self.steps}: the loss is {loss} or its gradient is not finite; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g})"

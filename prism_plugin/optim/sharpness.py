@@ -63,9 +63,8 @@ def sharpness(
 
     if size == 1:
         return float(multiply(np.ones(1))[0]), np.ones(1)
-    noise = np.random.default_rng(0).normal(size=size)
-    # An eigenvector alone is a bad start: its Krylov space is one line.
-    start = noise if start is None else start / np.linalg.norm(start) + 0.1 * noise / np.linalg.norm(noise)
+    if start is None:
+        start = np.random.default_rng(0).normal(size=size)
     operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
     values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=min(size, 20))
     return float(values[0]), vectors[:, 0]
