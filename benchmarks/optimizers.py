@@ -66,6 +66,10 @@ SCAN: dict[str, list[tuple[str, dict[str, object]]]] = {
         ("elra", {"weight_decay": 0.9997}),
         ("elra", {"growth": 10.0}),
     ],
+    # A warm-up without end is plain Adam at a constant learning rate.
+    "rod-flow": [
+        ("rod-flow", {"like": "adam", "lr": lr, "warmup": warmup}) for lr in (2e-3, 8e-3) for warmup in (10, 10**9)
+    ],
 }
 
 
