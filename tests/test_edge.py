@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,7 +71,7 @@ def fit(module: L.LightningModule, data: DataLoader, epochs: int = 300, monitor:
     book = Book(monitor)
     trainer = L.Trainer(
         max_epochs=epochs,
-        callbacks=[monitor, book],
+        callbacks=[monitor, book, *settings.pop("callbacks", [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -174,6 +174,87 @@ def test_optimizers_without_a_threshold_are_refused() -> None:
         fit(Digits(lambda p: torch.optim.Adam(p, amsgrad=True)), loader())
 
 
+def test_the_numbers_of_a_reading(tmp_path) -> None:
+    """Against the formulas, in the early steps of Adam, where threshold and scaling change in every step."""
+    points = []
+
+    class Watch(Digits):
+        def on_before_optimizer_step(self, optimizer) -> None:
+            parameters = list(self.model.parameters())
+            w = torch.cat([p.detach().reshape(-1) for p in parameters])
+            g = torch.cat([p.grad.reshape(-1) for p in parameters])
+            points.append((w, g))
+
+    module = Watch(lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-3))
+    book = fit(module, loader(), epochs=6)
+    nu = torch.zeros_like(points[0][1])
+    for number in range(5):
+        nu = 0.9 * nu + 0.1 * points[number][1] ** 2
+        reading = book.readings[number + 1]
+        assert bool(reading) == (number > 0)
+        if not reading:
+            continue
+        (q0, g0), (q1, g1), (q2, g2) = points[number - 1 : number + 2]
+        d, e = q0 - 2 * q1 + q2, g0 - 2 * g1 + g2
+        p = (nu / (1 - 0.9 ** (number + 1))).sqrt() + 1e-3  # of the step from q1 to q2
+        assert reading["sharpness"] == pytest.approx(float(d @ e / (d @ (p * d))), rel=1e-9)
+        assert reading["threshold"] == pytest.approx((1 - 0.8 ** (number + 1)) * 2 * 1.8 / 0.2 / 0.01)
+        assert reading["rod_length"] == pytest.approx(float(d.norm()) / 4)
+        assert reading["cosine"] == pytest.approx(float((q2 - q1) @ (q1 - q0) / (q2 - q1).norm() / (q1 - q0).norm()))
+
+
+@pytest.mark.filterwarnings("ignore:EoSMonitor has no reading")
+def test_batches_of_other_kinds() -> None:
+    class Holder:
+        def __init__(self, x, y) -> None:
+            self.parts = {"x": x, "y": y}
+
+    class Opaque(Digits):
+        def training_step(self, batch, batch_idx):
+            return self.loss(*(batch.parts.values() if isinstance(batch, Holder) else batch[0]()))
+
+    rows = list(loader(32))
+    make = lambda p: torch.optim.SGD(p, lr=0.05)  # noqa: E731
+    same = DataLoader([Holder(*rows[0])], batch_size=None)
+    assert any(fit(Opaque(make), same, epochs=6).readings)
+    others = DataLoader([Holder(*row) for row in rows], batch_size=None)
+    assert not any(fit(Opaque(make), others, epochs=3).readings)
+    hidden = DataLoader([[lambda row=row: row] for row in rows], batch_size=None)
+    book = fit(Opaque(make), hidden, epochs=3)
+    assert not any(book.readings)
+    assert "holds no tensors that can be seen" in book.reasons[-1]
+
+
+def test_a_reading_counts_once_with_accumulation() -> None:
+    class Count(EoSMonitor):
+        logged = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            before, super_log = self._fresh, pl_module.log_dict
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self.logged += before and bool(self.reading)
+            assert super_log is not None
+            assert not self._fresh
+
+    monitor = Count()
+    fit(Digits(lambda p: torch.optim.SGD(p, lr=0.05)), loader(32), epochs=6, monitor=monitor, accumulate_grad_batches=4)
+    assert monitor.logged == 4  # of six updates, the first two have no reading
+
+
+def test_schedules_that_pass_zero_and_layers_that_thaw() -> None:
+    class Fickle(Digits):
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+        def on_train_epoch_start(self) -> None:
+            self.model[0].requires_grad_(self.current_epoch > 2)
+
+    book = fit(Fickle(None), loader(), epochs=9)
+    assert book.readings[-1]
+
+
 def rod_flow(parameters) -> RodFlow:
     parameters = list(parameters)
     return RodFlow(parameters, torch.optim.SGD(parameters, lr=0.4))
@@ -193,7 +274,8 @@ def test_rod_flow_in_lightning_is_at_the_edge_and_its_loss_is_the_mean_of_the_en
 def test_what_disturbs_rod_flow_in_lightning_is_refused() -> None:
     for settings, message in (
         ({"gradient_clip_val": 1.0}, "a clipped gradient is not linear.*remove gradient_clip_val"),
-        ({"accumulate_grad_batches": 2}, "set accumulate_grad_batches=1 and enlarge the batch"),
+        ({"callbacks": [GradientAccumulationScheduler({1: 2})]}, "use no GradientAccumulationScheduler"),
+        ({"accumulate_grad_batches": 2}, "set accumulate_grad_batches=1, use no GradientAccumulationScheduler"),
         ({"precision": "bf16-mixed"}, "noise in bf16-mixed: use '32-true'"),
     ):
         with pytest.raises(ValueError, match=message):

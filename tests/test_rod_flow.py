@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 import pickle
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from prism_plugin.optim import Discrete, RodFlow, RodShadow, eos_threshold
 from prism_plugin.optim.conventions import Moments, phase_map, read_moments, write_moments
 from prism_plugin.optim.phase_space import METHODS, PhaseMap
-from prism_plugin.optim.rod import Point, Rod, advance, open_rod
+from prism_plugin.optim.rod import Point, Rod, add_rounding, advance, open_rod
 from prism_plugin.optim.sharpness import sharpness
 from prism_plugin.optim.vectors import assign, flatten
 from prism_plugin.tracking import TrackingSettings, make_problem, track
@@ -143,7 +144,6 @@ def test_what_no_map_describes_is_refused() -> None:
         (torch.optim.RMSprop(x, momentum=0.9), "RMSprop with momentum averages scaled gradients"),
         (torch.optim.SGD(x, maximize=True), "maximize=True is not described"),
         (torch.optim.Adagrad(x), "map of phase space of Adagrad is not known; there are those of SGD, RMSprop, Adam"),
-        (torch.optim.SGD(x, lr=0.0), "the learning rate must be positive, got 0.0"),
         (
             torch.optim.SGD([{"params": x}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}], lr=0.1),
             "differ in lr",
@@ -379,6 +379,43 @@ def test_the_outer_form_is_the_best_approximation_of_rank_one(method, h) -> None
         np.testing.assert_allclose(rod.w.numpy(), delta, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["heavy-ball", "nesterov", "adam"])
+def test_the_outer_form_with_momentum_is_the_best_approximation_of_rank_one(method) -> None:
+    ours, _, k = three_points(method)
+    rod, phase, gradient = open_rod(ours, k, "outer"), make_map(method), gradient_of(bumpy)
+    rod = Rod(rod.center, 30 * rod.w, 30 * rod.m, rod.time)
+    for _ in range(20):
+        h, index, delta = 0.4, rod.time - 0.5 + 0.2, torch.cat([rod.w, rod.m])
+        rates = []
+        gradients = [gradient(rod.center.w + sign * rod.w)[1] for sign in (1, -1)]
+        p = None
+        if rod.center.nu is not None:
+            mean = (gradients[0] ** 2 + gradients[1] ** 2) / 2
+            p = phase.denominator(rod.center.nu + 0.7 * (1 - B2) * (mean - rod.center.nu), index)
+        for sign, g in zip((1, -1), gradients, strict=True):
+            end = rod.center.w + sign * rod.w, rod.center.m + sign * rod.m
+            rates.append(torch.cat(phase.change(*end, g, p, index)))
+        sigma = (1 - 2 * h) * torch.outer(delta, delta) + h / 4 * sum(torch.outer(rate, rate) for rate in rates)
+        values, vectors = torch.linalg.eigh(sigma)
+        expected = values[-1].sqrt() * vectors[:, -1]
+        rod, _ = advance(phase, rod, h, gradient, "outer")
+        expected = expected if expected @ delta > 0 else -expected
+        torch.testing.assert_close(torch.cat([rod.w, rod.m]), expected, rtol=0, atol=1e-10)
+
+
+def test_the_floor_is_as_large_as_rounding() -> None:
+    w = torch.linspace(-3, 3, 20_000, dtype=torch.float64)
+    rod = Rod(Point(w, None, None), torch.zeros_like(w), None, 5.0)
+    noise = add_rounding(rod, seed=1).w
+    assert float((noise / w).std()) == pytest.approx(2**-53, rel=0.03)
+    assert abs(float((noise / w).mean())) < 0.03 * 2**-53
+    later = add_rounding(dataclasses.replace(rod, time=6.0), seed=1).w
+    assert abs(float(torch.corrcoef(torch.stack([noise / w, later / w]))[0, 1])) < 0.05
+    assert torch.equal(add_rounding(rod, seed=1).w, noise)
+    half = dataclasses.replace(rod, center=Point(w.float(), None, None), w=torch.zeros(20_000))
+    assert float((add_rounding(half, seed=1).w / w.float()).std()) == pytest.approx(2**-24, rel=0.03)
+
+
 @METHOD
 def test_euler_steps_of_one_are_two_runs(method) -> None:
     phase = make_map(method)
@@ -472,6 +509,113 @@ def test_the_shadow_leaves_the_run_alone() -> None:
         alone.step(closure_of(alone, twin.loss))
     torch.testing.assert_close(flatten(problem.model.parameters()), flatten(twin.model.parameters()), rtol=0, atol=0)
     assert row["loss_plus"] != row["loss_minus"]
+
+
+def test_sharpness_beside_a_run_is_that_of_the_penalized_loss_with_the_scaling_of_the_step() -> None:
+    problem = make_problem("toy")
+    optimizer = torch.optim.Adam(problem.model.parameters(), lr=0.01, betas=(0.5, 0.9), weight_decay=0.3)
+    shadow = RodShadow(optimizer, problem.loss, sharpness_every=1)
+    for _ in range(14):
+        row = shadow.step()
+    phase, moments = phase_map(optimizer), read_moments(optimizer)
+    p = (moments.nu / (1 - 0.9**14)).sqrt() + 1e-8
+    parameters = list(problem.model.parameters())
+
+    def penalized() -> Tensor:
+        return problem.loss() + 0.15 * sum(parameter.square().sum() for parameter in parameters)
+
+    assert row["sharpness"] == pytest.approx(sharpness(penalized, parameters, p)[0], rel=1e-3)
+    assert row["threshold"] == pytest.approx(phase.threshold(13))
+    places = ("rod", shadow.rod), ("stable", shadow.stable)
+    for name, rod in places:
+        assign(parameters, rod.center.w)
+        p = phase.denominator(rod.center.nu, 13)
+        assert row[f"sharpness_{name}"] == pytest.approx(sharpness(penalized, parameters, p)[0], rel=1e-3)
+        assert rod.time == 14
+
+
+def test_distances_are_those_of_the_middles() -> None:
+    for form in ("signed", "outer"):
+        problem, twin = make_problem("toy"), make_problem("toy")
+        optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.3)
+        shadow = RodShadow(optimizer, problem.loss, form=form, floor=False, warmup=4)
+        plain = torch.optim.SGD(twin.model.parameters(), lr=0.3)
+        points = [flatten(twin.model.parameters())]
+        for step in range(8):
+            rod = shadow.rod
+            row = shadow.step()
+            plain.step(closure_of(plain, twin.loss))
+            points.append(flatten(twin.model.parameters()))
+            if step > 4:
+                middle = (points[-2] + points[-1]) / 2
+                center = rod.center.w if form == "outer" else (rod.center.w + shadow.rod.center.w) / 2
+                assert row["distance_rod"] == pytest.approx(float((center - middle).norm()), rel=1e-9)
+                assert row["way"] == pytest.approx(float((points[-1] - points[-3]).norm()) / 2, rel=1e-9)
+
+
+def test_the_summary_by_hand() -> None:
+    table = {
+        "distance_rod": np.array([np.nan, 1.0, 2.0, 2.0]),
+        "distance_stable": np.array([np.nan, 4.0, 10.0, 6.0]),
+        "way": np.array([np.nan, 3.0, 1.0, 1.0]),
+        "open": np.array([np.nan, 1.0, 1.0, 0.0]),
+        "rod_length": np.array([np.nan, 1.0, 1.05, 2.0]),
+        "ratio": np.array([np.nan, 0.9, 7.0, 8.0]),
+        "nu_variation": np.array([np.nan, 0.1, 0.3, 0.9]),
+        "nu_variation_rod": np.array([np.nan, 0.05, 0.02, 0.9]),
+    }
+    found = summarize(table)
+    assert found["steps"] == 3
+    assert found["open_share"] == pytest.approx(2 / 3)
+    assert found["mean_distance_rod"] == pytest.approx(5 / 3)
+    assert found["final_distance_stable"] == 6
+    assert found["relative_rmse_rod"] == pytest.approx(3**0.5 / 5)
+    assert found["advantage"] == pytest.approx(4)
+    assert found["edge_ratio"] == pytest.approx(0.9)
+    assert found["nu_variation"] == pytest.approx(0.3)
+    assert found["nu_variation_rod"] == pytest.approx(0.05)
+
+
+def test_how_much_the_second_moment_moves() -> None:
+    problem = make_problem("toy")
+    optimizer = torch.optim.RMSprop(problem.model.parameters(), lr=0.005, alpha=0.9)
+    shadow = RodShadow(optimizer, problem.loss)
+    for _ in range(13):
+        before, rod = read_moments(optimizer).nu.clone(), shadow.rod
+        row = shadow.step()
+    nu = read_moments(optimizer).nu
+    change, weight = (nu / before - 1).abs(), rod.w**2 * (nu.sqrt() + 1e-8)
+    assert row["nu_variation"] == pytest.approx(float(change.max()), rel=1e-12)
+    assert row["nu_variation_rod"] == pytest.approx(float((weight * change).sum() / weight.sum()), rel=1e-9)
+
+
+def test_a_loss_that_is_not_the_same_twice_and_frozen_parameters_are_refused() -> None:
+    x = nn.Parameter(torch.ones(3))
+    draws = iter(range(100))
+    with pytest.raises(ValueError, match=r"the loss was .* and then .* at the same weights"):
+        RodShadow(torch.optim.SGD([x], lr=0.1), lambda: next(draws) * x.sum())
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    with pytest.raises(ValueError, match="a parameter of the optimizer is frozen"):
+        RodShadow(torch.optim.SGD([x, frozen], lr=0.1), lambda: x.sum())
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 1)).double()
+    data = torch.randn(8, 4, dtype=torch.float64)
+    shadow = RodShadow(torch.optim.SGD(net.parameters(), lr=0.05), lambda: net(data).square().mean(), warmup=2)
+    rows = [shadow.step() for _ in range(6)]
+    assert rows[-1]["loss_plus"] == pytest.approx(rows[-1]["loss_minus"], rel=0.2)  # the same mask at both ends
+
+
+@pytest.mark.parametrize("form", ["signed", "outer"])
+def test_a_flow_that_diverges_is_nan_and_the_run_goes_on(form) -> None:
+    x = nn.Parameter(torch.tensor([0.1], dtype=torch.float64))
+    shadow = RodShadow(torch.optim.SGD([x], lr=0.1), lambda: (x**4).sum(), form=form, sharpness_every=1, warmup=2)
+    for _ in range(4):
+        shadow.step()
+    center = dataclasses.replace(shadow.rod.center, w=torch.full((1,), math.nan, dtype=torch.float64))
+    shadow.rod, shadow.stable = (dataclasses.replace(flow, center=center) for flow in (shadow.rod, shadow.stable))
+    row = shadow.step()
+    assert all(math.isnan(row[key]) for key in ("distance_rod", "distance_stable", "sharpness_rod", "sharpness_stable"))
+    assert row["sharpness"] == pytest.approx(12 * float(x.detach()) ** 2)
 
 
 def test_refusals_of_the_shadow() -> None:
@@ -652,14 +796,185 @@ def test_resume_is_bit_identical(method, cut) -> None:
 
 
 def test_copies_and_pickles_go_on_alike() -> None:
-    _, optimizer, closure = toy_flow()
+    problem, optimizer, closure = toy_flow()
     for _ in range(15):
         optimizer.step(closure)
     both = copy.deepcopy({"optimizer": optimizer})["optimizer"]
     assert type(both.like) is torch.optim.Adam
     assert both.stats == optimizer.stats
-    assert both.phase == optimizer.phase
-    assert pickle.loads(pickle.dumps(optimizer)).phase == optimizer.phase
+    assert both.current_map() == optimizer.current_map()
+    assert pickle.loads(pickle.dumps(optimizer)).current_map() == optimizer.current_map()
+    pair = copy.deepcopy((problem.model, optimizer))
+    twin = make_problem("toy")
+    for _ in range(5):
+        optimizer.step(closure)
+        twin.model.load_state_dict(pair[0].state_dict())
+
+        def of_the_copy() -> Tensor:  # gradients of the copied model by way of a twin that has the data
+            twin.model.load_state_dict(pair[0].state_dict())
+            twin.model.zero_grad()
+            loss = twin.loss()
+            loss.backward()
+            for mine, other in zip(pair[0].parameters(), twin.model.parameters(), strict=True):
+                mine.grad = other.grad.clone()
+            return loss
+
+        pair[1].step(of_the_copy)
+    assert torch.equal(flatten(pair[0].parameters()), flatten(problem.model.parameters()))
+
+
+def test_the_order_of_the_parameters_does_not_matter() -> None:
+    ends = []
+    for turn in (1, -1):
+        parameters = [nn.Parameter(START[:2].clone()), nn.Parameter(START[2:].clone())]
+        adam = torch.optim.Adam(parameters, lr=0.02)
+
+        def loss(of=parameters) -> Tensor:
+            return bumpy(torch.cat(of))
+
+        for _ in range(10):
+            adam.step(closure_of(adam, loss))
+        flow = RodFlow(parameters[::turn], adam, warmup=2)
+        for _ in range(10):
+            flow.step(closure_of(flow, loss))
+        ends.append(flatten(parameters))
+    assert torch.equal(*ends)
+
+
+def test_a_parameter_that_is_frozen_on_the_way_stays() -> None:
+    parameters = [nn.Parameter(START[:2].clone()), nn.Parameter(START[2:].clone())]
+    flow = RodFlow(parameters, torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1), warmup=3)
+    for number in range(30):
+        if number in (2, 10):
+            parameters[0].requires_grad_(number == 10)
+            frozen = parameters[0].detach().clone()
+        flow.step(closure_of(flow, lambda: bumpy(torch.cat(parameters))))
+        if 2 <= number < 10:
+            assert torch.equal(parameters[0].detach(), frozen)
+    assert not torch.equal(parameters[0].detach(), frozen)
+
+
+def test_a_second_hand_over_changes_nothing() -> None:
+    problem, flow, closure = toy_flow()
+    for _ in range(15):
+        flow.step(closure)
+    adam = flow.discretize()
+    for _ in range(5):
+        adam.step(closure_of(adam, problem.loss))
+    weights, moments = flatten(problem.model.parameters()), read_moments(adam)
+    assert flow.discretize() is adam
+    with flow.at("plus"):
+        assert torch.equal(flatten(problem.model.parameters()), weights)
+    assert read_moments(adam).steps == moments.steps
+    assert torch.equal(read_moments(adam).m, moments.m)
+
+
+def test_a_step_that_overflows_moves_nothing() -> None:
+    x = nn.Parameter(torch.ones(3))
+    flow = RodFlow([x], torch.optim.SGD([x], lr=1e38), warmup=1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the step is not finite; lower the learning rate"):
+            flow.step(closure_of(flow, lambda: (1e3 * x).sum()))
+        assert torch.equal(x.detach(), torch.ones(3))
+        assert flow.param_groups[0]["steps"] == 0
+
+
+def test_the_closure_is_looked_at_again_now_and_then() -> None:
+    x = nn.Parameter(torch.ones(3))
+    flow = RodFlow([x], torch.optim.SGD([x], lr=1e-3))
+    evaluations, draws, spoiled = [], iter(range(10_000)), False
+
+    def closure() -> Tensor:
+        evaluations.append(1)
+        flow.zero_grad()
+        loss = x.square().sum() * (1 + spoiled * next(draws))
+        loss.backward()
+        return loss
+
+    counts = []
+    for _ in range(99):
+        evaluations.clear()
+        flow.step(closure)
+        counts.append(len(evaluations))
+    assert counts == [3] + 10 * [1] + 88 * [4]
+    spoiled = True
+    flow.step(closure)  # the hundredth: not looked at
+    with pytest.raises(ValueError, match="at the same weights"):
+        flow.step(closure)
+
+
+def test_what_else_disturbs_the_optimizer_is_refused() -> None:
+    problem, flow, closure = toy_flow(lambda p: torch.optim.SGD(p, lr=0.4))
+    flow.step(closure)
+    with flow.at("center"), pytest.raises(ValueError, match=r"leave at\(\) before step"):
+        flow.step(closure)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="noise under autocast"):
+        flow.step(closure)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ValueError, match="noise under autocast"):
+        sharpness(problem.loss, list(problem.model.parameters()))
+    problem.model.float()
+    with pytest.raises(
+        ValueError, match=r"241 numbers of torch.float32 on cpu, the kept before is 241 of torch.float64"
+    ):
+        flow.step(closure)
+    problem.model.double()
+    saved = flow.state_dict()
+    saved["state"] = {0: {"before": torch.zeros(5)}}
+    with pytest.raises(ValueError, match="the state's before is of 5 numbers, the parameters are 241"):
+        flow.load_state_dict(saved)
+    with pytest.raises(ValueError, match="not the state of a RodFlow optimizer"):
+        flow.load_state_dict({})
+    flow.like.param_groups[0]["lr"] = 0.2
+    with pytest.raises(ValueError, match="something else changes the learning rate of like"):
+        flow.step(closure)
+    words = nn.Embedding(3, 2, sparse=True)
+    sparse = RodFlow(words.parameters(), torch.optim.SGD(words.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="sparse gradients have no common vector"):
+        sparse.step(closure_of(sparse, lambda: words(torch.tensor([1])).square().sum()))
+
+
+def test_discrete_keeps_to_one_group_and_its_own_state() -> None:
+    x = nn.Parameter(torch.ones(3))
+    optimizer = Discrete([x], "adam", 0.1)
+    with pytest.raises(ValueError, match="give them in one group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ValueError, match="not the state of a Discrete optimizer"):
+        optimizer.load_state_dict(torch.optim.Adam([x]).state_dict())
+    frozen, y = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(2))
+    optimizer = Discrete([frozen, y], "heavy-ball", 0.1, 0.5)
+    optimizer.step(closure_of(optimizer, lambda: y.sum()))
+    torch.testing.assert_close(read_moments(optimizer).m, torch.tensor([0.0, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("method", "twin"),
+    [
+        ("gd", lambda p: torch.optim.SGD(p, lr=0.05)),
+        ("heavy-ball", lambda p: torch.optim.SGD(p, lr=0.05 * 0.4, momentum=0.6)),
+        ("nesterov", lambda p: torch.optim.SGD(p, lr=0.05 * 0.4, momentum=0.6, nesterov=True)),
+        ("rmsprop", lambda p: torch.optim.RMSprop(p, lr=0.05, alpha=0.95, eps=1e-3)),
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.6, 0.95), eps=1e-3)),
+    ],
+)
+def test_discrete_equals_torch(method, twin) -> None:
+    x, y = nn.Parameter(START.clone()), nn.Parameter(START.clone())
+    ours, theirs = Discrete([x], method, 0.05, 0.6, 0.95, 1e-3), twin([y])
+    for _ in range(30):
+        ours.step(closure_of(ours, lambda: bumpy(x)))
+        theirs.step(closure_of(theirs, lambda: bumpy(y)))
+    torch.testing.assert_close(x.detach(), y.detach(), rtol=0, atol=1e-13)
+
+
+def test_odd_settings_of_torch_have_thresholds() -> None:
+    x = [nn.Parameter(torch.zeros(1))]
+    assert eos_threshold(torch.optim.SGD(x, lr=0.0)) == math.inf
+    assert eos_threshold(torch.optim.NAdam(x, lr=0.1, betas=(0.0, 0.9)), 7) == pytest.approx(20)
+    assert eos_threshold(torch.optim.NAdam(x, lr=1.0), 1e9) == pytest.approx(13.571428571428571)
+    named = torch.optim.SGD(
+        [{"params": x, "name": "a"}, {"params": [nn.Parameter(torch.zeros(1))], "name": "b"}], lr=0.1
+    )
+    assert eos_threshold(named) == pytest.approx(20)
+    assert eos_threshold(torch.optim.SGD(x, lr=torch.tensor(0.125))) == 16
 
 
 def test_a_schedule_reaches_the_flow() -> None:
@@ -752,6 +1067,9 @@ def test_refusals_of_the_optimizer() -> None:
         ({"form": "inner"}, "unknown form 'inner'; choose one of: signed, outer"),
         ({"floor": 1}, "floor must be True or False, got 1"),
         ({"params": [nn.Parameter(torch.ones(3))]}, "params and like must have the same parameters"),
+        ({"params": [{"params": [x], "lr": 0.1}]}, r"settings belong to like, got \['lr'\] in a parameter group"),
+        ({"like": torch.optim.SGD([x], lr=0.0)}, "the learning rate of like is 0"),
+        ({"like": torch.optim.SGD([x], momentum=0.9, dampening=0.5)}, "first step with dampening is unlike the others"),
     ):
         with pytest.raises(ValueError, match=message):
             RodFlow(**{"params": [x], "like": adam, **settings})

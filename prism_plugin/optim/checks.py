@@ -45,7 +45,8 @@ def check_number(
 
 def check_state(owner: str, group: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
     """Raise ValueError if a saved state lacks what the first parameter group of its owner has."""
-    missing = group.keys() - state_dict["param_groups"][0].keys() - {"params"}
+    groups = state_dict.get("param_groups") or [{}]
+    missing = group.keys() - groups[0].keys() - {"params"}
     if missing:
         raise ValueError(
             f"this is not the state of {owner} of this version: start without it (it lacks "

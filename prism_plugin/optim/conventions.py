@@ -31,14 +31,12 @@ class Moments(NamedTuple):
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters of an optimizer that are trained.
+    """All parameters of an optimizer, frozen ones too.
 
     Raises:
         ValueError: unless they are of one real dtype of at least 32 bits and on one device.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if not parameters:
-        raise ValueError("the optimizer has no parameter that requires a gradient")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
     if len(kinds) > 1:
         raise ValueError(f"all parameters must have one dtype and one device, got {sorted(map(str, kinds))}")
@@ -86,8 +84,8 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
             settings["mu_decay"] = float(group["momentum_decay"])
     else:
         raise ValueError(f"the map of phase space of {kind.__name__} is not known; there are those of {_KNOWN}")
-    if lr <= 0:
-        raise ValueError(f"the learning rate must be positive, got {group['lr']!r}")
+    if not lr >= 0:
+        raise ValueError(f"the learning rate must not be negative, got {group['lr']!r}")
     return PhaseMap(lr=lr, **settings, **METHODS[method])
 
 
@@ -171,7 +169,7 @@ def write_moments(optimizer: Optimizer, moments: Moments) -> None:
 def _one_group(optimizer: Optimizer) -> dict[str, Any]:
     first, *others = optimizer.param_groups
     for group in others:
-        different = sorted(key for key in first if key != "params" and group.get(key) != first[key])
+        different = sorted(key for key in optimizer.defaults if group.get(key) != first.get(key))
         if different:
             raise ValueError(f"parameter groups differ in {', '.join(different)}: one threshold needs one setting")
     return first

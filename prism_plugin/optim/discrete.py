@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from prism_plugin.optim.checks import check_number
+from prism_plugin.optim.checks import check_number, check_state
 from prism_plugin.optim.phase_space import METHODS, PhaseMap
 from prism_plugin.optim.vectors import assign, flatten, flatten_gradients
 
@@ -57,8 +57,25 @@ class Discrete(Optimizer):
             check_number(name, value, 0.0, 1.0, includes_low=True, includes_high=False)
         check_number("eps", eps, 0.0, includes_low=True)
         super().__init__(params, {"lr": lr, "method": method, "beta1": beta1, "beta2": beta2, "eps": eps, "steps": 0})
-        if len(self.param_groups) != 1:
-            raise ValueError(f"Discrete takes one parameter group, got {len(self.param_groups)}")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the parameters, which is possible in the constructor only.
+
+        Raises:
+            ValueError: for a second group.
+        """
+        if self.param_groups:
+            raise ValueError("Discrete keeps one vector of all parameters: give them in one group")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore everything, the settings too.
+
+        Raises:
+            ValueError: if the state is not one of Discrete.
+        """
+        check_state("a Discrete optimizer", self.param_groups[0], state_dict)
+        super().load_state_dict(state_dict)
 
     @property
     def map(self) -> PhaseMap:

@@ -85,6 +85,8 @@ class PhaseMap:
 
         There the map has the eigenvalue -1: (2 / lr - decay)(1 + beta1) / (B (1 + beta1) - A (1 - beta1)).
         """
+        if self.lr == 0:
+            return math.inf
         b = self.beta1
         of_mean, of_gradient = self.weights(step)
         return (2 / self.lr - self.decay) * (1 + b) / (of_gradient * (1 + b) - of_mean * (1 - b))
@@ -139,6 +141,7 @@ class PhaseMap:
         return w + moved, None if m is None or turned is None else m + turned, nu
 
 
+UNDERFLOW = -745.0  # the logarithm of the smallest number
 _logs: dict[tuple[float, float], list[float]] = {}
 
 
@@ -148,12 +151,16 @@ def _torch_mu(beta1: float, mu_decay: float, step: float) -> tuple[float, float,
     def mu(number: float) -> float:
         return beta1 * (1 - 0.5 * 0.96 ** (number * mu_decay))
 
+    if beta1 == 0:
+        return 0.0, 0.0, 0.0
     if math.isinf(step):
         last = beta1 if mu_decay > 0 else mu(0)
         return last, last, 0.0
     logs = _logs.setdefault((beta1, mu_decay), [0.0])
     whole = math.floor(step + 1)
-    while len(logs) <= whole + 1:
+    while len(logs) <= whole + 1 and logs[-1] > UNDERFLOW:
         logs.append(logs[-1] + math.log(mu(len(logs))))
+    if len(logs) <= whole + 1:
+        return mu(step + 1), mu(step + 2), 0.0
     part = step + 1 - whole
     return mu(step + 1), mu(step + 2), math.exp(logs[whole] * (1 - part) + logs[whole + 1] * part)

@@ -21,8 +21,8 @@ __all__ = ["FORMS", "Ends", "Gradient", "Point", "Rod", "add_rounding", "advance
 
 Gradient = Callable[[Tensor], tuple[float, Tensor]]
 FORMS = ("signed", "outer")
-# A closed rod is as long as rounding makes it: about the root of 2 to 3 in units of u |w|.
-OPEN = 1e4
+# A closed rod is as long as rounding makes it, one or two units of u |w| (CHOICES.md #35).
+OPEN = 1e2
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,8 @@ def _outer(
         parts = (rod.w, rod.m) if sign == 0 else (drift[0] + sign * turn[0], _moved(drift[1], turn[1], sign))
         columns.append([None if part is None else factor * part for part in parts])
     gram = torch.stack([torch.stack([_product(a, b) for b in columns]) for a in columns])
+    if not bool(torch.isfinite(gram).all()):  # it has diverged
+        return torch.full_like(drift[0], math.nan), None if rod.m is None else torch.full_like(rod.m, math.nan)
     top = torch.linalg.eigh(gram.double())[1][:, -1].to(gram)
     w, m = (_combined(top.tolist(), [column[part] for column in columns]) for part in (0, 1))
     assert w is not None

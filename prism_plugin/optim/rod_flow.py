@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from prism_plugin.optim.checks import check_flag, check_state, read_loss
 from prism_plugin.optim.conventions import Moments, parameters_of, phase_map, read_moments, write_moments
 from prism_plugin.optim.phase_space import PhaseMap
 from prism_plugin.optim.rod import FORMS, Ends, Point, Rod, add_rounding, advance, open_rod
-from prism_plugin.optim.vectors import assign, flatten, flatten_gradients
+from prism_plugin.optim.vectors import assign, flatten, flatten_gradients, hold_random_state
 
 __all__ = ["RodFlow"]
 
+CHECK_EVERY = 100  # steps between two checks that the closure is a function of the weights
 SAME = 1e-3  # relative: what two evaluations at one point may differ by, on devices that add in any order
 
 _NOTHING = Ends(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False)
@@ -34,14 +35,19 @@ class RodFlow(Optimizer):
 
     The first ``warmup`` + 1 steps are the plain optimizer's own; three of their iterates make the rod. From then on the
     parameters hold its center, and every step evaluates the closure 2 * ``substeps`` times at its ends, always with the
-    same random state. BatchNorm's running statistics are then those of the ends: compute them anew at the center
-    before an evaluation, as ``prism train`` does.
+    same random state; once in a hundred steps two times more at one point, to see whether it is a function of the
+    weights. Parameters without a gradient stay where they are.
+
+    Not to be used with gradients that are clipped or scaled, or accumulated over several backward passes outside of
+    the closure; in Lightning :class:`prism_plugin.training.EoSMonitor` refuses them. BatchNorm's running statistics are
+    those of the ends: compute them anew at the center before an evaluation, as ``prism train`` does. Allow no TF32 on
+    CUDA, which is as coarse as half precision. Losses in ``stats`` are those of this process.
 
     Args:
         params: the parameters; the same as those of ``like``, of one dtype (float32 or float64) and on one device.
         like: the optimizer to follow: SGD (momentum, Nesterov), RMSprop, Adam, AdamW or NAdam of torch, or
             :class:`~prism_plugin.optim.Discrete`; if it has been running, the flow goes on from its state. It must not
-            be stepped any more. The learning rate is ``group["lr"]`` of this optimizer, so that schedules work.
+            be stepped or scheduled any more: the learning rate is ``group["lr"]`` of this optimizer.
         substeps: Euler steps per optimizer step; 1 is no flow but two runs of ``like``, one at each end.
         form: ``"signed"`` (recommended) or ``"outer"``, the papers' covariance of rank one.
         warmup: steps of ``like`` before the rod opens, at least 1.
@@ -87,13 +93,22 @@ class RodFlow(Optimizer):
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
         check_flag("floor", floor)
-        phase_map(like)
-        moments = read_moments(like)
-        self.like = like
-        super().__init__(params, {"lr": float(like.param_groups[0]["lr"])})
-        given = [parameter for group in self.param_groups for parameter in group["params"]]
-        if {id(p) for p in given} != {id(p) for group in like.param_groups for p in group["params"]}:
+        if phase_map(like).lr == 0:
+            raise ValueError("the learning rate of like is 0: give the one to start with")
+        parameters, moments = parameters_of(like), read_moments(like)
+        if isinstance(like, SGD) and like.param_groups[0]["dampening"] and not like.state:
+            raise ValueError("SGD's first step with dampening is unlike the others: make it before, or set dampening=0")
+        given = list(params)
+        for group in (part for part in given if isinstance(part, dict)):
+            if group.keys() != {"params"}:
+                raise ValueError(
+                    f"settings belong to like, got {sorted(group.keys() - {'params'})} in a parameter group"
+                )
+        given = [p for part in given for p in (part["params"] if isinstance(part, dict) else [part])]
+        if {id(parameter) for parameter in given} != {id(parameter) for parameter in parameters}:
             raise ValueError("params and like must have the same parameters")
+        self.like = like
+        super().__init__(parameters, {"lr": float(like.param_groups[0]["lr"])})  # in the order of the moments
         # Every number lives in the first group, so that a saved state is the whole state.
         self.param_groups[0].update(
             like=self._description(),
@@ -104,18 +119,14 @@ class RodFlow(Optimizer):
             last_warmup=moments.steps + warmup,  # the index of its last step
             steps=moments.steps,  # of the plain optimizer
             time=0.0,  # of the flow; 0 while there is none
+            taken=0,  # steps of this optimizer
             discretized=False,
         )
-        own = (None if vector is None else vector.clone() for vector in (moments.m, moments.nu))
-        self._keep(dict(zip(("momentum", "second"), own, strict=True)))
+        self._vectors().update({name: vector.clone() for name, vector in _known(moments.m, moments.nu).items()})
         self.stats = _NOTHING.summary()
-
-    @property
-    def phase(self) -> PhaseMap:
-        """The map of phase space that is followed, with the present learning rate."""
-        for group in self.like.param_groups:
-            group["lr"] = self.param_groups[0]["lr"]
-        return phase_map(self.like)
+        self._like_lr = self.param_groups[0]["lr"]  # what is known to be there
+        self._away = False
+        self._unchecked = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -129,20 +140,37 @@ class RodFlow(Optimizer):
             The loss at the center, estimated from the two ends (during the warm-up, that of the iterate).
 
         Raises:
-            ValueError: without a closure; with a gradient scaler; if the closure answers differently at the same
-                weights, or loss or gradient are not finite. The parameters hold the center then, as before.
+            ValueError: without a closure; with a gradient scaler, autocast, or a learning rate of ``like`` that
+                something else has changed; if the closure answers differently at the same weights, or loss, gradient
+                or step are not finite. The parameters hold the center then, as before.
         """
         self._refuse(closure)
         assert closure is not None
         parameters, settings = parameters_of(self), self.param_groups[0]
         start = flatten(parameters)
-        gradient = _Evaluation(self, closure, parameters)
+        self._check_vectors(start)
+        evaluation = _Evaluation(self, closure, parameters)
+        before = self.stats, settings["steps"], settings["time"]
         try:
-            end = self._flow(start, gradient) if settings["time"] else self._warm_up(start, gradient)
+            if self._unchecked or settings["taken"] % CHECK_EVERY == 0:
+                evaluation.check(start)
+                self._unchecked = False
+            end, kept = self._flow(start, evaluation) if settings["time"] else self._warm_up(start, evaluation)
+            vectors = (end, *(vector for vector in kept.values() if vector.ndim))
+            if not all(math.isfinite(float(torch.dot(vector, vector))) for vector in vectors):
+                raise ValueError(
+                    f"the step is not finite; lower the learning rate (now {settings['lr']:g}); the parameters are as "
+                    "before this step"
+                )
         except BaseException:
             assign(parameters, start)
+            self.stats, settings["steps"], settings["time"] = before
             raise
+        evaluation.keep_unused(start, end)
         assign(parameters, end)
+        self._vectors().clear()
+        self._vectors().update(kept)
+        settings["taken"] += 1
         return torch.tensor(self.stats["loss_center"], dtype=start.dtype, device=start.device)
 
     @contextmanager
@@ -153,28 +181,34 @@ class RodFlow(Optimizer):
             raise ValueError(f"unknown place {place!r}; choose one of: {', '.join(signs)}")
         parameters = parameters_of(self)
         center, rod = flatten(parameters), self._vectors().get("rod")
+        self._away = True
         try:
             if signs[place] and rod is not None:
                 assign(parameters, center + signs[place] * rod)
             yield
         finally:
             assign(parameters, center)
+            self._away = False
 
     def discretize(self) -> Optimizer:
         """Hand over to the plain optimizer: the parameters become its iterate, ``like`` gets the moments.
+
+        The outer form does not know the sign of its rod; it is taken to alternate, which is wrong off the edge.
 
         Returns:
             ``like``, to go on with. This optimizer must not be stepped any more.
         """
         settings, vectors = self.param_groups[0], self._vectors()
-        _ = self.phase  # the learning rate
+        if settings["discretized"]:
+            return self.like
+        self.current_map()  # gives like the learning rate
         w, m, steps = flatten(parameters_of(self)), vectors.get("momentum"), settings["steps"]
-        if settings["time"] and not settings["discretized"]:
+        if settings["time"]:
             # The plus end is the iterate at the times last_warmup, last_warmup + 2, ... (outer form: half a step on).
             sign = self._sign()
             steps = math.ceil(settings["time"])
-            w = w + sign * vectors["rod"]
-            m = None if m is None else m + sign * vectors["rod_momentum"]
+            w = w + sign * vectors.pop("rod")
+            m = None if m is None else m + sign * vectors.pop("rod_momentum")
             assign(parameters_of(self), w)
         write_moments(self.like, Moments(m, vectors.get("second"), steps))
         settings["discretized"] = True
@@ -202,25 +236,49 @@ class RodFlow(Optimizer):
             raise ValueError(
                 f"the state follows {saved['kind']}, this optimizer {kind}: pass like={saved['kind']}(...)"
             )
+        size = sum(parameter.numel() for parameter in parameters_of(self))
+        for name, vector in state_dict["state"].get(0, {}).items():
+            if vector.ndim and vector.numel() != size:
+                raise ValueError(f"the state's {name} is of {vector.numel()} numbers, the parameters are {size}")
         super().load_state_dict(state_dict)
         for group in self.like.param_groups:
             group.update({key: value for key, value in saved.items() if key != "kind"})
+        self._like_lr = self.like.param_groups[0]["lr"]
+        self._unchecked = True
+
+    def current_map(self) -> PhaseMap:
+        """The map of phase space that is followed, with the present learning rate, which ``like`` gets, too.
+
+        Raises:
+            ValueError: if something else has changed the learning rate of ``like``.
+        """
+        for group in self.like.param_groups:
+            if group["lr"] != self._like_lr:
+                raise ValueError("something else changes the learning rate of like: schedule this optimizer instead")
+            group["lr"] = self.param_groups[0]["lr"]
+        self._like_lr = self.param_groups[0]["lr"]
+        return phase_map(self.like)
 
     def __getstate__(self) -> dict[str, Any]:
         """All of it: torch's own keeps three fields."""
-        return {**super().__getstate__(), "like": self.like, "stats": self.stats}
+        own = {name: getattr(self, name) for name in ("like", "stats", "_like_lr", "_away", "_unchecked")}
+        return {**super().__getstate__(), **own}
 
     def _description(self) -> dict[str, Any]:
         group = {key: value for key, value in self.like.param_groups[0].items() if key != "params"}
         return {"kind": type(self.like).__name__, **group}
 
     def _vectors(self) -> dict[str, Tensor]:
-        return self.state[parameters_of(self)[0]]
+        return self.state[self.param_groups[0]["params"][0]]
 
-    def _keep(self, vectors: dict[str, Tensor | None]) -> None:
-        kept = self._vectors()
-        kept.clear()
-        kept.update({name: vector for name, vector in vectors.items() if vector is not None})
+    def _check_vectors(self, w: Tensor) -> None:
+        for name, vector in self._vectors().items():
+            if (vector.dtype, vector.device) != (w.dtype, w.device) or (vector.ndim and vector.shape != w.shape):
+                raise ValueError(
+                    f"the parameters are now {w.numel()} numbers of {w.dtype} on {w.device}, the kept {name} is "
+                    f"{vector.numel()} of {vector.dtype} on {vector.device}: convert or move a model "
+                    "before its RodFlow is made"
+                )
 
     def _sign(self) -> int:
         settings = self.param_groups[0]
@@ -235,47 +293,53 @@ class RodFlow(Optimizer):
                 "RodFlow evaluates the loss several times a step: step(closure) with a closure that clears the "
                 "gradients, computes loss and gradients, and returns the loss"
             )
+        if self._away:
+            raise ValueError("the parameters hold an end of the rod now: leave at() before step")
+        if torch.is_autocast_enabled(self.param_groups[0]["params"][0].device.type):
+            raise ValueError("RodFlow subtracts gradients, which are noise under autocast: switch it off")
         if self.param_groups[0]["discretized"]:
             raise ValueError("discretize() has handed over to the plain optimizer: step that one")
 
-    def _warm_up(self, w: Tensor, gradient: _Evaluation) -> Tensor:
-        """One step of the plain optimizer; after the last one, the center of the rod."""
-        settings, kept, phase = self.param_groups[0], self._vectors(), self.phase
+    def _warm_up(self, w: Tensor, gradient: _Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of the plain optimizer; after the last one, the center of the rod. Gives weights and vectors."""
+        settings, kept, phase = self.param_groups[0], self._vectors(), self.current_map()
         step = settings["steps"]
         point = Point(w, kept.get("momentum"), kept.get("second"))
-        if not any(name.startswith("before") for name in kept):
-            gradient.check(w)
         loss, g = gradient(w)
         after = Point(*phase.step(w, point.m, point.nu, g, step))
         settings["steps"] += 1
         self.stats = Ends(loss, loss, loss, 0.0, math.nan, phase.threshold(step), False).summary()
         if step < settings["last_warmup"]:
-            before = {"before": point.w, "before_momentum": point.m, "before_second": point.nu}
-            self._keep({"momentum": after.m, "second": after.nu, **before})
-            return after.w
+            before = _known(point.m, point.nu, "before_") | {"before": w}
+            return after.w, _known(after.m, after.nu) | before
         before_point = Point(kept["before"], kept.get("before_momentum"), kept.get("before_second"))
-        return self._keep_rod(open_rod((before_point, point, after), step, settings["form"]))
+        return self._of_rod(open_rod((before_point, point, after), step, settings["form"]))
 
-    def _flow(self, w: Tensor, gradient: _Evaluation) -> Tensor:
-        settings, kept = self.param_groups[0], self._vectors()
+    def _flow(self, w: Tensor, gradient: _Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of the flow."""
+        settings, kept, phase = self.param_groups[0], self._vectors(), self.current_map()
         center = Point(w, kept.get("momentum"), kept.get("second"))
         rod = Rod(center, kept["rod"], kept.get("rod_momentum"), settings["time"])
-        first = None
+        ends = []
         for _ in range(settings["substeps"]):
-            rod, ends = advance(self.phase, rod, 1 / settings["substeps"], gradient, settings["form"])
-            first = first or ends
-        assert first is not None
+            rod, end = advance(phase, rod, 1 / settings["substeps"], gradient, settings["form"])
+            ends.append(end)
         if settings["floor"]:
             rod = add_rounding(rod, settings["seed"])
-        self.stats = first.summary()
-        return self._keep_rod(rod)
+        self.stats = ends[0].summary()
+        return self._of_rod(rod)
 
-    def _keep_rod(self, rod: Rod) -> Tensor:
-        center = {"momentum": rod.center.m, "second": rod.center.nu}
-        self._keep({**center, "rod": rod.w, "rod_momentum": rod.m})
+    def _of_rod(self, rod: Rod) -> tuple[Tensor, dict[str, Tensor]]:
         # Sub-steps of a third and the like do not add up to 1.
         self.param_groups[0]["time"] = round(2 * rod.time) / 2
-        return rod.center.w
+        vectors = _known(rod.center.m, rod.center.nu) | _known(rod.m, None, "rod_")
+        return rod.center.w, vectors if rod.w is None else vectors | {"rod": rod.w}
+
+
+def _known(m: Tensor | None, nu: Tensor | None, prefix: str = "") -> dict[str, Tensor]:
+    """Momentum and second moment by name, where there are any."""
+    pairs = (("momentum", m), ("second", nu))
+    return {f"{prefix}{name}": vector for name, vector in pairs if vector is not None}
 
 
 class _Evaluation:
@@ -283,14 +347,10 @@ class _Evaluation:
 
     def __init__(self, optimizer: Optimizer, closure: Callable[[], Any], parameters: list[Tensor]) -> None:
         self.optimizer, self.closure, self.parameters = optimizer, closure, parameters
-        self.device = parameters[0].device
-        self.random = torch.get_rng_state()
-        self.random_cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        self.restore_random_state = hold_random_state(parameters[0].device)
 
     def __call__(self, w: Tensor) -> tuple[float, Tensor]:
-        torch.set_rng_state(self.random)
-        if self.random_cuda is not None:
-            torch.cuda.set_rng_state(self.random_cuda, self.device)
+        self.restore_random_state()
         assign(self.parameters, w)
         self.optimizer.zero_grad()
         with torch.enable_grad():
@@ -314,3 +374,12 @@ class _Evaluation:
                 f"the closure gave the loss {loss} and then {again} at the same weights (gradients differ by "
                 f"{difference:g}): it must use one batch and one augmentation in all evaluations of a step"
             )
+
+    def keep_unused(self, start: Tensor, end: Tensor) -> None:
+        """Undo the decay of parameters that have no gradient, which plain optimizers leave alone."""
+        begin = 0
+        for parameter in self.parameters:
+            part = slice(begin, begin + parameter.numel())
+            if parameter.grad is None:
+                end[part] = start[part]
+            begin += parameter.numel()

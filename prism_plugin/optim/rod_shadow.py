@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from prism_plugin.optim.conventions import parameters_of, phase_map, read_moments
 from prism_plugin.optim.phase_space import PhaseMap
 from prism_plugin.optim.rod import FORMS, Point, Rod, add_rounding, advance, open_rod
+from prism_plugin.optim.rod_flow import SAME
 from prism_plugin.optim.sharpness import sharpness
-from prism_plugin.optim.vectors import assign, flatten
+from prism_plugin.optim.vectors import assign, flatten, hold_random_state
 
 __all__ = ["RodShadow"]
 
@@ -31,23 +32,28 @@ class RodShadow:
     Args:
         optimizer: a fresh or running one: SGD (momentum, Nesterov), RMSprop, Adam, AdamW or NAdam of torch, or
             :class:`~prism_plugin.optim.Discrete`.
-        loss: computes the loss of the present parameters, as a tensor; always of the same data.
+        loss: computes the loss of the present parameters, as a tensor; always of the same data. Its random numbers
+            (dropout) are those of the first evaluation in a step; BatchNorm's running statistics move in each.
         warmup: steps before the flows start.
         substeps: Euler steps per optimizer step, of both flows.
         form: of the rod, ``"signed"`` or ``"outer"``.
         floor: rounding noise on the rod.
         sharpness_every: optimizer steps between two computations of the sharpness; 0 is never.
+        seed: of the noise.
+
+    Parameters that the loss does not reach count as having the gradient 0, so that decoupled weight decay moves them.
 
     Raises:
-        ValueError: if an argument is out of range, or the optimizer is of a kind or has an option without a rod flow.
+        ValueError: if an argument is out of range, the optimizer is of a kind or has an option without a rod flow, a
+            parameter is frozen, or the loss is not the same twice.
 
     Example:
-        >>> x = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+        >>> x = torch.nn.Parameter(torch.tensor([0.5, 1.0], dtype=torch.float64))
         >>> optimizer = torch.optim.SGD([x], lr=0.1)
-        >>> shadow = RodShadow(optimizer, lambda: (11 * x**2 - 5 * x**4 / 20).sum())
-        >>> rows = [shadow.step() for _ in range(400)]
-        >>> rows[-1]["distance_rod"] < 1e-10 < rows[-1]["distance_stable"]
-        False
+        >>> shadow = RodShadow(optimizer, lambda: (11 + x[1] / 2) * x[0] ** 2 - x[0] ** 4 / 4 + x[1] ** 2 / 20)
+        >>> rows = [shadow.step() for _ in range(100)]
+        >>> rows[-1]["distance_rod"] < rows[-1]["distance_stable"] / 5
+        True
     """
 
     def __init__(
@@ -74,6 +80,8 @@ class RodShadow:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
         phase_map(optimizer)
         self.parameters = parameters_of(optimizer)
+        if not all(parameter.requires_grad for parameter in self.parameters):
+            raise ValueError("a parameter of the optimizer is frozen: leave it out, its gradient is not known")
         self.optimizer, self.loss = optimizer, loss
         self.substeps, self.form, self.floor, self.seed = substeps, form, floor, seed
         self.sharpness_every = sharpness_every
@@ -83,6 +91,10 @@ class RodShadow:
         self.rod: Rod | None = None
         self.stable: Rod | None = None
         self._eigenvectors: dict[str, np.ndarray] = {}
+        self._restore_random_state = hold_random_state(self.parameters[0].device)
+        (first, _), (again, _) = self._gradient(self.points[0].w), self._gradient(self.points[0].w)
+        if abs(first - again) > SAME * abs(first):
+            raise ValueError(f"the loss was {first} and then {again} at the same weights: it must be of the same data")
 
     def step(self) -> dict[str, Any]:
         """One step of the optimizer, t to t + 1, and of the flows.
@@ -100,6 +112,7 @@ class RodShadow:
         Raises:
             ValueError: if the loss of the iterate or its gradient is not finite.
         """
+        self._restore_random_state = hold_random_state(self.parameters[0].device)
         step, phase = self.steps, phase_map(self.optimizer)
         loss = self._real_step()
         self.steps += 1
@@ -141,6 +154,7 @@ class RodShadow:
 
     def _gradient(self, w: Tensor) -> tuple[float, Tensor]:
         assign(self.parameters, w)
+        self._restore_random_state()
         with torch.enable_grad():
             loss = self.loss()
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
@@ -156,6 +170,7 @@ class RodShadow:
             self.stable, at_stable = advance(phase, self.stable, h, self._gradient)
             if number == 0:
                 row = ends.summary() | {"loss_stable": at_stable.center}
+                del row["threshold"]  # at the rod's time; the row has the optimizer's
         self.rod, self.stable = (replace(rod, time=round(2 * rod.time) / 2) for rod in (self.rod, self.stable))
         after = (self.rod, self.stable)
         for name, old, new in zip(("rod", "stable"), before, after, strict=True):
@@ -188,12 +203,16 @@ class RodShadow:
             "sharpness_stable": self.stable.center,
         }
         for name, point in places.items():
-            if not bool(torch.isfinite(point.w).all()):
-                found[name] = math.nan
-                continue
             assign(self.parameters, point.w)
             denominator = None if point.nu is None else phase.denominator(point.nu, self.steps - 1)
-            found[name], vector = sharpness(self.loss, self.parameters, denominator, self._eigenvectors.get(name))
-            found[name] += phase.penalty  # of the loss with its L2 penalty, where there is no second moment
-            self._eigenvectors[name] = vector
+            self._restore_random_state()
+            start = self._eigenvectors.get(name)
+            try:
+                found[name], vector = sharpness(self.loss, self.parameters, denominator, phase.penalty, start)
+            except ValueError:  # a flow that has diverged has none
+                if name == "sharpness":
+                    raise
+                found[name] = math.nan
+            else:
+                self._eigenvectors[name] = vector
         return found

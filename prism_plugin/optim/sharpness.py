@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from prism_plugin.optim.vectors import flatten
@@ -18,6 +18,7 @@ def sharpness(
     loss: Callable[[], Tensor],
     parameters: Sequence[Tensor],
     denominator: Tensor | None = None,
+    penalty: float = 0.0,
     start: np.ndarray | None = None,
     tolerance: float = 1e-4,
 ) -> tuple[float, np.ndarray]:
@@ -27,6 +28,7 @@ def sharpness(
         loss: computes the loss of the present parameters, twice differentiable.
         parameters: real parameters of float32 or float64 whose Hessian is H; n numbers in all.
         denominator: P > 0, one number or shape ``(n,)``; None is 1.
+        penalty: of an L2 term penalty/2 |w|^2 that the optimizer adds to the loss; part of H.
         start: where Lanczos begins, such as the last eigenvector, shape ``(n,)``; None is a fixed random vector.
         tolerance: relative, of the eigenvalue.
 
@@ -34,7 +36,8 @@ def sharpness(
         The eigenvalue and the eigenvector, shape ``(n,)``, float64.
 
     Raises:
-        ValueError: if a parameter is of half precision, or the loss is not twice differentiable.
+        ValueError: if a parameter is of half precision or autocast is on, the loss is linear, a product with the
+            Hessian is not finite, or Lanczos does not converge.
 
     Example:
         >>> x = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -45,6 +48,8 @@ def sharpness(
     kinds = {parameter.dtype for parameter in parameters}
     if not kinds <= {torch.float32, torch.float64}:
         raise ValueError(f"sharpness needs float32 or float64: second derivatives are noise in {kinds.pop()}")
+    if torch.is_autocast_enabled(parameters[0].device.type):
+        raise ValueError("sharpness needs float32 or float64: second derivatives are noise under autocast")
     size = sum(parameter.numel() for parameter in parameters)
     first = parameters[0]
     with torch.enable_grad():
@@ -59,6 +64,10 @@ def sharpness(
         direction = direction if root is None else direction / root
         products = torch.autograd.grad(vector, parameters, direction, retain_graph=True, materialize_grads=True)
         product = flatten(products)
+        if penalty:
+            product.add_(direction, alpha=penalty)
+        if not bool(torch.isfinite(product).all()):
+            raise ValueError("a product with the Hessian is not finite: the weights or the loss have diverged")
         return (product if root is None else product / root).double().cpu().numpy()
 
     if size == 1:
@@ -66,5 +75,8 @@ def sharpness(
     if start is None:
         start = np.random.default_rng(0).normal(size=size)
     operator = LinearOperator((size, size), matvec=multiply, dtype=np.float64)
-    values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=min(size, 20))
+    try:
+        values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=min(size, 20))
+    except ArpackError as error:
+        raise ValueError(f"Lanczos found no eigenvalue: {error}; a larger tolerance (now {tolerance:g}) may") from error
     return float(values[0]), vectors[:, 0]

@@ -1,13 +1,13 @@
-"""Parameters <-> one vector that holds all their numbers."""
+"""Parameters <-> one vector that holds all their numbers; the random state that several evaluations share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["assign", "flatten", "flatten_gradients"]
+__all__ = ["assign", "flatten", "flatten_gradients", "hold_random_state"]
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -16,7 +16,14 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def flatten_gradients(parameters: Iterable[Tensor]) -> Tensor:
-    """Join the gradients of parameters into one new vector; a missing one counts as zero."""
+    """Join the gradients of parameters into one new vector; a missing one counts as zero.
+
+    Raises:
+        ValueError: if one is sparse.
+    """
+    parameters = list(parameters)
+    if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+        raise ValueError("sparse gradients have no common vector: use dense ones (Embedding(sparse=False))")
     return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
 
 
@@ -27,3 +34,16 @@ def assign(parameters: Iterable[Tensor], vector: Tensor) -> None:
     for parameter in parameters:
         parameter.copy_(vector[begin : begin + parameter.numel()].view_as(parameter))
         begin += parameter.numel()
+
+
+def hold_random_state(device: torch.device) -> Callable[[], None]:
+    """Remember torch's random state, on the CPU and a CUDA device; give a function that goes back to it."""
+    state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore() -> None:
+        torch.set_rng_state(state)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
+    return restore

@@ -169,7 +169,12 @@ def _track_network(
     shadow = settings.make_shadow(problem.model.parameters(), problem.loss, name)
     steps = range(settings.steps + settings.warmup)
     bar = tqdm(steps, desc=f"{settings.optimizer} {name}", unit="step", disable=not progress)
-    _write([shadow.step() for _ in bar], table)
+    rows: list[dict[str, Any]] = []
+    try:
+        rows.extend(shadow.step() for _ in bar)
+    finally:  # what there is of a run that diverged or was interrupted can be looked at
+        if rows:
+            _write(rows, table)
     columns = _read(table)
     found = {
         "settings": described,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -29,7 +28,8 @@ NEAR = 0.1  # how near to the threshold counts as the edge,
 IN_A_ROW = 5  # and how often in a row, before there is a warning
 # Loss difference and trapezoidal rule over its gradients may differ by this share; on other data they do not agree.
 CONSISTENT = 0.5
-OTHER_DATA = "consecutive updates have other data; it takes the same batch in every update"
+OTHER_DATA = "consecutive updates have other data, or in another order; it takes the same batch in every update"
+NO_DATA = "the batch holds no tensors that can be seen; give tensors in lists, tuples, mappings or objects' attributes"
 OTHER_LOSS = "loss and gradients do not belong to the same data (augmentation, dropout, or a leap too long)"
 
 
@@ -53,7 +53,8 @@ class EoSMonitor(Callback):
         self.reason = "there have been fewer than three updates"
         self._hopeless = ""
         self._loss = 0.0
-        self._batch: Any = None
+        self._batch: list[str] = []
+        self._fresh = False  # whether the last hook before a step has made a new reading
         self._last: dict[str, Any] = {}
         self._near = 0
         self._said: set[str] = set()
@@ -65,7 +66,7 @@ class EoSMonitor(Callback):
             raise ValueError(f"EoSMonitor watches one optimizer, there are {len(trainer.optimizers)}")
         optimizer = trainer.optimizers[0]
         half = "16" in str(trainer.precision) or getattr(trainer.precision_plugin, "scaler", None) is not None
-        clipped = trainer.gradient_clip_val is not None
+        clipped = bool(trainer.gradient_clip_val)
         if isinstance(optimizer, RodFlow):
             if half:
                 raise ValueError(f"RodFlow subtracts gradients, which are noise in {trainer.precision}: use '32-true'")
@@ -73,10 +74,11 @@ class EoSMonitor(Callback):
                 raise ValueError(
                     "a clipped gradient is not linear, so that no rod flow is known: remove gradient_clip_val"
                 )
-            if trainer.accumulate_grad_batches != 1:
+            scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            if scheduled or trainer.accumulate_grad_batches != 1:
                 raise ValueError(
                     "RodFlow evaluates a batch several times, which Lightning cannot do with accumulated ones: set "
-                    "accumulate_grad_batches=1 and enlarge the batch"
+                    "accumulate_grad_batches=1, use no GradientAccumulationScheduler, and enlarge the batch"
                 )
             return
         phase_map(optimizer)
@@ -103,9 +105,10 @@ class EoSMonitor(Callback):
         """Take the reading: weights and gradients of this update are complete."""
         if isinstance(optimizer, RodFlow) or self._hopeless:
             self.reason = self._hopeless
+            self._fresh = bool(self._hopeless)
             return
         self.reading, self.reason = self._read(optimizer)
-        self._loss = 0.0
+        self._loss, self._fresh = 0.0, True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,13 +119,15 @@ class EoSMonitor(Callback):
             numbers = {name: float(value) for name, value in optimizer.stats.items()}
             pl_module.log_dict(numbers, on_step=True, on_epoch=False, batch_size=1)
             ratio = optimizer.stats["ratio"] if optimizer.stats["open"] else math.nan
+        elif not self._fresh:  # inside an accumulation window
+            return
         else:
             if self.reading:
                 numbers = {f"eos_{name}": value for name, value in self.reading.items()}
                 pl_module.log_dict(numbers, on_step=True, on_epoch=False, batch_size=1)
-            elif self.reason in (OTHER_DATA, OTHER_LOSS, self._hopeless):
+            elif self.reason in (OTHER_DATA, OTHER_LOSS, NO_DATA, self._hopeless):
                 self._warn(f"EoSMonitor has no reading: {self.reason}")
-            ratio = self.reading.get("ratio", math.nan)
+            ratio, self._fresh = self.reading.get("ratio", math.nan), False
         self._near = self._near + 1 if abs(ratio - 1) < NEAR else 0
         if self._near == IN_A_ROW:
             self._warn(
@@ -139,10 +144,12 @@ class EoSMonitor(Callback):
         loss = self._loss + 0.5 * phase.penalty * float(torch.dot(w, w))
         last, batch = self._last, self._batch
         self._last = {"w": w, "g": g, "loss": loss, "batch": batch}
-        if not last:
+        if not last or last["w"].shape != w.shape:
             return {}, "there have been fewer than three updates"
         step, turn = w - last["w"], g - last["g"]
         self._last |= {"step": step, "turn": turn}
+        if not batch:
+            return {}, NO_DATA
         if batch != last["batch"]:
             del self._last["step"], self._last["turn"]
             return {}, OTHER_DATA
@@ -176,20 +183,22 @@ class EoSMonitor(Callback):
             rank_zero_warn(text)
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors of a batch: of tuples, mappings, dataclasses."""
+def _tensors(batch: Any, depth: int = 6) -> Iterator[Tensor]:
+    """All tensors of a batch: of tuples, mappings, objects' attributes."""
     if isinstance(batch, Tensor):
         yield batch
+    elif depth == 0:
+        return
     elif isinstance(batch, Mapping):
-        yield from _tensors(list(batch.values()))
+        yield from _tensors(list(batch.values()), depth)
     elif isinstance(batch, (list, tuple)):
         for part in batch:
-            yield from _tensors(part)
-    elif is_dataclass(batch):
-        yield from _tensors(list(vars(batch).values()))
+            yield from _tensors(part, depth - 1)
+    elif hasattr(batch, "__dict__"):
+        yield from _tensors(list(vars(batch).values()), depth)
 
 
-def _checksum(tensor: Tensor) -> float:
-    """A number that changes with the data and their order."""
+def _checksum(tensor: Tensor) -> str:
+    """A text that changes with the data and their order, and is the same for the same NaNs."""
     values = tensor.detach().double().reshape(-1)
-    return float(torch.dot(values, torch.arange(1, len(values) + 1, device=values.device).double().sin()))
+    return repr(float(torch.dot(values, torch.arange(1, len(values) + 1, device=values.device).double().sin())))
