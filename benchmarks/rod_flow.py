@@ -29,10 +29,10 @@ def follow(shadow: RodShadow, steps: int) -> dict[str, np.ndarray]:
     return {key: np.array([row[key] for row in rows], dtype=float) for key in rows[0]}
 
 
-def toy(method: str, seed: int, **settings) -> dict[str, float]:
+def toy(method: str, seed: int, **settings) -> dict[str, np.ndarray]:
     problem = make_problem("toy", seed)
     optimizer = Discrete(problem.model.parameters(), method, SETTINGS[method]["toy"], *BETAS[method])
-    return summarize(follow(RodShadow(optimizer, problem.loss, **settings), STEPS))
+    return follow(RodShadow(optimizer, problem.loss, **settings), STEPS)
 
 
 def mean(values: list[float]) -> float:
@@ -65,8 +65,8 @@ def errors() -> None:
         "RMSE / way: stable, rod", "last distance: stable, rod", "nu moves in a step: most, along the rod",
     )  # fmt: skip
     for method in METHODS:
-        signed = [toy(method, seed) for seed in SEEDS]
-        outer = [toy(method, seed, form="outer") for seed in SEEDS]
+        signed = [summarize(toy(method, seed)) for seed in SEEDS]
+        outer = [summarize(toy(method, seed, form="outer")) for seed in SEEDS]
         column = {key: mean([one[key] for one in signed]) for key in signed[0] if "distance" in key or "rmse" in key}
         print_row(
             method,
@@ -85,7 +85,7 @@ def errors() -> None:
 def finer_steps() -> None:
     print_head("optimizer", "stable / rod with Euler steps of 1/2", "1/4", "1/8")
     for method in ("gd", "heavy-ball", "rmsprop", "adam"):
-        found = [mean([toy(method, seed, substeps=n)["advantage"] for seed in SEEDS]) for n in (2, 4, 8)]
+        found = [mean([summarize(toy(method, seed, substeps=n))["advantage"] for seed in SEEDS]) for n in (2, 4, 8)]
         print_row(method, *(f"{value:.1f}" for value in found))
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib.util
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,11 @@ from prism_plugin.optim.vectors import assign, flatten
 from prism_plugin.tracking import TrackingSettings, make_problem, track
 from prism_plugin.tracking.run import BETAS, SETTINGS, summarize
 from tests.reference import rod_flow_reference as slow
+
+_file = Path(__file__).parents[1] / "benchmarks" / "rod_flow.py"
+_specification = importlib.util.spec_from_file_location("rod_flow_benchmark", _file)
+benchmark = importlib.util.module_from_spec(_specification)
+_specification.loader.exec_module(benchmark)
 
 METHOD = pytest.mark.parametrize("method", list(METHODS))
 ETA, B1, B2, EPS = 0.07, 0.6, 0.95, 1e-3
@@ -453,18 +460,10 @@ def test_the_loss_at_the_center_is_exact_for_a_cubic() -> None:
 # --- tracking ---------------------------------------------------------------------------------------------------------
 
 
-def run_toy(method: str, seed: int, steps: int = 400, **settings) -> dict[str, np.ndarray]:
-    problem = make_problem("toy", seed)
-    optimizer = Discrete(problem.model.parameters(), method, SETTINGS[method]["toy"], *BETAS[method])
-    shadow = RodShadow(optimizer, problem.loss, **settings)
-    rows = [shadow.step() for _ in range(steps + 10)][10:]
-    return {key: np.array([row[key] for row in rows], dtype=float) for key in rows[-1] if "sharpness_" not in key}
-
-
 @pytest.mark.slow
 @METHOD
 def test_the_rod_tracks_the_241_parameters_of_the_specification(method) -> None:
-    tables = [run_toy(method, seed) for seed in range(3)]
+    tables = [benchmark.toy(method, seed) for seed in range(3)]
     advantages = [summarize(table)["advantage"] for table in tables]
     assert min(advantages) > 1
     assert np.exp(np.mean(np.log(advantages))) > 3
@@ -473,28 +472,17 @@ def test_the_rod_tracks_the_241_parameters_of_the_specification(method) -> None:
         assert summarize(together)["edge_ratio"] == pytest.approx(1, abs=0.05)
 
 
-def from_below(seed: int, **settings) -> dict[str, np.ndarray]:
-    """The same network on a harder function with a small learning rate: its edge comes when the rod is long closed."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(32, 5, dtype=torch.float64, generator=generator)
-    y = 3 * ((2 * x[:, 0]).sin() * x[:, 1].cos())[:, None]
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)).double()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
-    shadow = RodShadow(optimizer, lambda: 0.5 * (net(x) - y).square().mean(), **settings)
-    rows = [shadow.step() for _ in range(810)][10:]
-    return {key: np.array([row[key] for row in rows], dtype=float) for key in rows[0]}
-
-
 @pytest.mark.slow
 def test_a_rod_entered_from_below_opens_by_the_rounding_floor_only() -> None:
-    tables = [from_below(seed) for seed in range(3)]
+    tables = [benchmark.from_below(seed) for seed in range(3)]
     assert all(table["rod_length"].min() < 1e-12 for table in tables)
     advantages = [summarize(table)["advantage"] for table in tables]
     assert min(advantages) > 2  # when it opens is a matter of rounding
     assert np.exp(np.mean(np.log(advantages))) > 3
-    assert summarize(from_below(0, floor=False))["advantage"] == pytest.approx(1, abs=0.05)
-    outer = from_below(0, form="outer")  # the defect of rank one: it lies along the drift, where nothing oscillates
+    assert summarize(benchmark.from_below(0, floor=False))["advantage"] == pytest.approx(1, abs=0.05)
+    outer = benchmark.from_below(
+        0, form="outer"
+    )  # the defect of rank one: it lies along the drift, where nothing oscillates
     assert summarize(outer)["advantage"] < 2
     assert outer["open"][-1]
     assert outer["ratio"][-1] < 0.1

@@ -156,8 +156,7 @@ class RodFlow(Optimizer):
                 evaluation.check(start)
                 self._unchecked = False
             end, kept = self._flow(start, evaluation) if settings["time"] else self._warm_up(start, evaluation)
-            vectors = (end, *(vector for vector in kept.values() if vector.ndim))
-            if not all(math.isfinite(float(torch.dot(vector, vector))) for vector in vectors):
+            if not all(bool(torch.isfinite(vector).all()) for vector in (end, *kept.values())):
                 raise ValueError(
                     f"the step is not finite; lower the learning rate (now {settings['lr']:g}); the parameters are as "
                     "before this step"
