@@ -119,7 +119,8 @@ def runs(folders: list[Path]) -> None:
     )  # fmt: skip
     for path in [path for folder in folders for path in sorted(folder.glob("*.json"))]:
         found = json.loads(path.read_text())
-        s, settings = found["summary"], found["settings"]
+        s = {key: np.nan if value is None else value for key, value in found["summary"].items()}
+        settings = found["settings"]
         print_row(
             settings["optimizer"],
             settings["networks"],

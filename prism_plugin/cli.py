@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUE",
         help="an option of the optimizer, for example --option weight_decay=0.01 with adamw-schedulefree, --option "
-        "accumulate=2 with elra; may be repeated",
+        "accumulate=2 with elra, like=adam with rod-flow (docs/rod_flow.md); may be repeated",
     )
     add("--seed", type=int, default=0, help="of weights, order, rotations, and the split where the data name none")
     add("--device", default="auto", help="auto, cpu or cuda")
@@ -109,7 +109,7 @@ def _add_rodflow(commands: Any) -> None:
     )
     add("--network", action="append", help="toy, mlp, cnn, vit or prism; may be repeated; mlp, cnn, vit if not given")
     add("--out", required=True, type=Path, help="folder; networks that it has already are not computed again")
-    add("--steps", type=int, default=400, help="optimizer steps that are tracked")
+    add("--steps", type=int, default=400, help="optimizer steps that are tracked, after 10 of warm-up")
     add("--lr", type=float, help="learning rate; that of a table, which meets the edge, if not given")
     add("--beta1", type=float, help="of the momentum; that of the table if not given")
     add("--beta2", type=float, help="of the second moment; that of the table if not given")
@@ -143,12 +143,14 @@ def _rodflow(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         seed=arguments.seed,
     )
+    if arguments.crystals < 2:
+        raise ValueError(f"--crystals must be at least 2, got {arguments.crystals}")
+    if arguments.target is not None and arguments.data is None:
+        raise ValueError("--target names a number in --data: give that, too")
     records = None
     if arguments.data is not None:
         if arguments.target is None:
             raise ValueError("--data needs --target, the key of the number to predict")
-        if arguments.crystals < 2:
-            raise ValueError(f"--crystals must be at least 2, got {arguments.crystals}")
         records = read_records(arguments.data, arguments.target)[: arguments.crystals]
     print(format_summary(track(settings, arguments.out, records)))
     print(f"picture: {arguments.out / 'tracking.png'}; tables: {arguments.out}")

@@ -138,11 +138,29 @@ def test_other_data_give_no_reading() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:EoSMonitor has no reading")
-def test_dropout_gives_no_reading() -> None:
-    book = fit(Digits(lambda p: torch.optim.SGD(p, lr=0.01), dropout=0.5), loader(), epochs=60)
-    silent = [not reading for reading in book.readings]
-    assert np.mean(silent) > 0.9
+def test_dropout_and_other_randomness_give_no_reading() -> None:
+    book = fit(Digits(lambda p: torch.optim.SGD(p, lr=0.01), dropout=0.5), loader(), epochs=5)
+    assert not any(book.readings)
+    assert "dropout (model.2) makes the loss another function" in book.reasons[-1]
+
+    class Noisy(Digits):
+        def loss(self, x, y):
+            return super().loss(x + torch.randn_like(x), y)
+
+    book = fit(Noisy(lambda p: torch.optim.SGD(p, lr=0.01)), loader(), epochs=60)
+    assert np.mean([not reading for reading in book.readings]) > 0.9  # a heuristic: now and then it passes
     assert any("augmentation, dropout" in reason for reason in book.reasons)
+
+
+@pytest.mark.filterwarnings("ignore:EoSMonitor has no reading")
+def test_a_training_that_diverges_has_no_reading() -> None:
+    class Steep(Digits):
+        def loss(self, x, y):
+            return self.model(x).pow(4).sum()
+
+    book = fit(Steep(lambda p: torch.optim.SGD(p, lr=10.0)), loader(), epochs=30)
+    assert book.readings[-1] == {}
+    assert book.reasons[-1] == "the loss or its gradient is not finite"
 
 
 def test_a_closed_rod_gives_no_reading() -> None:
@@ -263,9 +281,10 @@ def rod_flow(parameters) -> RodFlow:
 def test_rod_flow_in_lightning_is_at_the_edge_and_its_loss_is_the_mean_of_the_ends() -> None:
     module = Digits(rod_flow)
     with pytest.warns(UserWarning, match="is at the edge of stability"):
-        fit(module, loader(), epochs=150)
+        book = fit(module, loader(), epochs=150)
     stats = module.optimizers().optimizer.stats
     assert stats["open"]
+    assert book.readings[-1]["ratio"] == stats["ratio"]
     assert stats["ratio"] == pytest.approx(1, abs=0.05)
     center = float(module.loss(*next(iter(loader()))).detach())
     assert stats["loss_center"] == pytest.approx(center, rel=0.05)
@@ -286,12 +305,16 @@ def test_prism_train_with_rod_flow(tmp_path, capsys) -> None:
     run = tmp_path / "run"
     options = ["--option", "like=heavy-ball", "--option", "beta1=0.5", "--option", "warmup=3", "--lr", "0.05"]
     sizes = [f"--set={size}" for size in ("dim=8", "num_layers=1", "num_rbf=4", "cell_cutoff=6.0")]
-    command = ["train", "--data", "emt-alloys", "--target", "formation_energy", "--out", str(run), "--epochs", "1"]
+    command = ["train", "--data", "emt-alloys", "--target", "formation_energy", "--out", str(run), "--epochs", "2"]
     assert main([*command, "--batch-size", "200", "--optimizer", "rod-flow", *options, *sizes]) == 0
     assert (run / "rod_flow.png").stat().st_size > 10_000
     columns = read_columns(run / "log", "step", ("loss_plus", "loss_minus", "rod_length", "threshold"))
     assert columns["threshold"][-1] == pytest.approx(2 * 1.5 / 0.5 / 0.05)
     assert math.isfinite(columns["loss_plus"][-1])
+    again = [*command, "--batch-size", "200", "--optimizer", "rod-flow", *options, *sizes, "--resume"]
+    assert main([*again, "--epochs", "1"]) == 2
+    assert "has 2 epochs already, 1 are asked for" in capsys.readouterr().err
+    assert main([*again, "--epochs", "3"]) == 0
     assert main([*command, "--optimizer", "rod-flow", "--option", "like=adamw"]) == 2
     assert "unknown method 'adamw'; choose one of: gd" in capsys.readouterr().err
 
@@ -307,6 +330,7 @@ def test_prism_rodflow(tmp_path, capsys) -> None:
     for wrong, message in (
         (["--optimizer", "adagrad"], "unknown optimizer 'adagrad'"),
         (["--data", "crystals.jsonl"], "--data needs --target"),
+        (["--target", "x"], "--target names a number in --data"),
         (["--data", "crystals.jsonl", "--target", "x", "--crystals", "1"], "--crystals must be at least 2, got 1"),
         (["--network", "prism", "--data", str(tmp_path / "no.jsonl"), "--target", "x"], "no.jsonl"),
         (["--optimizer", "gd", "--network", "mlp", "--lr", "1e6"], "lower the learning rate"),

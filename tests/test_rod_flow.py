@@ -150,6 +150,7 @@ def test_what_no_map_describes_is_refused() -> None:
         (torch.optim.RMSprop(x, centered=True), "centered=True is not described"),
         (torch.optim.RMSprop(x, momentum=0.9), "RMSprop with momentum averages scaled gradients"),
         (torch.optim.SGD(x, maximize=True), "maximize=True is not described"),
+        (torch.optim.LBFGS(x), "map of phase space of LBFGS is not known"),
         (torch.optim.Adagrad(x), "map of phase space of Adagrad is not known; there are those of SGD, RMSprop, Adam"),
         (
             torch.optim.SGD([{"params": x}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}], lr=0.1),
@@ -614,6 +615,24 @@ def test_refusals_of_the_shadow() -> None:
             RodShadow(optimizer, problem.loss, **{name: value})
     with pytest.raises(ValueError, match="unknown form 'inner'; choose one of: signed, outer"):
         RodShadow(optimizer, problem.loss, form="inner")
+    x = nn.Parameter(torch.full((2,), 1e3))
+    for wrong, message in (
+        (3.0, "loss must be a function that computes the loss, got float"),
+        (lambda: 3.0, r"loss\(\) must give one number as a tensor with a gradient, without backward; got 3.0"),
+        (lambda: x**2, r"got a tensor of shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RodShadow(torch.optim.SGD([x], lr=0.1), wrong)
+    sgd = torch.optim.SGD([x], lr=1e-3)
+    shadow = RodShadow(sgd, lambda: (x**2).sum())
+    shadow.step()
+    sgd.step(closure_of(sgd, lambda: (x**2).sum()))
+    with pytest.raises(ValueError, match="something else has moved the parameters since the last step"):
+        shadow.step()
+    shadow = RodShadow(torch.optim.SGD([x], lr=2.0), lambda: (x**2).sum())
+    message = r"step \d+: the run has diverged, its loss is .*; lower the learning rate \(now 2\)"
+    with pytest.raises(ValueError, match=message):
+        [shadow.step() for _ in range(20)]
     x = nn.Parameter(torch.full((2,), 1e3))
     shadow = RodShadow(torch.optim.SGD([x], lr=1000), lambda: (x**4).sum())
     shadow.step()
@@ -1158,6 +1177,7 @@ def test_settings_of_experiments_are_checked() -> None:
         ({"dtype": "bfloat16"}, "unknown dtype 'bfloat16'"),
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"lr": -1.0}, "lr must be a number above 0, got -1.0"),
+        ({"optimizer": "gd", "beta1": 0.5}, "gd has no beta1: leave it out"),
         ({"beta2": 1.0}, "beta2 must be a number at least 0 and below 1, got 1.0"),
         ({"form": "inner"}, "unknown form 'inner'"),
     ):

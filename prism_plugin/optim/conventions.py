@@ -58,6 +58,9 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
     """
     if isinstance(optimizer, Discrete):
         return optimizer.map
+    kind = type(optimizer)
+    if kind not in (SGD, RMSprop, Adam, AdamW, NAdam):
+        raise ValueError(f"the map of phase space of {kind.__name__} is not known; there are those of {_KNOWN}")
     group = _one_group(optimizer)
     for option in ("amsgrad", "centered", "maximize"):
         if group.get(option):
@@ -65,7 +68,6 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     decoupled = bool(group.get("decoupled_weight_decay"))
     settings: dict[str, Any] = {"penalty": 0.0 if decoupled else decay, "decay": decay if decoupled else 0.0}
-    kind = type(optimizer)
     if kind is SGD:
         b = float(group["momentum"])
         method = "nesterov" if group["nesterov"] else "heavy-ball" if b else "gd"
@@ -76,14 +78,12 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
             raise ValueError("RMSprop with momentum averages scaled gradients, no map here does: set momentum=0")
         method = "rmsprop"
         settings.update(beta2=float(group["alpha"]), eps=float(group["eps"]))
-    elif kind in (Adam, AdamW, NAdam):
+    else:
         method = "nadam" if kind is NAdam else "adam"
         b1, b2 = (float(beta) for beta in group["betas"])
         settings.update(beta1=b1, beta2=b2, eps=float(group["eps"]))
         if kind is NAdam:
             settings["mu_decay"] = float(group["momentum_decay"])
-    else:
-        raise ValueError(f"the map of phase space of {kind.__name__} is not known; there are those of {_KNOWN}")
     if not lr >= 0:
         raise ValueError(f"the learning rate must not be negative, got {group['lr']!r}")
     return PhaseMap(lr=lr, **settings, **METHODS[method])

@@ -25,6 +25,8 @@ from prism_plugin.optim.vectors import assign, flatten, hold_random_state
 
 __all__ = ["RodShadow"]
 
+DIVERGED = 1e6  # times the first loss
+
 
 class RodShadow:
     """Run an optimizer with both flows beside it, on the full batch.
@@ -78,6 +80,8 @@ class RodShadow:
         for name, (value, low) in bounds.items():
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        if not callable(loss):
+            raise ValueError(f"loss must be a function that computes the loss, got {type(loss).__name__}")
         phase_map(optimizer)
         self.parameters = parameters_of(optimizer)
         if not all(parameter.requires_grad for parameter in self.parameters):
@@ -93,6 +97,7 @@ class RodShadow:
         self._eigenvectors: dict[str, np.ndarray] = {}
         self._restore_random_state = hold_random_state(self.parameters[0].device)
         (first, _), (again, _) = self._gradient(self.points[0].w), self._gradient(self.points[0].w)
+        self._first_loss = abs(first)
         if abs(first - again) > SAME * abs(first):
             raise ValueError(f"the loss was {first} and then {again} at the same weights: it must be of the same data")
 
@@ -112,6 +117,8 @@ class RodShadow:
         Raises:
             ValueError: if the loss of the iterate or its gradient is not finite.
         """
+        if not torch.equal(flatten(self.parameters), self.points[-1].w):
+            raise ValueError("something else has moved the parameters since the last step: only the shadow may step")
         self._restore_random_state = hold_random_state(self.parameters[0].device)
         step, phase = self.steps, phase_map(self.optimizer)
         loss = self._real_step()
@@ -144,6 +151,11 @@ class RodShadow:
                 f"step {self.steps}: the loss is {loss} or its gradient is not finite; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g})"
             )
+        if loss > DIVERGED * max(self._first_loss, 1.0):
+            raise ValueError(
+                f"step {self.steps}: the run has diverged, its loss is {loss:g}; lower the learning rate (now "
+                f"{self.optimizer.param_groups[0]['lr']:g})"
+            )
         begin = 0
         for parameter in self.parameters:
             parameter.grad = gradient[begin : begin + parameter.numel()].view_as(parameter).clone()
@@ -157,6 +169,11 @@ class RodShadow:
         self._restore_random_state()
         with torch.enable_grad():
             loss = self.loss()
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+                raise ValueError(
+                    f"loss() must give one number as a tensor with a gradient, without backward; got {given}"
+                )
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         return float(loss.detach()), flatten(gradients)
 

@@ -38,7 +38,8 @@ def plot_tracking(
         loss.plot(step, mean, color=ROD, linewidth=1.2, label="rod, mean of its ends")
         loss.plot(step, table["loss_center"], color=ROD, linewidth=0.8, linestyle=":", label="rod, center")
         loss.plot(step, table["loss_stable"], color=STABLE, linewidth=1.2, label="stable flow")
-        loss.set(yscale="log", title=titles[name])
+        loss.set(yscale="log")
+        loss.set_title(titles[name], fontsize=10)
         _limits(loss, table["loss"])
 
         edge.plot(step, table["threshold"], color="k", linewidth=0.8, linestyle="--", label="threshold")

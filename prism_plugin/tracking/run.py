@@ -106,8 +106,11 @@ class TrackingSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        for name, kind in (("beta1", "momentum"), ("beta2", "scaling")):
+            if getattr(self, name) is not None and kind not in METHODS[self.optimizer]:
+                raise ValueError(f"{self.optimizer} has no {name}: leave it out")
         weight = torch.nn.Parameter(torch.zeros(1))
-        self.make_shadow([weight], weight.sum, self.networks[0])  # whose constructors check the rest
+        self.make_shadow([weight], lambda: weight.square().sum(), self.networks[0])  # whose constructors check the rest
 
     def make_shadow(self, parameters: Any, loss: Any, network: str) -> RodShadow:
         """Make optimizer and flows for a network."""
@@ -141,10 +144,12 @@ def track(
         ValueError: if the folder holds an experiment of other settings, or the run diverges.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     summaries, tables, titles = {}, {}, {}
     for name in settings.networks:
         found, tables[name] = _track_network(settings, name, folder, records, progress)
         summaries[name] = {"description": found["description"], "lr": found["lr"], **found["summary"]}
+        summaries[name] = {key: math.nan if value is None else value for key, value in summaries[name].items()}
         titles[name] = f"{found['description']}\nlr {found['lr']:g}"
     plot_tracking(tables, titles, settings.optimizer, folder / "tracking.png")
     return summaries
@@ -158,7 +163,10 @@ def _track_network(
     described = {**asdict(settings), "networks": name, "crystals": crystals}
     kept, table = folder / f"{name}.json", folder / f"{name}.csv"
     if kept.exists():
-        found = json.loads(kept.read_text())
+        try:
+            found = json.loads(kept.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{str(kept)!r} is damaged ({error}): remove it, and the run is repeated") from error
         different = sorted(key for key in described if found["settings"].get(key) != described[key])
         if different:
             raise ValueError(
@@ -172,6 +180,8 @@ def _track_network(
     rows: list[dict[str, Any]] = []
     try:
         rows.extend(shadow.step() for _ in bar)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     finally:  # what there is of a run that diverged or was interrupted can be looked at
         if rows:
             _write(rows, table)
@@ -180,7 +190,7 @@ def _track_network(
         "settings": described,
         "description": problem.description,
         "lr": float(shadow.optimizer.param_groups[0]["lr"]),
-        "summary": summarize(columns),
+        "summary": {key: value if math.isfinite(value) else None for key, value in summarize(columns).items()},
         "versions": {"prism-plugin": __version__, "torch": version("torch")},
     }
     with replaced(kept) as path:

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from prism_plugin.optim.conventions import parameters_of, phase_map, read_moments
 from prism_plugin.optim.rod import OPEN, rounding
@@ -29,6 +30,7 @@ IN_A_ROW = 5  # and how often in a row, before there is a warning
 # Loss difference and trapezoidal rule over its gradients may differ by this share; on other data they do not agree.
 CONSISTENT = 0.5
 OTHER_DATA = "consecutive updates have other data, or in another order; it takes the same batch in every update"
+CLOSED = "the rod is closed: consecutive steps do not oscillate by more than rounding"
 NO_DATA = "the batch holds no tensors that can be seen; give tensors in lists, tuples, mappings or objects' attributes"
 OTHER_LOSS = "loss and gradients do not belong to the same data (augmentation, dropout, or a leap too long)"
 
@@ -38,7 +40,7 @@ class EoSMonitor(Callback):
 
     Logged per update, where it means something: ``eos_sharpness``, ``eos_threshold``, ``eos_ratio``, ``eos_cosine`` (of
     the last two steps; near -1 where they oscillate) and ``eos_rod_length``. With :class:`~prism_plugin.optim.RodFlow`
-    its ``stats`` are logged instead, and what would disturb it is refused.
+    its ``stats`` are logged instead, ``reading`` is of its open rod, and what would disturb it is refused.
 
     The reading needs consecutive updates on the same data (a full batch). Where it means nothing, nothing is logged and
     ``reason`` says why: other data, other augmentation or dropout, a closed rod, half precision, clipping.
@@ -89,6 +91,14 @@ class EoSMonitor(Callback):
         elif clipped:
             self._hopeless = "a clipped gradient has another threshold"
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look for dropout, whose loss is another function of the weights in every update."""
+        dropout = [
+            name for name, module in pl_module.named_modules() if isinstance(module, _DropoutNd) and module.p > 0
+        ]
+        if dropout and not isinstance(trainer.optimizers[0], RodFlow):
+            self._hopeless = f"dropout ({dropout[0]}) makes the loss another function of the weights in every update"
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -118,7 +128,16 @@ class EoSMonitor(Callback):
         if isinstance(optimizer, RodFlow):
             numbers = {name: float(value) for name, value in optimizer.stats.items()}
             pl_module.log_dict(numbers, on_step=True, on_epoch=False, batch_size=1)
-            ratio = optimizer.stats["ratio"] if optimizer.stats["open"] else math.nan
+            stats = optimizer.stats
+            names = {
+                "sharpness": "rod_sharpness",
+                "threshold": "threshold",
+                "ratio": "ratio",
+                "rod_length": "rod_length",
+            }
+            self.reading = {key: stats[name] for key, name in names.items()} if stats["open"] else {}
+            self.reason = "" if stats["open"] else CLOSED
+            ratio = self.reading.get("ratio", math.nan)
         elif not self._fresh:  # inside an accumulation window
             return
         else:
@@ -142,6 +161,9 @@ class EoSMonitor(Callback):
         w = flatten(parameters)
         g = phase.penalized(flatten_gradients(parameters), w)
         loss = self._loss + 0.5 * phase.penalty * float(torch.dot(w, w))
+        if not math.isfinite(loss) or not math.isfinite(float(torch.dot(g, g))):
+            self._last = {}
+            return {}, "the loss or its gradient is not finite"
         last, batch = self._last, self._batch
         self._last = {"w": w, "g": g, "loss": loss, "batch": batch}
         if not last or last["w"].shape != w.shape:
@@ -162,7 +184,7 @@ class EoSMonitor(Callback):
         d, e = step - last["step"], turn - last["turn"]
         length = float(d.norm()) / 4
         if length < OPEN * rounding(w) * float(w.norm()):
-            return {}, "the rod is closed: consecutive steps do not oscillate by more than rounding"
+            return {}, CLOSED
         moments = read_moments(optimizer)
         scaled = d if moments.nu is None else d * phase.denominator(moments.nu, moments.steps - 1)
         sharpness, threshold = float(torch.dot(d, e) / torch.dot(d, scaled)), phase.threshold(moments.steps - 1)

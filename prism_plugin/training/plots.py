@@ -153,13 +153,18 @@ def plot_rod_flow(log: str | Path, path: str | Path) -> None:
     losses.plot(update, columns["loss_center"], color=_COLORS["val"], linewidth=0.8, label="center")
     losses.set(ylabel="loss of the batch", yscale="log")
     is_open = np.where(columns["open"] > 0, columns["rod_sharpness"], np.nan)
-    edge.plot(update, is_open, color=_COLORS["val"], linewidth=0.6, label="along the open rod")
+    style = {"linewidth": 0.6} if np.isfinite(is_open).sum() > 50 else {"linewidth": 0.6, "marker": "."}
+    ever = "along the open rod" if np.isfinite(is_open).any() else "(the rod was never open)"
+    edge.plot(update, is_open, color=_COLORS["val"], label=ever, **style)
     edge.plot(update, columns["threshold"], color="k", linewidth=0.8, linestyle="--", label="threshold")
     edge.set(ylabel="effective sharpness", ylim=(0, 2 * float(np.nanmax(columns["threshold"]))))
     lengths.plot(update, np.where(columns["rod_length"] > 0, columns["rod_length"], np.nan), color=_COLORS["val"])
     lengths.set(ylabel="half length of the rod", xlabel="update", yscale="log")
+    warmup = update[columns["rod_length"] == 0]
     for panel in (losses, edge, lengths):
         panel.grid(alpha=0.3)
+        if len(warmup):
+            panel.axvspan(warmup[0] - 0.5, warmup[-1] + 0.5, color="0.9", label="warm-up, plain optimizer")
     losses.legend()
     edge.legend()
     save_figure(figure, Path(path))

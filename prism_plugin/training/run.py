@@ -232,9 +232,12 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free
             f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
         )
     try:
-        callbacks = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
+        saved = torch.load(last, map_location="cpu", weights_only=True)
+        callbacks, done = saved["callbacks"], int(saved["epoch"]) + 1
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(f"the checkpoint {str(last)!r} is damaged ({error}); start again in another folder") from error
+    if now["epochs"] < done:
+        raise ValueError(f"the run in {str(folder)!r} has {done} epochs already, {now['epochs']} are asked for")
     places = {state["dirpath"] for key, state in callbacks.items() if key.startswith("ModelCheckpoint")}
     if places != {str(last.parent.resolve())}:
         raise ValueError(f"the run was started in {places}; move the folder back there to resume it")
