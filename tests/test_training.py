@@ -300,7 +300,13 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, parts, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "options"), [("elra", {"accumulate": 2, "gradient_decay": True}), ("muon", {}), ("sgd", {"lr": 0.01})]
+    ("optimizer", "options"),
+    [
+        ("elra", {"accumulate": 2, "gradient_decay": True}),
+        ("muon", {}),
+        ("rod-flow", {"warmup": 3, "beta2": 0.9}),
+        ("sgd", {"lr": 0.01}),
+    ],
 )
 def test_every_optimizer_resumes_bit_for_bit(parts, tmp_path, monkeypatch, optimizer, options) -> None:
     settings = with_settings(epochs=4, lr=None, batch_size=4, optimizer=optimizer, options=options)
