@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -69,8 +70,8 @@ def plot_tracking(
     save_figure(figure, Path(path))
 
 
-def _limits(panel: object, values: np.ndarray) -> None:
+def _limits(panel: Axes, values: np.ndarray) -> None:
     """A flow that leaves the picture must not squeeze it."""
     known = values[np.isfinite(values) & (values > 0)]
     if len(known):
-        panel.set_ylim(0.3 * known.min(), 3 * known.max())  # type: ignore[attr-defined]
+        panel.set_ylim(0.3 * known.min(), 3 * known.max())

@@ -51,6 +51,9 @@ class EoSMonitor(Callback):
     """
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self.reading: dict[str, float] = {}
         self.reason = "there have been fewer than three updates"
         self._hopeless = ""
@@ -63,7 +66,7 @@ class EoSMonitor(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at optimizer and trainer before any work."""
-        self.__init__()  # type: ignore[misc]
+        self._reset()
         if len(trainer.optimizers) != 1:
             raise ValueError(f"EoSMonitor watches one optimizer, there are {len(trainer.optimizers)}")
         optimizer = trainer.optimizers[0]
