@@ -20,7 +20,7 @@ from prism_plugin.optim.checks import check_flag, check_state, read_loss
 from prism_plugin.optim.conventions import Moments, parameters_of, phase_map, read_moments, write_moments
 from prism_plugin.optim.phase_space import PhaseMap
 from prism_plugin.optim.rod import FORMS, Ends, Point, Rod, add_rounding, advance, open_rod
-from prism_plugin.optim.vectors import assign, flatten, flatten_gradients, hold_random_state
+from prism_plugin.optim.vectors import assign, flatten, flatten_gradients, hold_random_state, parts
 
 __all__ = ["RodFlow"]
 
@@ -376,9 +376,7 @@ class _Evaluation:
 
     def keep_unused(self, start: Tensor, end: Tensor) -> None:
         """Undo the decay of parameters that have no gradient, which plain optimizers leave alone."""
-        begin = 0
-        for parameter in self.parameters:
-            part = slice(begin, begin + parameter.numel())
+        before = (part for _, part in parts(self.parameters, start))
+        for (parameter, part), kept in zip(parts(self.parameters, end), before, strict=True):
             if parameter.grad is None:
-                end[part] = start[part]
-            begin += parameter.numel()
+                part.copy_(kept)

@@ -21,7 +21,7 @@ from prism_plugin.optim.phase_space import PhaseMap
 from prism_plugin.optim.rod import FORMS, Point, Rod, add_rounding, advance, open_rod
 from prism_plugin.optim.rod_flow import SAME
 from prism_plugin.optim.sharpness import sharpness
-from prism_plugin.optim.vectors import assign, flatten, hold_random_state
+from prism_plugin.optim.vectors import assign, flatten, hold_random_state, parts
 
 __all__ = ["RodShadow"]
 
@@ -156,10 +156,8 @@ class RodShadow:
                 f"step {self.steps}: the run has diverged, its loss is {loss:g}; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g})"
             )
-        begin = 0
-        for parameter in self.parameters:
-            parameter.grad = gradient[begin : begin + parameter.numel()].view_as(parameter).clone()
-            begin += parameter.numel()
+        for parameter, part in parts(self.parameters, gradient):
+            parameter.grad = part.clone()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss

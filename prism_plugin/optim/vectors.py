@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["assign", "flatten", "flatten_gradients", "hold_random_state"]
+__all__ = ["assign", "flatten", "flatten_gradients", "hold_random_state", "parts"]
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
@@ -27,13 +27,19 @@ def flatten_gradients(parameters: Iterable[Tensor]) -> Tensor:
     return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
 
 
+def parts(parameters: Iterable[Tensor], vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter with its part of a vector, a view in the parameter's shape."""
+    begin = 0
+    for parameter in parameters:
+        yield parameter, vector[begin : begin + parameter.numel()].view_as(parameter)
+        begin += parameter.numel()
+
+
 @torch.no_grad()
 def assign(parameters: Iterable[Tensor], vector: Tensor) -> None:
     """Copy the parts of a vector into parameters."""
-    begin = 0
-    for parameter in parameters:
-        parameter.copy_(vector[begin : begin + parameter.numel()].view_as(parameter))
-        begin += parameter.numel()
+    for parameter, part in parts(parameters, vector):
+        parameter.copy_(part)
 
 
 def hold_random_state(device: torch.device) -> Callable[[], None]:
