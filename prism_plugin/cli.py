@@ -14,9 +14,9 @@ from typing import Any
 
 from prism_plugin import __version__
 
-__all__ = ["main"]
+DEFAULT_MODEL = "prism-mp2018-eform"  # of prism_plugin.pretrained, whose import takes seconds
 
-NAMED_DATA = ("emt-alloys",)
+__all__ = ["main"]
 
 
 def _named_value(text: str) -> tuple[str, Any]:
@@ -35,51 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"prism-plugin {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
-        "train",
-        help="train a model on crystals with a target",
-        description="Train PRISM. The run folder gets the model (for matgl.load_model), log, predictions and plots.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = train.add_argument
-    add("--data", required=True, help=f".jsonl or .extxyz file (also .xz, .gz), or one of: {', '.join(NAMED_DATA)}")
-    add("--target", required=True, help="key of the number to predict in the data")
-    add("--unit", default="", help="its unit; with eV/atom the model can be an ASE energy")
-    add("--out", required=True, type=Path, help="run folder")
-    add("--resume", action="store_true", help="go on with the interrupted run in --out")
-    add("--init", help="start from the weights of this model: a folder, or the name of a shipped one")
-    add("--epochs", type=int, default=500, help="passes over the training crystals")
-    add("--batch-size", type=int, default=64, help="crystals per update")
-    add(
-        "--optimizer",
-        default="adamw-schedulefree",
-        help="adamw-schedulefree, adam-onecycle, elra, muon, rod-flow or sgd",
-    )
-    add("--lr", type=float, help="learning rate; the optimizer's own if not given; elra adapts it by itself")
-    add(
-        "--option",
-        type=_named_value,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the optimizer, for example --option weight_decay=0.01 with adamw-schedulefree, --option "
-        "accumulate=2 with elra, like=adam with rod-flow (docs/rod_flow.md); may be repeated",
-    )
-    add("--seed", type=int, default=0, help="of weights, order, rotations, and the split where the data name none")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--no-rotate", action="store_true", help="switch the random rotation of training crystals off")
-    add("--no-normalize", action="store_true", help="do not put mean and spread of the targets into the model")
-    add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics; all if not given")
-    add("--skip-missing", action="store_true", help="leave out rows without the target")
-    add(
-        "--set",
-        type=_named_value,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a constructor argument of PRISM, for example --set dim=128 --set cutoff=6.0; may be repeated",
-    )
-
+    _add_train(commands)
+    _add_presets(commands)
+    _add_predict(commands)
+    _add_evaluate(commands)
+    _add_scaling(commands)
+    _add_info(commands)
     _add_rodflow(commands)
     demo = commands.add_parser(
         "demo",
@@ -90,6 +51,164 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--crystals", type=int, default=1000, help="size of the data set")
     demo.add_argument("--epochs", type=int, default=40, help="passes over the training crystals")
     return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model on crystals with a target",
+        description="Train PRISM. The run folder gets the model (for matgl.load_model), log, checkpoints, predictions, "
+        "plots and a summary. Of a value that is given twice the command line counts, then --config, then --preset.",
+        epilog="examples: prism train --preset jarvis/formation_energy --out runs/jarvis | "
+        "prism train --data crystals.jsonl --target band_gap --unit eV --out runs/gap --epochs 100 | "
+        "prism train --resume runs/gap",
+        argument_default=argparse.SUPPRESS,
+    )
+    what = train.add_argument_group("what to train on")
+    add = what.add_argument
+    add(
+        "--preset",
+        metavar="NAME",
+        help="an experiment of the paper, see: prism presets; sets data, target and all below",
+    )
+    add("--config", metavar="FILE", help="TOML or JSON file of these options, with tables model and options")
+    add(
+        "--data",
+        help=".jsonl or .extxyz file (also .xz, .gz); folder with id_prop.csv and structure files; or a data set: "
+        "emt-alloys, jarvis, mp2018, matbench_... (prism info lists them)",
+    )
+    add("--target", help="what to predict: its key in the data")
+    add("--unit", help="its unit; with eV/atom the model can be an ASE energy; a data set knows its own")
+    add("--fold", type=int, help="of a Matbench task, 0 to 4")
+    add(
+        "--splits",
+        metavar="FILE",
+        help='JSON with the names of each part: {"train": [...], "val": [...], "test": [...]}',
+    )
+    add("--skip-missing", action="store_true", help="leave out rows without the target")
+    add("--init", metavar="MODEL", help="start from the weights of this model: a folder, or the name of a shipped one")
+    run = train.add_argument_group("the run")
+    add = run.add_argument
+    where = run.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="RUN", help="run folder")
+    where.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with an interrupted run; beside it only --epochs (without schedule), --device, --devices, --nodes",
+    )
+    add("--seed", type=int, help="of weights, order, rotations, and the split where none is given (default: 0)")
+    add("--device", help="auto, cpu or cuda (default: auto)")
+    add("--devices", type=int, help="data-parallel on so many GPUs, or CPU processes, of each machine (default: 1)")
+    add("--nodes", type=int, help="machines, started by torchrun or SLURM (examples/cluster) (default: 1)")
+    add(
+        "--cache",
+        type=Path,
+        help="folder for graphs, reused by later runs (default: in memory; downloaded data have one)",
+    )
+    how = train.add_argument_group("how to train")
+    add = how.add_argument
+    add("--epochs", type=int, help="passes over the training crystals (default: 500)")
+    add("--batch-size", type=int, help="crystals per update, all devices together (default: 64)")
+    add(
+        "--optimizer",
+        help="adamw-schedulefree (default), adam-onecycle, elra, muon, rod-flow, sgd, or the path of a class such as "
+        "pytorch_optimizer.SOAP",
+    )
+    add("--lr", type=float, help="learning rate (default: the optimizer's own); elra adapts it by itself")
+    pairs: dict[str, Any] = {"type": _named_value, "action": "append", "metavar": "NAME=VALUE"}
+    add(
+        "--option",
+        dest="options",
+        help="an option of the optimizer, for example --option weight_decay=0.01 with adamw-schedulefree, --option "
+        "accumulate=2 with elra, like=adam with rod-flow (docs/rod_flow.md); may be repeated",
+        **pairs,
+    )
+    add(
+        "--set",
+        dest="model",
+        help="an argument of PRISM, for example --set dim=128 --set cutoff=6.0; may be repeated",
+        **pairs,
+    )
+    add("--no-rotate", dest="rotate", action="store_false", help="no random rotation of training crystals")
+    add("--no-normalize", dest="normalize", action="store_false", help="no mean and spread of the targets in the model")
+    add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics (default: all)")
+
+
+def _add_presets(commands: Any) -> None:
+    commands.add_parser(
+        "presets",
+        help="list the experiments of the paper",
+        description="Print every row of the supplement's Tables 2, 3 and 4. "
+        "Run one: prism train --preset NAME --out RUN; any option can be added, --data FILE --target KEY as well.",
+    )
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="predict structures of files and write a table",
+        description="Predict structures: CIF, POSCAR, whatever ASE reads; .extxyz, .traj, .db, .jsonl frame by frame; "
+        "folders of these. Rows are written as they come: the same command goes on after an interruption. A bad "
+        "structure is a row with a reason.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = predict.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="structure file, or folder")
+    add("--out", required=True, type=Path, help="the table, CSV")
+    _add_model(predict)
+    add("--devices", type=int, default=1, help="processes, each with a GPU of its own with --device cuda")
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on crystals with a target",
+        description="Score a model. The folder gets predictions.csv, parity.png and elements.png.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = evaluate.add_argument
+    add("--data", required=True, help="file, folder or data set, as for prism train")
+    add("--target", help="key of the target; the model's own if not given")
+    add("--part", help="train, val or test; all crystals of a file, and test of a data set, if not given")
+    add("--fold", type=int, help="of a Matbench task, 0 to 4")
+    add("--splits", metavar="FILE", help="JSON with the names of each part")
+    add("--skip-missing", action="store_true", help="leave out rows without the target")
+    add("--seed", type=int, default=0, help="of the split, where there is none")
+    add("--out", required=True, type=Path, help="folder of the report")
+    _add_model(evaluate)
+
+
+def _add_scaling(commands: Any) -> None:
+    scaling = commands.add_parser(
+        "scaling",
+        help="count the edges of each expert against the number of atoms",
+        description="Count edges (supplement, Fig. 3, Fig. 4, Eq. 17-19). The folder gets edges.csv, fits.json, "
+        "edges.png; the fits are printed. Similarity edges depend on the model, layer by layer.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = scaling.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="structures, as for prism predict")
+    add("--crystals", type=int, default=3000, help="random crystals of them; 0 takes all")
+    add("--seed", type=int, default=0, help="of the choice")
+    add("--out", required=True, type=Path, help="folder")
+    _add_model(scaling)
+
+
+def _add_info(commands: Any) -> None:
+    info = commands.add_parser(
+        "info",
+        help="say what a model is, or what is installed, shipped and known by name",
+        description="With a model: its target, sizes, elements, scores. Without: versions, devices, data sets, models.",
+    )
+    info.add_argument("model", nargs="?", help="folder of a model, or the name of a shipped one")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help="folder of a model (RUN/model), or the name of a shipped one")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--batch-size", type=int, default=64, help="most crystals that are predicted together")
 
 
 def _add_rodflow(commands: Any) -> None:
@@ -157,37 +276,96 @@ def _rodflow(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from prism_plugin.data import read_records, split_records
-    from prism_plugin.data.emt_alloys import emt_alloys
     from prism_plugin.pretrained import load_prism
-    from prism_plugin.training import TrainingSettings, train
-    from prism_plugin.training.run import format_scores
+    from prism_plugin.training import train
+    from prism_plugin.training.job import Job, read_config
+    from prism_plugin.training.report import format_scores
 
-    settings = TrainingSettings(
-        target=arguments.target,
-        unit=arguments.unit,
-        model=dict(arguments.set),
-        optimizer=arguments.optimizer,
-        lr=arguments.lr,
-        options=dict(arguments.option),
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        rotate=not arguments.no_rotate,
-        seed=arguments.seed,
-        normalize=not arguments.no_normalize,
-        batchnorm_batches=arguments.batchnorm_batches,
-        device=arguments.device,
-    )
-    if arguments.resume and not (arguments.out / "checkpoints" / "last.ckpt").exists():
-        raise ValueError(f"there is no run to resume in {str(arguments.out)!r}; look at --out, or leave --resume out")
-    init = None if arguments.init is None else load_prism(arguments.init)
-    if arguments.data in NAMED_DATA:
-        records = emt_alloys(seed=arguments.seed)
+    given = {
+        name: value for name, value in vars(arguments).items() if name not in ("command", "config", "out", "resume")
+    }
+    given.update({name: dict(given[name]) for name in ("model", "options") if name in given})
+    resume = hasattr(arguments, "resume")
+    if resume:
+        if hasattr(arguments, "config"):
+            raise ValueError("a run goes on with its own values: leave --config out beside --resume")
+        job = Job.resumed(arguments.resume, given)
     else:
-        records = read_records(arguments.data, arguments.target, arguments.skip_missing)
-    summary = train(settings, split_records(records, arguments.seed), arguments.out, arguments.resume, init)
-    print(format_scores(summary))
-    print(f"model: {arguments.out / 'model'}  (matgl.load_model)\nplots, log, predictions: {arguments.out}")
+        job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)
+    out = arguments.resume if resume else arguments.out
+    init = None if job.values.get("init") is None else load_prism(job.values["init"])
+    settings, parts = job.load()
+    summary = train(settings, parts, out, resume, init, cache=job.values.get("cache"), on_start=job.save)
+    if summary:
+        print(format_scores(summary["scores"], summary["target"], summary["unit"]))
+        print(f"model: {out / 'model'}  (matgl.load_model)\nplots, log, predictions: {out}")
+
+
+def _presets(arguments: argparse.Namespace) -> None:
+    from prism_plugin.recipes import format_presets
+
+    print(format_presets())
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from prism_plugin.prediction import predict_files
+
+    given = {name: getattr(arguments, name) for name in ("model", "out", "device", "devices", "batch_size")}
+    counts = predict_files(arguments.files, **given)
+    print(
+        f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed "
+        f"(column error)\ntable: {arguments.out}"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from prism_plugin.data import DATASETS, read_records
+    from prism_plugin.devices import find_device
+    from prism_plugin.pretrained import load_prism
+    from prism_plugin.training import evaluate
+    from prism_plugin.training.job import load_parts
+    from prism_plugin.training.report import format_scores
+
+    model = load_prism(arguments.model).to(find_device(arguments.device))
+    target = arguments.target or model.target
+    named = arguments.data in DATASETS
+    if arguments.part is None and arguments.splits is None and not named:
+        parts = {"all": read_records(arguments.data, target, arguments.skip_missing)}
+    else:
+        names = ("fold", "splits", "skip_missing", "seed")
+        divided = load_parts(arguments.data, target, **{name: getattr(arguments, name) for name in names})
+        part = arguments.part or "test"
+        if part not in divided:
+            raise ValueError(f"no part {part!r}; choose one of: {', '.join(divided)}")
+        parts = {part: divided[part]}
+    scores = evaluate(model, parts, arguments.out, arguments.batch_size)
+    print(format_scores(scores, model.target, model.unit))
+    print(f"predictions, plots: {arguments.out}")
+
+
+def _scaling(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from prism_plugin.devices import find_device
+    from prism_plugin.prediction import iterate_structures, read_source
+    from prism_plugin.pretrained import load_prism
+    from prism_plugin.scaling import count_edges, fit_edges, format_fits, write_scaling
+
+    model = load_prism(arguments.model).to(find_device(arguments.device))
+    structures = [read_source(name, source) for name, source in iterate_structures(arguments.files)]
+    if 0 < arguments.crystals < len(structures):
+        chosen = np.random.default_rng(arguments.seed).choice(len(structures), arguments.crystals, replace=False)
+        structures = [structures[index] for index in chosen]
+    counts = count_edges(structures, model)
+    write_scaling(counts, arguments.out)
+    print(format_fits(fit_edges(counts)))
+    print(f"table, fits, picture: {arguments.out}")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from prism_plugin.info import describe_installation, describe_model
+
+    print(describe_installation() if arguments.model is None else describe_model(arguments.model))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -196,11 +374,23 @@ def _demo(arguments: argparse.Namespace) -> None:
     run_demo(arguments.out, arguments.crystals, arguments.epochs)
 
 
+COMMANDS = {
+    "train": _train,
+    "presets": _presets,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "scaling": _scaling,
+    "info": _info,
+    "rodflow": _rodflow,
+    "demo": _demo,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        {"train": _train, "rodflow": _rodflow, "demo": _demo}[arguments.command](arguments)
+        COMMANDS[arguments.command](arguments)
     except (ValueError, ImportError, OSError) as error:
         print(f"prism: error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.data import split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.run import format_scores
+from prism_plugin.training.report import format_scores
 
 __all__ = ["run_demo"]
 
@@ -41,7 +41,7 @@ def run_demo(out: Path, crystals: int = 1000, epochs: int = 40) -> dict[str, flo
         batch_size=32,
     )
     summary = train(settings, parts, folder)
-    print(format_scores(summary))
+    print(format_scores(summary["scores"], summary["target"], summary["unit"]))
 
     model = matgl.load_model(folder / "model")
     record = parts["test"][0]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prism_plugin.distributed import rank_and_size, sum_over_processes
+
 __all__ = ["EXPERTS", "FeatureNorm", "GatedMessagePassing", "MultiscaleMessagePassing", "similar_pairs"]
 
 EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
@@ -18,16 +20,40 @@ EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
 class FeatureNorm(nn.BatchNorm1d):
     """BatchNorm over edges or nodes that also accepts fewer than two of them while training.
 
-    With none or one there is no batch variance; then the running statistics normalize and stay as they are.
+    With none or one there is no batch variance; then the running statistics normalize and stay as they are. In a
+    data-parallel training the statistics are those of the rows of all processes.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, values: Tensor) -> Tensor:
         """Normalize rows of shape ``(rows, dim)``."""
+        if self.training and rank_and_size()[1] > 1:
+            return self._forward_together(values)
         if self.training and len(values) < 2:
             return functional.batch_norm(
                 values, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         return super().forward(values)
+
+    def _forward_together(self, values: Tensor) -> Tensor:
+        """As torch's own SyncBatchNorm, which knows CUDA only."""
+        width = values.shape[1]
+        sums = sum_over_processes(torch.cat([values.sum(dim=0), values.new_tensor([len(values)])]))
+        count = sums[width].detach()
+        if count < 2:
+            mean, variance = self.running_mean.to(values.dtype), self.running_var.to(values.dtype)
+        else:
+            mean = sums[:width] / count
+            variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.detach().to(self.running_mean), share)
+                self.running_var.lerp_((variance * count / (count - 1)).detach().to(self.running_var), share)
+        return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 class GatedMessagePassing(nn.Module):

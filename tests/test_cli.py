@@ -69,7 +69,9 @@ def test_train_writes_a_model_that_matgl_loads(data, tmp_path, capsys) -> None:
 
 def test_train_on_a_named_data_set(tmp_path) -> None:
     out = tmp_path / "run"
-    assert cli.main([*COMMON, "--data", "emt-alloys", "--out", str(out), "--epochs", "1"]) == 0
+    arguments = ["--data", "emt-alloys", "--target", "formation_energy", "--out", str(out), "--epochs", "1"]
+    assert cli.main([*COMMON, *arguments]) == 0
+    assert json.loads((out / "summary.json").read_text())["unit"] == "eV/atom"  # the data set knows it
     assert json.loads((out / "summary.json").read_text())["scores"]["train"]["crystals"] == 480
 
 
@@ -83,7 +85,6 @@ def test_train_on_a_named_data_set(tmp_path) -> None:
         (["--set", "layers=3"], "unknown model argument 'layers'; choose one of: .*num_layers"),
         (["--init", "no-such-model"], "no model 'no-such-model'"),
         (["--target", "gap"], "none of the 30 rows has the target 'gap'"),
-        (["--resume"], "there is no run to resume in"),
         (["--device", "cuda"], "no CUDA device"),
     ],
     ids=str,
@@ -116,12 +117,11 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(data, tmp_path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "interrupted; go on with the same command and --resume" in error
+    assert f"interrupted; go on with: prism train --resume {out}" in error
     assert "Traceback" not in error
     done = max(int(row.split(",")[0]) for row in (out / "log/version_0/metrics.csv").read_text().splitlines()[1:])
-    result = subprocess.run(
-        [*command, "--epochs", str(done + 3), "--resume"], capture_output=True, text=True, env=environment, check=False
-    )
+    again = [*command[:3], "train", "--resume", str(out), "--epochs", str(done + 3)]
+    result = subprocess.run(again, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads((out / "summary.json").read_text())["epochs"] == done + 3
 

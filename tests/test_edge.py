@@ -311,7 +311,7 @@ def test_prism_train_with_rod_flow(tmp_path, capsys) -> None:
     columns = read_columns(run / "log", "step", ("loss_plus", "loss_minus", "rod_length", "threshold"))
     assert columns["threshold"][-1] == pytest.approx(2 * 1.5 / 0.5 / 0.05)
     assert math.isfinite(columns["loss_plus"][-1])
-    again = [*command, "--batch-size", "200", "--optimizer", "rod-flow", *options, *sizes, "--resume"]
+    again = ["train", "--resume", str(run)]
     assert main([*again, "--epochs", "1"]) == 2
     assert "has 2 epochs already, 1 are asked for" in capsys.readouterr().err
     assert main([*again, "--epochs", "3"]) == 0

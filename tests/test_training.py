@@ -290,7 +290,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, parts, tmp_p
     with pytest.raises(RuntimeError, match="power cut"):
         train(with_settings(epochs=4), parts, tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "model").exists()
-    with pytest.raises(ValueError, match="holds a run already; pass --resume"):
+    with pytest.raises(ValueError, match="holds a run already; go on with it"):
         train(with_settings(epochs=4), parts, tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match=r"was started with lr = 0.005; resume it with the same settings"):
         train(with_settings(epochs=4, lr=1e-3), parts, tmp_path / "run", resume=True, progress=False)

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from prism_plugin.data.augmentation import rotate_batch
 from prism_plugin.data.loading import GraphDataset, make_loader
-from prism_plugin.data.records import Record, read_records, split_records
+from prism_plugin.data.named import DATASETS, load_named
+from prism_plugin.data.records import Record, assign_splits, read_records, split_records
 
-__all__ = ["GraphDataset", "Record", "make_loader", "read_records", "rotate_batch", "split_records"]
+__all__ = [
+    "DATASETS",
+    "GraphDataset",
+    "Record",
+    "assign_splits",
+    "load_named",
+    "make_loader",
+    "read_records",
+    "rotate_batch",
+    "split_records",
+]

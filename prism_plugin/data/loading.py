@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from prism_plugin.batch import CrystalBatch, batch_graphs
 from prism_plugin.data.records import Record
-from prism_plugin.graph import CrystalGraph, build_graph
+from prism_plugin.data.store import graph_store
+from prism_plugin.distributed import rank_and_size
+from prism_plugin.graph import CrystalGraph
 
 __all__ = ["GraphDataset", "make_loader"]
 
 
 class GraphDataset(Dataset):
-    """Crystal graphs with targets, in memory.
+    """Crystal graphs with targets.
 
     Args:
         records: crystals and targets.
@@ -25,22 +27,24 @@ class GraphDataset(Dataset):
         cell_cutoff: radius of the cell edges, Å.
         name: shown at the progress bar.
         progress: whether there is a progress bar.
+        cache: folder for the graphs on disk, where another run finds them; None keeps them in memory.
 
     Raises:
         ValueError: if a crystal is bad; the message names it.
     """
 
     def __init__(
-        self, records: Sequence[Record], cutoff: float, cell_cutoff: float, name: str = "", progress: bool = True
+        self,
+        records: Sequence[Record],
+        cutoff: float,
+        cell_cutoff: float,
+        name: str = "",
+        progress: bool = True,
+        cache: str | Path | None = None,
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        self.graphs: list[CrystalGraph] = []
-        for record in tqdm(records, desc=f"graphs {name}", unit="crystal", disable=not progress):
-            try:
-                self.graphs.append(build_graph(record.atoms, cutoff, cell_cutoff))
-            except ValueError as error:
-                raise ValueError(f"crystal {record.name!r}: {error}") from error
+        self.graphs: Sequence[CrystalGraph] = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
 
     def __len__(self) -> int:
         """Number of crystals."""
@@ -79,7 +83,37 @@ def collate(samples: Sequence[tuple[CrystalGraph, Tensor]]) -> tuple[CrystalBatc
     return batch_graphs(graphs), torch.stack(targets)
 
 
+class BatchSampler(Sampler[list[int]]):
+    """Cut an order of crystals into batches, and divide them among the processes of a data-parallel training.
+
+    A shuffled order is for training: each batch is divided, so that all processes together see the batches that one
+    alone would see. A last batch with fewer crystals than processes is left out, because some would get none. Any other
+    order is for validation: it is divided before it is cut, so that every crystal has its turn.
+    """
+
+    def __init__(self, sampler: EpochSampler | range, batch_size: int) -> None:
+        self.sampler = sampler  # Lightning looks for it here, to tell it the epoch
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        rank, processes = rank_and_size()
+        if isinstance(self.sampler, EpochSampler):
+            whole, rest = divmod(len(self.sampler), self.batch_size)
+            return whole + (rest >= processes)
+        return -(-len(self.sampler[rank::processes]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Indices of one batch after the other; of each the part of this process."""
+        rank, processes = rank_and_size()
+        shuffled = isinstance(self.sampler, EpochSampler)
+        order = list(self.sampler) if shuffled else list(self.sampler)[rank::processes]
+        for number in range(len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield batch[rank::processes] if shuffled else batch
+
+
 def make_loader(dataset: GraphDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
     """Make a loader; with a ``shuffle_seed`` it shuffles anew every epoch."""
-    sampler = None if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
+    order = range(len(dataset)) if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed)
+    return DataLoader(dataset, batch_sampler=BatchSampler(order, batch_size), collate_fn=collate)

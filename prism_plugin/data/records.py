@@ -6,6 +6,7 @@ A bad line ends in an error that names the file, the line and the reason; nothin
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import hashlib
 import io
@@ -14,20 +15,24 @@ import lzma
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+import ase.io
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_extxyz
+from pymatgen.core import Structure
+from pymatgen.io.vasp import Poscar
 
 from prism_plugin.graph import read_structure
 
-__all__ = ["Record", "fingerprint", "read_records", "split_records"]
+__all__ = ["Record", "assign_splits", "fingerprint", "read_records", "read_structure_file", "split_records"]
 
-_OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 SPLITS = ("train", "val", "test")
+_Row = tuple[str, str, str | None, Atoms, Any]  # place for messages, name, split, structure, target
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,10 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     Args:
         path: ``.jsonl`` (one object a line: ``lattice`` as rows in Å, ``species``, ``frac_coords``, the target, and
             optionally ``id``, ``split``, ``pbc``) or ``.extxyz`` / ``.xyz`` (ASE; the target in the comment line);
-            either may be compressed (``.xz``, ``.gz``, ``.bz2``).
-        target: key of the target.
+            either may be compressed (``.xz``, ``.gz``, ``.bz2``). Or a folder with ``id_prop.csv`` (the convention of
+            CGCNN and ALIGNN: ``file,target`` a line, no header) and the structures it names (CIF, POSCAR, or whatever
+            ASE reads; ``.cif`` may be left out).
+        target: key of the target; in a folder only a name for it.
         skip_missing: leave out rows without the target, where False is an error.
 
     Raises:
@@ -62,32 +69,39 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         ValueError: if the kind of file is unknown, a line is bad, or a target is missing or not finite.
     """
     path = Path(path)
+    if path.is_dir():
+        return _gather(_read_folder(path), path, target, skip_missing)
     if not path.is_file():
         raise FileNotFoundError(f"no data file {str(path)!r}; give a .jsonl or .extxyz file, or the name of a data set")
-    suffix = path.suffix if path.suffix not in _OPENERS else Path(path.stem).suffix
+    suffix = path.suffix if path.suffix not in OPENERS else Path(path.stem).suffix
     readers = {".jsonl": _read_jsonl, ".extxyz": _read_extxyz, ".xyz": _read_extxyz}
     if suffix not in readers:
         raise ValueError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
-    records: list[Record] = []
-    missing: list[str] = []
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            for place, name, split, atoms, value in readers[suffix](file, path, target):
-                try:
-                    read_structure(atoms)
-                except ValueError as error:
-                    raise ValueError(f"{place}: {error}") from error
-                if value is None:
-                    missing.append(place)
-                    continue
-                number = _number(value, place, target)
-                if split is not None and split not in SPLITS:
-                    raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
-                records.append(Record(atoms, number, name, split))
+        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+            return _gather(readers[suffix](file, path, target), path, target, skip_missing)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+
+
+def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -> list[Record]:
+    """Check rows and make records of them."""
+    records: list[Record] = []
+    missing: list[str] = []
+    for place, name, split, atoms, value in rows:
+        try:
+            read_structure(atoms)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if value is None:
+            missing.append(place)
+            continue
+        number = _number(value, place, target)
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
+        records.append(Record(atoms, number, name, split))
     if missing and not records:
         raise ValueError(f"{path}: none of the {len(missing)} rows has the target {target!r}; look for its name there")
     if missing and not skip_missing:
@@ -110,7 +124,28 @@ def _number(value: Any, place: str, target: str) -> float:
     return number
 
 
-_Row = tuple[str, str, str | None, Atoms, Any]
+def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
+    """Read one line: the structure, and all that the line says.
+
+    Raises:
+        ValueError: if it is no crystal.
+    """
+    try:
+        row = json.loads(line)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused by name later
+            atoms = Atoms(
+                symbols=row["species"],
+                scaled_positions=np.asarray(row["frac_coords"], dtype=float).reshape(-1, 3),
+                cell=np.asarray(row["lattice"], dtype=float).reshape(3, 3),
+                pbc=row.get("pbc", True),
+            )
+    except KeyError as error:
+        raise ValueError(
+            f"{error} is neither a key of the row nor an element; needed are lattice, species and frac_coords"
+        ) from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
+    return atoms, row
 
 
 def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
@@ -119,20 +154,8 @@ def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
             continue
         place = f"{path.name}, line {number}"
         try:
-            row = json.loads(line)
-            with np.errstate(invalid="ignore"):  # what is not finite is refused by name later
-                atoms = Atoms(
-                    symbols=row["species"],
-                    scaled_positions=np.asarray(row["frac_coords"], dtype=float).reshape(-1, 3),
-                    cell=np.asarray(row["lattice"], dtype=float).reshape(3, 3),
-                    pbc=row.get("pbc", True),
-                )
-        except KeyError as error:
-            raise ValueError(
-                f"{place}: {error} is neither a key of the row nor an element; "
-                "needed are lattice, species and frac_coords"
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:
+            atoms, row = parse_jsonl(line)
+        except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         yield place, str(row.get("id", number)), row.get("split"), atoms, row.get(target)
 
@@ -154,6 +177,71 @@ def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
         if value is None and atoms.calc is not None and target in atoms.calc.results:
             value = atoms.calc.results[target]
         yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, value
+
+
+def _read_folder(folder: Path) -> Iterator[_Row]:
+    table = folder / "id_prop.csv"
+    if not table.is_file():
+        raise ValueError(
+            f"the folder {str(folder)!r} has no id_prop.csv; it names a structure file and a target a line"
+        )
+    with open(table, newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if not row:
+                continue
+            place = f"id_prop.csv, line {number}"
+            if len(row) != 2:
+                raise ValueError(f"{place}: a file and a target are needed, got {','.join(row)!r}")
+            name = row[0].strip()
+            path = next((path for path in (folder / name, folder / f"{name}.cif") if path.is_file()), None)
+            if path is None:
+                raise ValueError(f"{place}: there is no {name!r} and no '{name}.cif' in {str(folder)!r}")
+            yield f"{place} ({path.name})", name, None, read_structure_file(path), row[1].strip() or None
+
+
+def read_structure_file(path: str | Path) -> Atoms:
+    """Read one structure: CIF and POSCAR by pymatgen, all else by ASE (of several frames the last).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, or the structure is bad.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no structure file {str(path)!r}")
+    by_pymatgen = path.suffix in (".cif", ".vasp") or "POSCAR" in path.name or "CONTCAR" in path.name
+    try:
+        if not by_pymatgen:
+            return ase.io.read(path)
+        structure = Structure.from_file(path) if path.suffix == ".cif" else Poscar.from_file(path).structure
+        numbers, positions, lattice, pbc = read_structure(structure)
+    except Exception as error:  # both libraries raise whatever their parsers meet: name the file, whatever it was
+        raise ValueError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
+    return Atoms(numbers, positions, cell=lattice, pbc=pbc)
+
+
+def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
+    """Give records the parts that a JSON file lists by name: ``{"train": [...], "val": [...], "test": [...]}``.
+
+    The keys may also be ``id_train``, ``id_val`` and ``id_test``, as ALIGNN and its kin write them; ``test`` may be
+    missing. Records that are not listed are left out.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no such JSON, lists a name twice, or one that no record has.
+    """
+    try:
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))
+        part_of = {str(name): part for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))}
+        count = sum(len(listed.get(part, listed.get(f"id_{part}", []))) for part in SPLITS)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
+    if count > len(part_of):
+        raise ValueError(f"{path}: {count - len(part_of)} names are listed twice; a crystal has one part")
+    unknown = sorted(part_of.keys() - {record.name for record in records})
+    if unknown:
+        raise ValueError(f"{path}: {len(unknown)} names are in no record, for example {', '.join(unknown[:3])}")
+    return [replace(record, split=part_of[record.name]) for record in records if record.name in part_of]
 
 
 def split_records(

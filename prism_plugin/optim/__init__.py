@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 from schedulefree import AdamWScheduleFree
@@ -137,14 +138,33 @@ OPTIMIZERS: dict[str, Callable[..., _Made]] = {
 
 
 def check_options(name: str, options: Iterable[str], more: Iterable[str] = ()) -> None:
-    """Raise ValueError unless the table has the optimizer and the optimizer has the options, ``more`` among them."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; choose one of: {', '.join(sorted(OPTIMIZERS))}")
-    known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key not in ("parameters", "steps")]
-    known += sorted(more)
+    """Raise ValueError unless there is the optimizer and it has the options, ``more`` among them."""
+    if name in OPTIMIZERS:
+        known = [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key not in ("parameters", "steps")]
+        known += sorted(more)
+    else:
+        taken = inspect.signature(_imported(name)).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            return
+        known = [parameter.name for parameter in taken][1:]
     for option in options:
         if option not in known:
             raise ValueError(f"the optimizer {name!r} has no option {option!r}; choose one of: {', '.join(known)}")
+
+
+def _imported(name: str) -> type[Optimizer]:
+    """Import an optimizer by the path of its class."""
+    module, _, attribute = name.rpartition(".")
+    choices = f"choose one of: {', '.join(sorted(OPTIMIZERS))}, or the path of a class, such as torch.optim.RAdam"
+    if not module:
+        raise ValueError(f"unknown optimizer {name!r}; {choices}")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import the optimizer {name!r} ({error}); install it, or {choices}") from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ValueError(f"{name!r} is no torch.optim.Optimizer; {choices}")
+    return found
 
 
 def make_optimizer(
@@ -153,7 +173,8 @@ def make_optimizer(
     """Make an optimizer of the table, and its schedule if it has one (step it per update).
 
     Args:
-        name: a key of :data:`OPTIMIZERS`.
+        name: a key of :data:`OPTIMIZERS`, or the path of a class (``"pytorch_optimizer.SOAP"``), which gets its own
+            arguments and no schedule.
         parameters: what it moves.
         steps: number of updates of the whole training.
         options: arguments of its row, such as ``lr``; the row's defaults where one is missing.
@@ -163,6 +184,11 @@ def make_optimizer(
     """
     options = options or {}
     check_options(name, options)
+    if name not in OPTIMIZERS:
+        try:
+            return _imported(name)(list(parameters), **options), None
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
     for beta in options.get("betas", ()):
         check_number("betas", beta, 0.0, 1.0, includes_low=True, includes_high=False)
     check_number("lr", options.get("lr", 1.0), 0.0)

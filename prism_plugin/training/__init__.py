@@ -6,6 +6,15 @@ from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.edge import EoSMonitor
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PropertyTraining
+from prism_plugin.training.report import evaluate
 from prism_plugin.training.run import TrainingSettings, train
 
-__all__ = ["ELRACallback", "EoSMonitor", "PropertyTraining", "TrainingSettings", "reestimate_batchnorm", "train"]
+__all__ = [
+    "ELRACallback",
+    "EoSMonitor",
+    "PropertyTraining",
+    "TrainingSettings",
+    "evaluate",
+    "reestimate_batchnorm",
+    "train",
+]

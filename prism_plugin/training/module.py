@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.data.augmentation import random_rotations, rotate_batch
+from prism_plugin.distributed import rank_and_size, sum_over_processes
 from prism_plugin.model import PRISM
 from prism_plugin.optim import check_options, make_optimizer
 from prism_plugin.training.averaging import save_average, switch_mode
@@ -50,7 +51,7 @@ class PropertyTraining(L.LightningModule):
 
     Args:
         model: the model.
-        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
+        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`, or the path of a class.
         options: of the optimizer, such as ``lr``; with ``"elra"`` also those of its callback.
         rotate: whether training crystals are turned at random (SO(3) augmentation).
         seed: of the rotations; they depend on it, the epoch and the batch only.
@@ -99,15 +100,25 @@ class PropertyTraining(L.LightningModule):
         if not self.rotate:
             return batch
         generator = torch.Generator().manual_seed(hash((self.seed, stream, number)) % 2**63)
-        return rotate_batch(batch, random_rotations(len(batch), generator))
+        rank, processes = rank_and_size()
+        # Drawn for the batch of all processes: its crystals turn the same way however many there are.
+        return rotate_batch(batch, random_rotations(self._total(len(batch)), generator)[rank::processes])
+
+    def _total(self, count: int) -> int:
+        """A number of all processes together."""
+        return int(sum_over_processes(torch.tensor(count, device=self.device)))
 
     def training_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> Tensor:
         """L1 loss of one batch."""
         crystals, targets = batch
         prediction = self.model(self._rotated(crystals, self.current_epoch, batch_idx))
         loss = functional.l1_loss(prediction, targets.to(prediction))
+        processes = rank_and_size()[1]
+        if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
+            loss = loss * (len(crystals) * processes / self._total(len(crystals)))
         if torch.isfinite(loss):
-            self.log("train_mae", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(crystals))
+            shown: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
+            self.log("train_mae", loss.detach(), batch_size=len(crystals), **shown)
         elif self.optimizer_name != "elra":  # ELRA goes back by itself
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
@@ -117,11 +128,16 @@ class PropertyTraining(L.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> None:
-        """MAE of one batch, without rotation."""
+        """Errors of one batch, without rotation."""
         crystals, targets = batch
         prediction = self.model(crystals)
-        error = functional.l1_loss(prediction, targets.to(prediction))
-        self.log("val_mae", error, prog_bar=True, batch_size=len(crystals))
+        error = functional.l1_loss(prediction, targets.to(prediction), reduction="sum")
+        self.validation_errors += torch.stack([error.double(), torch.tensor(len(crystals)).to(error.double())])
+
+    def on_validation_epoch_end(self) -> None:
+        """MAE over all crystals of all processes."""
+        total, count = sum_over_processes(self.validation_errors).tolist()
+        self.log("val_mae", total / count, prog_bar=True, sync_dist=rank_and_size()[1] > 1)
 
     def _batchnorm_batches(self) -> Iterator[CrystalBatch]:
         if self.batchnorm_loader is not None:
@@ -141,6 +157,7 @@ class PropertyTraining(L.LightningModule):
         """Evaluation happens at x, with the BatchNorm statistics of x."""
         switch_mode(self.trainer, "eval")
         self.reestimate()
+        self.validation_errors = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_train_epoch_end(self) -> None:
         """Whatever is saved between epochs is x."""

@@ -5,16 +5,24 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from pymatgen.core import Element
 
 from prism_plugin.files import replaced
 
 __all__ = [
+    "plot_elements",
     "plot_elra",
+    "plot_fusion",
     "plot_learning_curve",
     "plot_parity",
     "plot_rod_flow",
@@ -23,7 +31,7 @@ __all__ = [
     "save_figure",
 ]
 
-_COLORS = {"train": "#8da0cb", "val": "#1f4e9c", "test": "#d95f02"}
+_COLORS = {"train": "#8da0cb", "val": "#1f4e9c", "test": "#d95f02", "all": "#1f4e9c"}
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -55,6 +63,80 @@ def plot_parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str,
         panel.set(title=f"{name}: {len(true):,} crystals, MAE {np.abs(predicted - true).mean():.4f} {unit}".rstrip())
         panel.set(xlabel=f"reference {label}", xlim=ends, ylim=ends, aspect="equal")
     panels[0].set_ylabel(f"predicted {label}")
+    save_figure(figure, Path(path))
+
+
+def plot_elements(
+    elements: Sequence[np.ndarray], errors: np.ndarray, target: str, unit: str, parts: str, path: str | Path
+) -> None:
+    """Draw the mean absolute error of the crystals that hold each element, on the periodic table.
+
+    Args:
+        elements: atomic numbers in each crystal, each once.
+        errors: prediction minus target, shape ``(crystals,)``.
+        target: name of the property.
+        unit: its unit.
+        parts: which crystals these are, for the title.
+        path: where the PNG goes.
+    """
+    found: dict[int, list[float]] = {}
+    for numbers, error in zip(elements, np.abs(errors), strict=True):
+        for number in numbers:
+            found.setdefault(int(number), []).append(float(error))
+    means = {number: float(np.mean(values)) for number, values in found.items()}
+    figure = Figure(figsize=(13, 7.2), layout="constrained")
+    panel = figure.subplots()
+    # Capped at the 95th percentile: one bad element must not take all the colors.
+    scale = Normalize(0, float(np.percentile(list(means.values()), 95)) or 1.0)
+    colors = colormaps["viridis_r"]
+    for number in range(1, 119):
+        element = Element.from_Z(number)
+        row, column = element.row, element.group
+        if element.is_lanthanoid or element.is_actinoid:
+            row, column = row + 2.5, 3 + number - (57 if element.is_lanthanoid else 89)
+        mean = means.get(number)
+        color = "0.93" if mean is None else colors(scale(mean))
+        panel.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=color))
+        dark = mean is not None and scale(mean) > 0.55
+        ink: dict[str, Any] = {"ha": "center", "va": "center", "color": "w" if dark else "0.6" if mean is None else "k"}
+        panel.text(column, row - 0.2, element.symbol, fontsize=11, **ink)
+        if mean is not None:
+            panel.text(column, row + 0.1, f"{mean:.3g}", fontsize=7, **ink)
+            panel.text(column, row + 0.33, f"n={len(found[number])}", fontsize=6, **ink)
+    panel.set(xlim=(0.4, 18.6), ylim=(10.1, 0.4), aspect="equal")
+    panel.axis("off")
+    label = f"MAE of {target.replace('_', ' ')}" + (f" ({unit})" if unit else "")
+    panel.set_title(f"{label} over the crystals with each element; {len(errors):,} crystals ({parts}), n of them")
+    bar = ScalarMappable(scale, colors)
+    figure.colorbar(bar, ax=panel, label=label, shrink=0.6, extend="max")
+    save_figure(figure, Path(path))
+
+
+def plot_fusion(weights: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> None:
+    """Draw how much each expert counts, layer by layer, for atoms and for superatoms.
+
+    Args:
+        weights: the table of :meth:`~prism_plugin.PRISM.fusion_weights`.
+        path: where the PNG goes.
+    """
+    tables = {nodes: rows for nodes, rows in weights.items() if rows}
+    figure = Figure(figsize=(4.2 * max(len(tables), 1), 3.8), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, max(len(tables), 1), sharey=True))
+    colors = {"atomistic": "#1f4e9c", "cell": "#66a61e", "multiscale": "#d95f02", "similarity": "#8da0cb"}
+    for panel, (nodes, rows) in zip(panels, tables.items(), strict=False):
+        layers = np.arange(1, len(rows) + 1)
+        base = np.zeros(len(rows))
+        for expert in rows[0]:
+            values = np.array([row[expert] for row in rows])
+            panel.bar(layers, values, bottom=base, color=colors[expert], label=expert)
+            for layer, value, start in zip(layers, values, base, strict=True):
+                if value > 0.06:
+                    panel.text(layer, start + value / 2, f"{value:.2f}", ha="center", va="center", color="w")
+            base += values
+        panel.set(title=nodes, xlabel="layer", ylim=(0, 1), xlim=(0.4, max(len(rows), 2) + 0.6))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=8)
+    panels[0].set_ylabel("fusion weight")
     save_figure(figure, Path(path))
 
 

@@ -1,21 +1,21 @@
 """One training, from records to a run folder with model, log, predictions, plots and summary.
 
 The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{best,last}.ckpt``, ``model/`` (load it with
-``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``summary.json``; with
-ELRA also ``elra.png``, with rod flow ``rod_flow.png``.
+``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``elements.png`` (error by element),
+``fusion.png`` (weights of the experts), ``summary.json``; with ELRA also ``elra.png``, with rod flow ``rod_flow.png``.
 """
 
 from __future__ import annotations
 
-import csv
 import inspect
 import json
 import logging
+import os
 import pickle
 import platform
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_loader
@@ -36,9 +37,15 @@ from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PropertyTraining, split_options
-from prism_plugin.training.plots import plot_elra, plot_learning_curve, plot_parity, plot_rod_flow
+from prism_plugin.training.plots import (
+    plot_elra,
+    plot_fusion,
+    plot_learning_curve,
+    plot_rod_flow,
+)
+from prism_plugin.training.report import write_report
 
-__all__ = ["TrainingSettings", "format_scores", "train"]
+__all__ = ["TrainingSettings", "train"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,18 @@ class TrainingSettings:
         target: name of the predicted property.
         unit: its unit.
         model: constructor arguments of PRISM, where they differ from its defaults.
-        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
+        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`, or the path of a class, ``"torch.optim.RAdam"``.
         lr: learning rate; None takes the optimizer's own.
         options: of the optimizer (arguments of its row in the table; with ``"elra"`` also those of ``ELRACallback``).
         epochs: number of passes over the training crystals.
-        batch_size: crystals per update.
+        batch_size: crystals per update, all devices together.
         rotate: SO(3) augmentation.
         seed: of weights, order and rotations.
         normalize: put mean and standard deviation of the training targets into the model.
         batchnorm_batches: training batches for the BatchNorm statistics before a validation; None takes all.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+        devices: how many of them on each machine; with more than one, gradients and BatchNorm statistics are joined.
+        nodes: number of machines, started by torchrun or SLURM.
     """
 
     target: str
@@ -74,15 +83,24 @@ class TrainingSettings:
     normalize: bool = True
     batchnorm_batches: int | None = None
     device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         """Check everything before any work."""
-        for name in ("epochs", "batch_size", "batchnorm_batches", "seed"):
+        for name in ("epochs", "batch_size", "batchnorm_batches", "seed", "devices", "nodes"):
             value = getattr(self, name)
             if value is None and name == "batchnorm_batches":
                 continue
             if not isinstance(value, int) or value < (name != "seed") or value > 2**31:
                 raise ValueError(f"{name} must be a whole number of at least {int(name != 'seed')}, got {value!r}")
+        if self.batch_size < self.devices * self.nodes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is for all devices together and there are {self.devices * self.nodes}: "
+                "some would get no crystal"
+            )
+        if self.devices * self.nodes > 1 and self.optimizer in ("elra", "rod-flow"):
+            raise ValueError(f"{self.optimizer} trains on one device only, got {self.devices * self.nodes}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
         find_device(self.device)
@@ -116,6 +134,8 @@ def train(
     init: PRISM | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    cache: str | Path | None = None,
+    on_start: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Train a PRISM and write its run folder.
 
@@ -128,9 +148,12 @@ def train(
             kept where the target is the same, else taken from the new data.
         progress: whether there are progress bars.
         callbacks: further Lightning callbacks.
+        cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.
+        on_start: called with the run folder when everything was checked, before the training.
 
     Returns:
-        The summary: MAE and RMSE of each part, those of the mean predictor, times, versions.
+        The summary: MAE and RMSE of each part, those of the mean predictor, times, versions. With several devices it is
+        empty in all processes but the first.
 
     Raises:
         ValueError: if the folder holds a run and ``resume`` is False, or one of other settings, other data or another
@@ -140,18 +163,26 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     described = {**asdict(settings), "data": fingerprint(parts)}
     # A schedule is stretched over the epochs; without one, more epochs are only more.
-    _check_folder(folder, described, resume, {"device"} if settings.has_schedule() else {"device", "epochs"})
+    free = {"device", "devices", "nodes"} | (set() if settings.has_schedule() else {"epochs"})
+    if not _launched():  # else the first process has looked, and begun to write
+        _check_folder(folder, described, resume, free)
     torch.manual_seed(settings.seed)
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
+    if len(parts["val"]) < settings.devices * settings.nodes:
+        raise ValueError(
+            f"{len(parts['val'])} validation crystals are too few for {settings.devices * settings.nodes} devices"
+        )
     datasets = {
-        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress)
+        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress and not _launched(), cache)
         for name, records in parts.items()
         if records
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with replaced(folder / "settings.json") as path:
-        path.write_text(json.dumps(described, indent=1, default=list))
+    if not _launched():
+        with replaced(folder / "settings.json") as path:
+            path.write_text(json.dumps(described, indent=1, default=list))
+        if on_start is not None:
+            on_start(folder)
 
     module = PropertyTraining(
         model,
@@ -169,9 +200,14 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     bar = [RichProgressBar()] if progress else []
     device = find_device(settings.device)
+    distributed = settings.devices * settings.nodes > 1
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        # The superatoms' last weights get no gradient; and the loaders divide the batches themselves.
+        strategy=DDPStrategy(find_unused_parameters=True) if distributed else "auto",
+        use_distributed_sampler=False,
         max_epochs=settings.epochs,
         callbacks=[*callbacks, *bar, checkpoint, every_epoch],
         logger=CSVLogger(folder, name="log"),
@@ -194,26 +230,21 @@ def train(
                 ckpt_path=last if resume and last.exists() else None,
             )
         except SystemExit:  # what Lightning makes of Ctrl-C
-            kept = f"go on with the same command and --resume ({folder})" if last.exists() else "nothing is kept yet"
+            kept = f"go on with: prism train --resume {folder}" if last.exists() else "nothing is kept yet"
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    best = torch.load(place / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    model.to(device)  # Lightning's teardown moves it to the CPU
+    model.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
     module.batchnorm_batches = None
     module.reestimate()
+    if not trainer.is_global_zero:
+        return {}
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
 
 
-def format_scores(summary: Mapping[str, Any]) -> str:
-    """Lay out a summary's scores as a table."""
-    unit = f" ({summary['unit']})" if summary["unit"] else ""
-    lines = [f"{'split':<6} {'crystals':>9} {'MAE':>9} {'RMSE':>9} {'MAE of the mean':>16}   {summary['target']}{unit}"]
-    for name, score in summary["scores"].items():
-        lines.append(
-            f"{name:<6} {score['crystals']:>9} {score['mae']:>9.4f} {score['rmse']:>9.4f} "
-            f"{score['mean_predictor_mae']:>16.4f}"
-        )
-    return "\n".join(lines)
+def _launched() -> bool:
+    """Whether this is another than the first of several processes (of Lightning, torchrun or SLURM)."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free: set[str]) -> None:
@@ -222,7 +253,7 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free
     if not last.exists():
         return
     if not resume:
-        raise ValueError(f"{str(folder)!r} holds a run already; pass --resume to go on with it, or another folder")
+        raise ValueError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
     before = json.loads((folder / "settings.json").read_text())
     now = json.loads(json.dumps(described, default=list))
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
@@ -294,24 +325,10 @@ def _finish(
     best_epoch: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """Predict every part with the best model; write model, table, pictures and summary."""
-    mean = float(datasets["train"].targets.mean())
-    rows: list[tuple[Any, ...]] = [("split", "name", "atoms", "target", "prediction")]
-    scores: dict[str, dict[str, float]] = {}
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, dataset in datasets.items():
-        prediction = model.predict_graphs(dataset.graphs, settings.batch_size, progress=progress and f"predict {name}")
-        predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
-        pairs[name] = (target, predicted)
-        error = predicted - target
-        scores[name] = {
-            "mae": float(np.abs(error).mean()),
-            "rmse": float(np.sqrt((error**2).mean())),
-            "mean_predictor_mae": float(np.abs(target - mean).mean()),
-            "crystals": len(dataset),
-        }
-        for crystal, graph, true, given in zip(dataset.names, dataset.graphs, target, predicted, strict=True):
-            rows.append((name, crystal, len(graph), f"{true:.8g}", f"{given:.8g}"))
+    """Report on the best model; write it, the pictures of the training, and the summary."""
+    scores = write_report(
+        model, datasets, folder, settings.batch_size, progress, float(datasets["train"].targets.mean())
+    )
     summary = {
         "target": settings.target,
         "unit": settings.unit,
@@ -327,9 +344,7 @@ def _finish(
         "python": platform.python_version(),
     }
     model.save(folder / "model", metadata={"settings": asdict(settings), "scores": scores})
-    with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    plot_parity(pairs, settings.target, settings.unit, folder / "parity.png")
+    plot_fusion(model.fusion_weights(), folder / "fusion.png")
     plot_learning_curve(
         folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png"
     )

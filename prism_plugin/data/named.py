@@ -1,0 +1,403 @@
+"""Data sets by name: JARVIS and Materials Project 2018.6.1 (through jarvis-tools), Matbench (through matminer).
+
+The libraries say where a file lies and which hash it has; it is downloaded once, checked, and read as a stream, because
+the larger ones, decoded at once, need more memory than most machines have. Both libraries are the extra ``data``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import os
+import random
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from ase import Atoms
+
+from prism_plugin.data.download import cache_home, fetch
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.records import Record, split_records
+from prism_plugin.graph import read_structure
+
+__all__ = ["DATASETS", "NamedData", "Target", "load_named", "matbench_folds", "published_split"]
+
+_Row = tuple[str, Callable[[], Atoms], Mapping[str, Any]]
+FOLDS = 5
+MATBENCH_SEED = 18012019
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a data set holds for one property.
+
+    Attributes:
+        column: its name there.
+        unit: its unit after ``log10``.
+        log10: whether the decimal logarithm is the target.
+    """
+
+    column: str
+    unit: str
+    log10: bool = False
+
+
+@dataclass(frozen=True)
+class NamedData:
+    """A data set.
+
+    Attributes:
+        about: one line for lists.
+        targets: its properties.
+        rows: gives ``(name, function that makes the structure, columns)`` one by one.
+        split: divides the records with a target into parts, given fold and seed.
+        folds: whether it has cross-validation folds.
+    """
+
+    about: str
+    targets: Mapping[str, Target]
+    rows: Callable[[], Iterable[_Row]]
+    split: Callable[[list[Record], int, int], dict[str, list[Record]]]
+    folds: bool = False
+
+    @property
+    def downloaded(self) -> bool:
+        """Whether the rows come from a file that was downloaded."""
+        return self.rows is not _emt_rows
+
+    def unit(self, target: str) -> str:
+        """Unit of a target.
+
+        Raises:
+            ValueError: if there is no such target.
+        """
+        if target not in self.targets:
+            raise ValueError(f"no target {target!r} there; choose one of: {', '.join(self.targets)}")
+        return self.targets[target].unit
+
+
+def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -> dict[str, list[Record]]:
+    """Load a data set, downloading it where it is missing, in its published split.
+
+    Args:
+        name: a key of :data:`DATASETS`.
+        target: a key of its ``targets``.
+        fold: which of Matbench's five, from 0 on; None for sets without folds.
+        seed: of the validation part, where the publication names none (Matbench), or of a set made here.
+
+    Returns:
+        Records of ``"train"``, ``"val"`` and ``"test"``; rows without the target (JARVIS: ``"na"``) are left out.
+
+    Raises:
+        ImportError: if the extra ``data`` is not installed.
+        OSError: if the download fails.
+        ValueError: if name, target or fold is unknown, or a file is damaged.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"no data set {name!r}; choose one of: {', '.join(DATASETS)}, or give a file")
+    data = DATASETS[name]
+    data.unit(target)
+    if data.folds and fold not in range(FOLDS):
+        raise ValueError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1}; fold is {fold}")
+    if not data.folds and fold is not None:
+        raise ValueError(f"{name} has one split and no folds, but fold is {fold}")
+    wanted = data.targets[target]
+    records = []
+    for row_name, structure, columns in data.rows():
+        if wanted.column not in columns:
+            raise ValueError(f"row {row_name!r} of {name} lacks the column {wanted.column!r}: is it another version?")
+        value = columns[wanted.column]
+        if value in (None, "na", ""):
+            continue
+        number = float(value)
+        if math.isnan(number) or (wanted.log10 and number <= 0):
+            continue
+        try:
+            atoms = structure()
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"crystal {row_name!r} of {name}: {error}") from error
+        records.append(Record(atoms, math.log10(number) if wanted.log10 else number, row_name))
+    return data.split(records, fold or 0, seed)
+
+
+def published_split(records: list[Record], val: float, test: float) -> dict[str, list[Record]]:
+    """Shuffle with Python's ``random`` and seed 123, as ALIGNN, Matformer and CartNet do; the rest is for training.
+
+    Args:
+        records: in the file's order.
+        val: size of the validation part: a number of crystals, or below 1 a fraction (rounded down).
+        test: the same of the test part.
+    """
+    sizes = [int(part * len(records)) if part < 1 else int(part) for part in (val, test)]
+    if min(sizes) < 1 or sum(sizes) >= len(records):
+        raise ValueError(
+            f"{len(records)} crystals with this target are too few for {val:g} of validation and {test:g} of test"
+        )
+    order = list(range(len(records)))
+    random.Random(123).shuffle(order)
+    ends = np.cumsum([len(records) - sum(sizes), *sizes])
+    bounds = {"train": (0, ends[0]), "val": (ends[0], ends[1]), "test": (ends[1], ends[2])}
+    return {part: [records[index] for index in order[start:end]] for part, (start, end) in bounds.items()}
+
+
+def matbench_folds(size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices (training, test) of Matbench's five folds over a data set's order."""
+    from sklearn.model_selection import KFold
+
+    return list(KFold(FOLDS, shuffle=True, random_state=MATBENCH_SEED).split(np.arange(size)))
+
+
+def _matbench_split(records: list[Record], fold: int, seed: int) -> dict[str, list[Record]]:
+    """An official fold; a tenth of its training part, drawn by the seed, is for validation."""
+    if len(records) < 2 * FOLDS:
+        raise ValueError(f"{len(records)} crystals are too few for {FOLDS} folds")
+    train, test = matbench_folds(len(records))[fold]
+    shuffled = np.random.default_rng(seed).permutation(train)
+    count = max(1, len(train) // 10)
+    parts = {"train": np.sort(shuffled[count:]), "val": np.sort(shuffled[:count]), "test": test}
+    return {part: [records[index] for index in indices] for part, indices in parts.items()}
+
+
+def stream_json(file: TextIO, inside: str | None = None) -> Iterator[tuple[str | None, Any]]:
+    """Read a large JSON file piece by piece; ``NaN`` is read as a number, as Python's own reader does.
+
+    Args:
+        file: holds an array or, where ``inside`` is given, an object.
+        inside: the key of the object whose array is read item by item.
+
+    Yields:
+        ``(None, item)`` of the array or of the array at ``inside``; ``(key, value)`` of the object's other keys.
+
+    Raises:
+        ValueError: if it is no JSON, or ends too early.
+    """
+    reader = _Reader(file)
+    if inside is None:
+        for item in reader.items():
+            yield None, item
+        return
+    reader.take("{")
+    while True:
+        key = reader.value()
+        reader.take(":")
+        if key == inside:
+            for item in reader.items():
+                yield None, item
+        else:
+            yield key, reader.value()
+        if reader.take(",}") == "}":
+            return
+
+
+class _Reader:
+    """A text file and the part of it that was read and not yet used."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.text = ""
+        self.place = 0
+        self.decoder = json.JSONDecoder()
+
+    def _more(self) -> bool:
+        block = self.file.read(1 << 20)
+        self.text, self.place = self.text[self.place :] + block, 0
+        return bool(block)
+
+    def take(self, letters: str) -> str:
+        """Step over white space and one of some letters."""
+        while True:
+            while self.place < len(self.text) and self.text[self.place].isspace():
+                self.place += 1
+            if self.place < len(self.text):
+                break
+            if not self._more():
+                raise ValueError("it ends too early")
+        letter = self.text[self.place]
+        if letter not in letters:
+            raise ValueError(f"{letter!r} stands where one of {letters!r} is due")
+        self.place += 1
+        return letter
+
+    def value(self) -> Any:
+        """Decode one object, array or string."""
+        while True:
+            start = self.place
+            while start < len(self.text) and self.text[start].isspace():
+                start += 1
+            try:
+                found, self.place = self.decoder.raw_decode(self.text, start)
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    raise ValueError(f"it ends too early, or is no JSON: {error}") from error
+            else:
+                return found
+
+    def items(self) -> Iterator[Any]:
+        """Decode an array of objects, arrays or strings, one by one."""
+        self.take("[")
+        try:
+            self.take("]")
+        except ValueError:
+            yield self.value()
+            while self.take(",]") == ",":
+                yield self.value()
+
+
+def _jarvis_rows(key: str, identifier: str) -> Iterator[_Row]:
+    """Rows of a JARVIS file, as jarvis-tools names it."""
+    try:
+        from jarvis.db.figshare import get_db_info
+    except ImportError as error:
+        raise _missing_extra() from error
+    url, member, *_ = get_db_info()[key]
+    path = fetch(url, cache_home() / "jarvis" / f"{member}.zip")
+    with zipfile.ZipFile(path) as archive:
+        if member not in archive.namelist():
+            raise ValueError(f"{path} does not hold {member}: delete it, and it will be fetched again")
+        with archive.open(member) as binary, _named(path):
+            for _, row in stream_json(io.TextIOWrapper(binary, encoding="utf-8")):
+                yield str(row[identifier]), partial(_atoms_of_jarvis, row["atoms"]), row
+
+
+def _atoms_of_jarvis(atoms: Mapping[str, Any]) -> Atoms:
+    coordinates = {"positions" if atoms["cartesian"] else "scaled_positions": atoms["coords"]}
+    symbols = [symbol.strip() for symbol in atoms["elements"]]
+    return Atoms(symbols, cell=atoms["lattice_mat"], pbc=True, **coordinates)
+
+
+def _matbench_rows(task: str) -> Iterator[_Row]:
+    """Rows of a Matbench task, in the order of its file; matminer knows where it lies and its hash."""
+    try:
+        from matminer.datasets import get_dataset_attribute
+    except ImportError as error:
+        raise _missing_extra() from error
+    home = Path(os.environ.get("MATMINER_DATA") or cache_home() / "matminer")
+    url, sha256 = get_dataset_attribute(task, "url"), get_dataset_attribute(task, "hash")
+    path = fetch(url, home / f"{task}.json.gz", sha256)
+    yield from read_frame(path)
+
+
+def read_frame(path: Path) -> Iterator[_Row]:
+    """Read a data frame in matminer's format: gzip of ``{"index": ..., "columns": ..., "data": ...}``."""
+    head: dict[str | None, Any] = {}
+    number = 0
+    with gzip.open(path, "rt", encoding="utf-8") as file, _named(path):
+        for key, value in stream_json(file, inside="data"):
+            if key is not None:
+                head[key] = value
+                continue
+            if not {"index", "columns"} <= head.keys():  # they stand behind the data: look there first
+                with gzip.open(path, "rt", encoding="utf-8") as again:
+                    head = {key: value for key, value in stream_json(again, inside="data") if key is not None}
+            row = dict(zip(head["columns"], value, strict=True))
+            yield str(head["index"][number]), partial(_atoms_of_pymatgen, row["structure"]), row
+            number += 1
+
+
+def _atoms_of_pymatgen(structure: Mapping[str, Any]) -> Atoms:
+    from pymatgen.core import Structure
+
+    numbers, positions, lattice, pbc = read_structure(Structure.from_dict(dict(structure)))
+    return Atoms(numbers, positions, cell=lattice, pbc=pbc)
+
+
+class _named:  # noqa: N801  # a context manager
+    """Say which file an error comes from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError)):
+            raise ValueError(f"{self.path} is truncated or damaged ({error}); delete it") from error
+        if isinstance(error, (KeyError, TypeError)):
+            raise ValueError(f"{self.path} is not in the expected format ({error!r})") from error
+        if type(error) is ValueError:
+            raise ValueError(f"{self.path}: {error}") from error
+
+
+def _missing_extra() -> ImportError:
+    return ImportError(
+        "data sets by name need jarvis-tools and matminer: pip install 'prism-plugin[data]' (or pass a file)"
+    )
+
+
+_JARVIS = {
+    "formation_energy": Target("formation_energy_peratom", "eV/atom"),
+    "band_gap_opt": Target("optb88vdw_bandgap", "eV"),
+    "total_energy": Target("optb88vdw_total_energy", "eV/atom"),
+    "band_gap_mbj": Target("mbj_bandgap", "eV"),
+    "e_hull": Target("ehull", "eV/atom"),
+}
+_MP = {
+    "formation_energy": Target("e_form", "eV/atom"),
+    "band_gap": Target("gap pbe", "eV"),
+    "bulk_modulus": Target("bulk modulus", "log10(GPa)", log10=True),
+    "shear_modulus": Target("shear modulus", "log10(GPa)", log10=True),
+}
+_MATBENCH = {
+    "mp_e_form": ("formation_energy", "e_form", "eV/atom"),
+    "mp_gap": ("band_gap", "gap pbe", "eV"),
+    "mp_is_metal": ("is_metal", "is_metal", ""),
+    "perovskites": ("formation_energy", "e_form", "eV/unit cell"),
+    "log_kvrh": ("bulk_modulus", "log10(K_VRH)", "log10(GPa)"),
+    "log_gvrh": ("shear_modulus", "log10(G_VRH)", "log10(GPa)"),
+    "dielectric": ("refractive_index", "n", ""),
+    "phonons": ("last_phdos_peak", "last phdos peak", "1/cm"),
+    "jdft2d": ("exfoliation_energy", "exfoliation_en", "meV/atom"),
+}
+
+
+def _split_jarvis(records: list[Record], fold: int, seed: int) -> dict[str, list[Record]]:
+    return published_split(records, 0.1, 0.1)
+
+
+def _split_mp(records: list[Record], fold: int, seed: int) -> dict[str, list[Record]]:
+    """60,000 / 5,000 / 4,239 where every crystal has the target; a modulus, which few have, 80/10/10."""
+    return published_split(records, 5000, 4239) if len(records) == 69_239 else published_split(records, 0.1, 0.1)
+
+
+def _emt_rows() -> Sequence[_Row]:
+    return [(record.name, partial(Atoms, record.atoms), {"formation_energy": record.target}) for record in emt_alloys()]
+
+
+DATASETS: dict[str, NamedData] = {
+    "emt-alloys": NamedData(
+        "600 alloys computed here by ASE's EMT, for trying out",
+        {"formation_energy": Target("formation_energy", "eV/atom")},
+        _emt_rows,
+        lambda records, fold, seed: split_records(records, seed),
+    ),
+    "jarvis": NamedData(
+        "JARVIS dft_3d 2021.8.18, 80/10/10 by seed 123",
+        _JARVIS,
+        partial(_jarvis_rows, "dft_3d_2021", "jid"),
+        _split_jarvis,
+    ),
+    "mp2018": NamedData(
+        "Materials Project 2018.6.1, 60,000/5,000/4,239 by seed 123 (moduli 80/10/10)",
+        _MP,
+        partial(_jarvis_rows, "megnet", "id"),
+        _split_mp,
+    ),
+} | {
+    f"matbench_{task}": NamedData(
+        "Matbench v0.1, five official folds",
+        {target: Target(column, unit)},
+        partial(_matbench_rows, f"matbench_{task}"),
+        _matbench_split,
+        folds=True,
+    )
+    for task, (target, column, unit) in _MATBENCH.items()
+}

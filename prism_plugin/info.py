@@ -1,0 +1,79 @@
+"""What a model is, and what is here: texts of ``prism info``."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prism_plugin import __version__, pretrained
+from prism_plugin.data import DATASETS
+from prism_plugin.data.download import cache_home
+from prism_plugin.optim import OPTIMIZERS
+from prism_plugin.pretrained import available_models, load_prism
+
+__all__ = ["describe_installation", "describe_model"]
+
+_LIBRARIES = ("torch", "matgl", "dgl", "lightning", "pymatgen", "ase", "schedulefree", "jarvis-tools", "matminer")
+
+
+def describe_model(name: str | Path) -> str:
+    """Say what a saved model predicts, how large it is, what it was trained with, and its scores.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if it is damaged.
+    """
+    model = load_prism(name)
+    folder = Path(pretrained.__file__).parent / str(name) if str(name) in available_models() else Path(name)
+    card = folder / "README.md"
+    kept = json.loads((folder / "model.json").read_text()).get("metadata") or {}
+    arguments = model._init_args
+    sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
+    lines = [
+        f"model       {name}",
+        f"target      {model.target} ({model.unit or 'no unit'}), {model.readout} over the atoms",
+        f"parameters  {sum(parameter.numel() for parameter in model.parameters()):,}",
+        f"sizes       {', '.join(f'{size} = {arguments[size]}' for size in sizes)}",
+        f"elements    {len(model.element_types)}: {' '.join(model.element_types)}",
+    ]
+    for part, scores in kept.get("scores", {}).items():
+        lines.append(f"{part:<11} MAE {scores['mae']:.4f}, RMSE {scores['rmse']:.4f}, {scores['crystals']:,} crystals")
+    settings: dict[str, Any] = kept.get("settings", {})
+    if settings:
+        told = ("optimizer", "lr", "epochs", "batch_size", "seed")
+        lines.append(f"training    {', '.join(f'{key} = {settings[key]}' for key in told if key in settings)}")
+    try:
+        weights = model.fusion_weights()
+    except RuntimeError:  # gated: they depend on the input
+        weights = {}
+    for nodes, rows in weights.items():
+        for layer, row in enumerate(rows, start=1):
+            shares = ", ".join(f"{expert} {share:.2f}" for expert, share in row.items())
+            lines.append(f"{nodes:<11} layer {layer}: {shares}")
+    if card.exists():
+        lines.append(f"card        {card}")
+    return "\n".join(lines)
+
+
+def describe_installation() -> str:
+    """List versions, devices, data sets, models and optimizers."""
+    lines = [f"prism-plugin {__version__}, Python {platform.python_version()}"]
+    for library in _LIBRARIES:
+        try:
+            lines.append(f"  {library} {version(library)}")
+        except PackageNotFoundError:
+            extra = " (pip install 'prism-plugin[data]')" if library in ("jarvis-tools", "matminer") else ""
+            lines.append(f"  {library} is not installed{extra}")
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    lines.append(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda: {name}' for name in names)}")
+    lines.append(f"optimizers: {', '.join(sorted(OPTIMIZERS))}, or the path of a class")
+    lines.append(f"models: {', '.join(available_models())}")
+    lines.append(f"data sets (downloads go to {cache_home()}):")
+    for name, data in DATASETS.items():
+        lines.append(f"  {name}: {data.about}; targets: {', '.join(data.targets)}")
+    return "\n".join(lines)

@@ -1,0 +1,253 @@
+"""Bulk prediction: files of structures -> a table, as a stream.
+
+Structures are read, predicted and written a few at a time, so that memory grows with none of them. What is in the table
+already is not predicted again: an interrupted run goes on with the same command. A bad structure is a row with a
+reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import lzma
+import multiprocessing
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from ase import Atoms
+from ase.io import iread
+from tqdm import tqdm
+
+from prism_plugin.data.records import OPENERS, parse_jsonl, read_structure_file
+from prism_plugin.devices import find_device
+from prism_plugin.files import replaced
+from prism_plugin.graph import CrystalGraph, build_graph
+from prism_plugin.model import PRISM
+from prism_plugin.pretrained import load_prism
+
+__all__ = ["iterate_structures", "predict_files", "read_source"]
+
+# What is read: a structure, a file that a worker shall read, or the reason why there is none.
+_Source: TypeAlias = Atoms | Path | ValueError
+_Row = tuple[str, str, str, str, str]
+_CHUNK = 64
+_FRAMES = (".extxyz", ".xyz", ".traj", ".db", ".jsonl")
+
+
+def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Source]]:
+    """Go through files, the frames of trajectories and tables one by one.
+
+    Args:
+        paths: files of one structure (CIF, POSCAR, or whatever ASE reads), of many (``.extxyz``, ``.xyz``, ``.traj``,
+            ``.db``, ``.jsonl``; ``.jsonl`` also compressed), or folders of such files.
+
+    Yields:
+        A name (``path`` or ``path#number``) with a structure, a path that is not read yet, or an error.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from iterate_structures(sorted(file for file in path.iterdir() if file.is_file()))
+            continue
+        if not path.is_file():
+            yield str(path), ValueError("no such file")
+            continue
+        suffix = path.suffix if path.suffix not in OPENERS else Path(path.stem).suffix
+        if suffix not in _FRAMES:
+            yield str(path), path
+            continue
+        number = 0
+        try:
+            for number, source in enumerate(_frames(path, suffix), start=1):
+                yield f"{path}#{number}", source
+        except ValueError as error:
+            yield f"{path}#{number + 1}", ValueError(f"{error}; the rest of this file was not read")
+
+
+def _frames(path: Path, suffix: str) -> Iterator[_Source]:
+    if suffix != ".jsonl":
+        try:
+            yield from iread(path, index=":")
+        except Exception as error:  # ASE raises whatever its parsers meet
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        return
+    with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+        try:
+            for line in file:
+                if line.strip():
+                    try:
+                        yield parse_jsonl(line)[0]
+                    except ValueError as error:
+                        yield error
+        except (EOFError, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"truncated or damaged ({error})") from error
+
+
+def read_source(name: str, source: _Source) -> Atoms:
+    """Give the structure of what :func:`iterate_structures` found.
+
+    Raises:
+        ValueError: if there is none; says where and why.
+    """
+    try:
+        if isinstance(source, ValueError):
+            raise source
+        return read_structure_file(source) if isinstance(source, Path) else source
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def predict_files(
+    paths: Iterable[str | Path],
+    model: str | Path,
+    out: str | Path,
+    device: str = "auto",
+    devices: int = 1,
+    batch_size: int = _CHUNK,
+    progress: bool = True,
+) -> dict[str, int]:
+    """Predict structures and write a table with one row each, in their order.
+
+    Args:
+        paths: what :func:`iterate_structures` reads.
+        model: name of a shipped model, or folder of a saved one.
+        out: the CSV; columns name, formula, atoms, the target with its unit, error. If it is there, what it has is kept
+            and the rest is added. Beside it lies ``OUT.model.json``, by which a table knows its model.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        devices: number of processes; each has a GPU of its own where ``device`` is CUDA. With more than one the calling
+            script needs ``if __name__ == "__main__"``.
+        batch_size: structures that are read and predicted together.
+        progress: whether there is a progress bar.
+
+    Returns:
+        How many were ``"predicted"``, ``"kept"`` and ``"failed"`` (both with a reason in the table).
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if the table is another model's, or an argument is bad.
+    """
+    if devices < 1 or batch_size < 1:
+        raise ValueError(f"devices and batch_size must be at least 1, got {devices} and {batch_size}")
+    kind = find_device(device).type
+    if kind == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
+    loaded = load_prism(model)
+    out = Path(out)
+    done = _open_table(out, loaded)
+    counts = {"predicted": 0, "kept": 0, "failed": 0}
+
+    def new() -> Iterator[tuple[str, _Source]]:
+        for name, source in iterate_structures(paths):
+            if name in done:
+                counts["kept"] += 1
+            else:
+                yield name, source
+
+    stream = new()
+    chunks = iter(lambda: list(islice(stream, batch_size)), [])
+    places = [f"{kind}:{number}" if kind == "cuda" else kind for number in range(devices)]
+    with (
+        open(out, "a", newline="", encoding="utf-8") as file,
+        tqdm(desc="predict", unit="crystal", disable=not progress) as bar,
+    ):
+        for rows in _in_order(chunks, loaded, model, places):
+            csv.writer(file).writerows(rows)
+            file.flush()
+            failed = sum(bool(row[4]) for row in rows)
+            counts["failed"] += failed
+            counts["predicted"] += len(rows) - failed
+            bar.update(len(rows))
+    return counts
+
+
+def _open_table(out: Path, model: PRISM) -> set[str]:
+    """Make the table with its header, or check the one that is there; give the names it has."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    about = {"target": model.target, "unit": model.unit, "sha256_of_weights": digest.hexdigest()}
+    header = ("name", "formula", "atoms", f"{model.target} ({model.unit})" if model.unit else model.target, "error")
+    beside = out.with_name(f"{out.name}.model.json")
+    if not out.exists():
+        with replaced(beside) as path:
+            path.write_text(json.dumps(about, indent=1))
+        with replaced(out) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(header)
+        return set()
+    if not beside.exists() or json.loads(beside.read_text()) != about:
+        raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
+    with open(out, "rb+") as binary:  # what was written last may have no end
+        text = binary.read()
+        binary.truncate(text.rfind(b"\n") + 1)
+    with open(out, newline="", encoding="utf-8") as file:
+        return {row[0] for row in islice(csv.reader(file), 1, None)}
+
+
+def _in_order(
+    chunks: Iterator[list[tuple[str, _Source]]], model: PRISM, name: str | Path, places: Sequence[str]
+) -> Iterator[list[_Row]]:
+    """Predict chunk after chunk, here or in processes that have a bounded number of chunks ahead."""
+    if len(places) == 1:
+        model.to(torch.device(places[0]))
+        for chunk in chunks:
+            yield _predict(chunk, model)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    for place in places:
+        queue.put(place)
+    threads = max(1, torch.get_num_threads() // len(places))
+    with ProcessPoolExecutor(len(places), context, _start, (queue, str(name), threads)) as pool:
+        ahead: deque[Future[list[_Row]]] = deque()
+        for chunk in chunks:
+            ahead.append(pool.submit(_predict, chunk))
+            if len(ahead) > 2 * len(places):
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+_worker_model: PRISM | None = None
+
+
+def _start(queue: Any, model: str, threads: int) -> None:
+    """Load the model of a worker process."""
+    global _worker_model
+    torch.set_num_threads(threads)
+    _worker_model = load_prism(model).to(torch.device(queue.get()))
+
+
+def _predict(chunk: Sequence[tuple[str, _Source]], model: PRISM | None = None) -> list[_Row]:
+    model = model or _worker_model
+    if model is None:
+        raise RuntimeError("the worker process has no model")
+    graphs: list[CrystalGraph] = []
+    formulas: list[str] = []
+    reasons: list[str] = []
+    for name, source in chunk:
+        try:
+            atoms = read_source(name, source)
+            graph = build_graph(atoms, model.cutoff, model.cell_cutoff)
+            model.check_elements(graph.atomic_numbers)
+        except (ValueError, OSError) as error:
+            formulas.append("")
+            reasons.append(str(error).removeprefix(f"{name}: ") or type(error).__name__)
+        else:
+            graphs.append(graph)
+            formulas.append(atoms.get_chemical_formula(empirical=True))
+            reasons.append("")
+    answers = iter(zip(graphs, model.predict_graphs(graphs).tolist(), strict=True))
+    rows = []
+    for (name, _), formula, reason in zip(chunk, formulas, reasons, strict=True):
+        if reason:
+            rows.append((name, "", "", "", " ".join(reason.split())))
+        else:
+            graph, value = next(answers)
+            rows.append((name, formula, str(len(graph)), f"{value:.8g}", ""))
+    return rows

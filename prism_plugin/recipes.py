@@ -1,0 +1,106 @@
+"""The experiments of the PRISM paper by name: every row of the supplement's Tables 2, 3 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["Preset", "format_presets", "presets"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of a table.
+
+    Attributes:
+        data: name of the data set (:data:`prism_plugin.data.DATASETS`).
+        target: its property.
+        optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`.
+        betas: of the optimizer.
+        weight_decay: of the optimizer.
+        epochs: passes over the training crystals.
+        rotate: SO(3) augmentation.
+        cell_cutoff: radius of the cell edges R_c, Å.
+        dropout: rate between the last layer and the head.
+        lr: learning rate; the maximum of a OneCycle schedule.
+        batch_size: crystals per update.
+        model: the rest of the model's arguments; equal in all rows.
+    """
+
+    data: str
+    target: str
+    optimizer: str = "adamw-schedulefree"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    epochs: int = 500
+    rotate: bool = True
+    cell_cutoff: float = 15.0
+    dropout: float = 0.0
+    lr: float = 1e-3
+    batch_size: int = 64
+    model: Mapping[str, Any] = field(
+        default_factory=lambda: MappingProxyType({"dim": 256, "num_layers": 4, "cutoff": 5.0, "similarity_cutoff": 1.0})
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of :class:`~prism_plugin.training.TrainingSettings`, but for target and unit."""
+        return {
+            "model": {**self.model, "cell_cutoff": self.cell_cutoff, "dropout": self.dropout},
+            "optimizer": self.optimizer,
+            "lr": self.lr,
+            "options": {"betas": self.betas, "weight_decay": self.weight_decay},
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "rotate": self.rotate,
+        }
+
+
+_ADAM = "adam-onecycle"
+_JDFT2D: dict[str, Any] = {"betas": (0.95, 0.999), "weight_decay": 1e-6, "epochs": 5000, "dropout": 0.5}
+
+presets: Mapping[str, Preset] = MappingProxyType(
+    {
+        # Table 2
+        "jarvis/formation_energy": Preset("jarvis", "formation_energy"),
+        "jarvis/band_gap_opt": Preset("jarvis", "band_gap_opt"),
+        "jarvis/total_energy": Preset("jarvis", "total_energy", _ADAM),
+        "jarvis/band_gap_mbj": Preset("jarvis", "band_gap_mbj", _ADAM),
+        "jarvis/e_hull": Preset("jarvis", "e_hull", _ADAM, cell_cutoff=30.0),
+        # Table 3
+        "mp/formation_energy": Preset("mp2018", "formation_energy", weight_decay=1e-6),
+        "mp/band_gap": Preset("mp2018", "band_gap", weight_decay=1e-6),
+        "mp/shear_modulus": Preset("mp2018", "shear_modulus", _ADAM, epochs=1000),
+        "mp/bulk_modulus": Preset("mp2018", "bulk_modulus", _ADAM, weight_decay=1e-6, rotate=False, cell_cutoff=30.0),
+        # Table 4
+        "matbench/mp_e_form": Preset("matbench_mp_e_form", "formation_energy", betas=(0.95, 0.999)),
+        "matbench/jdft2d": Preset("matbench_jdft2d", "exfoliation_energy", **_JDFT2D),
+    }
+)
+
+
+def format_presets() -> str:
+    """Lay the presets out as the supplement's tables do."""
+    head = ("preset", "optimizer", "lr", "betas", "decay", "epochs", "rotate", "r_c", "R_c", "r_f", "dropout")
+    rows = [head]
+    for name, preset in presets.items():
+        rows.append(
+            (
+                name,
+                preset.optimizer,
+                f"{preset.lr:g}",
+                f"{preset.betas[0]:g}, {preset.betas[1]:g}",
+                f"{preset.weight_decay:g}",
+                str(preset.epochs),
+                "yes" if preset.rotate else "no",
+                f"{preset.model['cutoff']:g} Å",
+                f"{preset.cell_cutoff:g} Å",
+                f"{preset.model['similarity_cutoff']:g}",
+                f"{preset.dropout:g}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,188 @@
+"""What ``prism train`` was asked for: named values -> data, settings, initial model.
+
+They are kept in the run folder as ``config.json``, from which it can be resumed or, by ``--config``, repeated. Values
+come from four places, of which a later one wins: the defaults, a preset, a config file, the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from prism_plugin.data import Record, assign_splits, read_records, split_records
+from prism_plugin.data.download import cache_home
+from prism_plugin.data.named import DATASETS, load_named
+from prism_plugin.files import replaced
+from prism_plugin.recipes import presets
+from prism_plugin.training.run import TrainingSettings
+
+__all__ = ["Job", "load_parts", "read_config"]
+
+_SETTINGS = tuple(field.name for field in fields(TrainingSettings))
+_OTHERS = ("preset", "data", "fold", "splits", "skip_missing", "init", "cache")
+KEYS = (*_SETTINGS, *_OTHERS)
+# What may change when a run goes on.
+RESUMABLE = ("epochs", "device", "devices", "nodes", "cache")
+_CONFIG = "config.json"
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a TOML or JSON file of named values.
+
+    The names are those of the command line (``batch-size`` or ``batch_size``), with tables ``model`` and ``options``
+    in place of ``--set`` and ``--option``, and ``rotate`` and ``normalize`` in place of the flags that deny them.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no such file, or has an unknown name; says which is meant.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the config file {str(path)!r} is no {path.suffix[1:] or 'toml'}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the config file {str(path)!r} must hold named values, got {type(values).__name__}")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in values:
+        if name not in KEYS:
+            near = difflib.get_close_matches(name, KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(KEYS)}"
+            raise ValueError(f"unknown name {name!r} in the config file {str(path)!r}; {hint}")
+    for name in ("model", "options"):
+        if not isinstance(values.get(name, {}), dict):
+            raise ValueError(f"{name!r} in the config file {str(path)!r} must be a table of named values")
+    return values
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: where its data are, and how to train.
+
+    Attributes:
+        values: everything that was given, by name.
+        settings: what :func:`~prism_plugin.training.train` needs of it.
+    """
+
+    values: Mapping[str, Any]
+    settings: TrainingSettings
+
+    @staticmethod
+    def make(given: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Job:
+        """Merge what was given with a config file, a preset and the defaults.
+
+        Raises:
+            ValueError: if data or target are missing, or a value is bad.
+        """
+        config = config or {}
+        preset = given.get("preset", config.get("preset"))
+        values: dict[str, Any] = {}
+        if preset is not None:
+            if preset not in presets:
+                raise ValueError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
+            row = presets[preset]
+            values = {"data": row.data, "target": row.target, **row.settings()}
+        for layer in (config, given):
+            optimizer = layer.get("optimizer", values.get("optimizer"))
+            if optimizer != values.get("optimizer"):  # the options of another optimizer mean nothing to it
+                values = {name: value for name, value in values.items() if name not in ("lr", "options")}
+            tables = {name: {**values.get(name, {}), **layer[name]} for name in ("model", "options") if name in layer}
+            values = {**values, **layer, **tables}
+        known = DATASETS.get(values.get("data", ""))
+        if known is not None and len(known.targets) == 1:
+            values.setdefault("target", *known.targets)
+        for name in ("data", "target"):
+            if name not in values:
+                raise ValueError(f"--{name} is missing; give it, or a --preset")
+        if known is not None:
+            values.setdefault("unit", known.unit(values["target"]))
+            if known.downloaded:
+                values.setdefault("cache", str(cache_home() / "graphs"))
+        return Job(values, TrainingSettings(**{name: values[name] for name in _SETTINGS if name in values}))
+
+    def load(self) -> tuple[TrainingSettings, dict[str, list[Record]]]:
+        """Read or download the data, and divide them; give the settings, completed by what only the data tell."""
+        names = ("fold", "splits", "skip_missing")
+        some = {name: self.values[name] for name in names if name in self.values}
+        parts = load_parts(self.values["data"], self.settings.target, seed=self.settings.seed, **some)
+        if str(self.values["data"]) not in DATASETS or "init" in self.values:
+            return self.settings, parts
+        # A published split cannot be changed where a part for validation has an element that training lacks.
+        elements = sorted(
+            {symbol for records in parts.values() for record in records for symbol in record.atoms.symbols}
+        )
+        return replace(self.settings, model={"element_types": elements, **self.settings.model}), parts
+
+    def save(self, folder: Path) -> None:
+        """Keep the values in the run folder; paths are kept as they are from everywhere."""
+        kept = dict(self.values)
+        for name in ("data", "init", "splits"):
+            if name in kept and Path(kept[name]).exists():
+                kept[name] = str(Path(kept[name]).resolve())
+        with replaced(folder / _CONFIG) as path:
+            path.write_text(json.dumps(kept, indent=1, default=list))
+
+    @staticmethod
+    def resumed(folder: str | Path, changes: Mapping[str, Any]) -> Job:
+        """Read the job of a run that was interrupted.
+
+        Args:
+            folder: the run folder.
+            changes: new values; epochs and devices only.
+
+        Raises:
+            ValueError: if there is no such run, or something else is to change.
+        """
+        folder = Path(folder)
+        if not (folder / _CONFIG).exists():
+            raise ValueError(f"there is no run of prism train in {str(folder)!r}: it has no {_CONFIG}")
+        fixed = sorted(set(changes) - set(RESUMABLE))
+        if fixed:
+            raise ValueError(
+                f"a run goes on with its own {', '.join(fixed)}; beside --resume only these may change: "
+                f"{', '.join(RESUMABLE)}"
+            )
+        return Job.make({**read_config(folder / _CONFIG), **changes})
+
+
+def load_parts(
+    data: str | Path,
+    target: str,
+    fold: int | None = None,
+    splits: str | Path | None = None,
+    skip_missing: bool = False,
+    seed: int = 0,
+) -> dict[str, list[Record]]:
+    """Load crystals of a named data set, or of a file or folder, in their parts.
+
+    Args:
+        data: a key of :data:`~prism_plugin.data.named.DATASETS`, or what :func:`~prism_plugin.data.read_records` reads.
+        target: the property.
+        fold: of a Matbench task.
+        splits: JSON file with the names of each part (:func:`~prism_plugin.data.assign_splits`).
+        skip_missing: leave out rows of a file without the target.
+        seed: of the split, where neither the data nor ``splits`` say it.
+
+    Returns:
+        Records of ``"train"``, ``"val"`` and ``"test"``.
+
+    Raises:
+        OSError: if a file cannot be had.
+        ValueError: if data or options are bad.
+    """
+    if str(data) in DATASETS:
+        parts = load_named(str(data), target, fold, seed)
+        if splits is None:
+            return parts
+        records = [record for part in parts.values() for record in part]
+    else:
+        if fold is not None:
+            raise ValueError("only Matbench tasks have folds; leave --fold out, or give --splits")
+        records = read_records(data, target, skip_missing)
+    return split_records(records if splits is None else assign_splits(records, splits), seed)
