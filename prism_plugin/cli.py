@@ -191,6 +191,8 @@ def _add_scaling(commands: Any) -> None:
     add("files", nargs="+", type=Path, metavar="FILE", help="structures, as for prism predict")
     add("--crystals", type=int, default=3000, help="random crystals of them; 0 takes all")
     add("--seed", type=int, default=0, help="of the choice")
+    add("--cutoff", type=float, help="radius of the atomistic edges, Å; the model's if not given")
+    add("--cell-cutoff", type=float, help="radius of the cell edges, Å; the model's if not given")
     add("--out", required=True, type=Path, help="folder")
     _add_model(scaling)
 
@@ -356,7 +358,7 @@ def _scaling(arguments: argparse.Namespace) -> None:
     if 0 < arguments.crystals < len(structures):
         chosen = np.random.default_rng(arguments.seed).choice(len(structures), arguments.crystals, replace=False)
         structures = [structures[index] for index in chosen]
-    counts = count_edges(structures, model)
+    counts = count_edges(structures, model, cutoff=arguments.cutoff, cell_cutoff=arguments.cell_cutoff)
     write_scaling(counts, arguments.out)
     print(format_fits(fit_edges(counts)))
     print(f"table, fits, picture: {arguments.out}")

@@ -240,7 +240,7 @@ def _predict(chunk: Sequence[tuple[str, _Source]], model: PRISM | None = None) -
             reasons.append(str(error).removeprefix(f"{name}: ") or type(error).__name__)
         else:
             graphs.append(graph)
-            formulas.append(atoms.get_chemical_formula(empirical=True))
+            formulas.append(atoms.get_chemical_formula(mode="metal", empirical=True))
             reasons.append("")
     answers = iter(zip(graphs, model.predict_graphs(graphs).tolist(), strict=True))
     rows = []

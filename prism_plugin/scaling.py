@@ -28,13 +28,21 @@ __all__ = ["count_edges", "fit_edges", "format_fits", "write_scaling"]
 PUBLISHED = {"atomistic": 43.38, "cell": -6.5, "multiscale": 2.0, "similarity": 9.15, "total": 48.0}
 
 
-def count_edges(structures: Iterable[Atoms], model: PRISM, progress: bool = True) -> dict[str, np.ndarray]:
+def count_edges(
+    structures: Iterable[Atoms],
+    model: PRISM,
+    progress: bool = True,
+    cutoff: float | None = None,
+    cell_cutoff: float | None = None,
+) -> dict[str, np.ndarray]:
     """Count the edges of each family.
 
     Args:
         structures: crystals; elements that the model does not know are refused where it has a similarity expert.
-        model: gives the cutoffs, and the features that similarity edges depend on.
+        model: gives the features that similarity edges depend on.
         progress: whether there is a progress bar.
+        cutoff: radius of the atomistic edges that are counted, Å; None takes the model's.
+        cell_cutoff: the same of the cell edges.
 
     Returns:
         ``"atoms"``, ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity 1"`` ... (layer by layer),
@@ -47,10 +55,10 @@ def count_edges(structures: Iterable[Atoms], model: PRISM, progress: bool = True
     layers = len(model.layers) if has_similarity else 0
     rows = []
     for atoms in tqdm(structures, desc="edges", unit="crystal", disable=not progress):
-        graph = build_graph(atoms, model.cutoff, model.cell_cutoff)
+        graph = build_graph(atoms, cutoff or model.cutoff, cell_cutoff or model.cell_cutoff)
         row = [len(graph), graph.edge_index.shape[1], len(graph.cell_image), 2 * len(graph)]
         if has_similarity:
-            model.predict_graphs([graph])
+            model.predict_structure(atoms)
             for entry in ("embedding", *(f"gc_{number}" for number in range(1, layers))):
                 features = model.feature_dict[entry]["node_feat"]
                 crystal = torch.zeros(len(graph), dtype=torch.long, device=features.device)

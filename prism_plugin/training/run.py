@@ -99,8 +99,6 @@ class TrainingSettings:
                 f"batch_size {self.batch_size} is for all devices together and there are {self.devices * self.nodes}: "
                 "some would get no crystal"
             )
-        if self.devices * self.nodes > 1 and self.optimizer in ("elra", "rod-flow"):
-            raise ValueError(f"{self.optimizer} trains on one device only, got {self.devices * self.nodes}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
         find_device(self.device)

@@ -1,0 +1,158 @@
+"""Data-parallel training: two processes do what one does at the same global batch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.multiprocessing
+from ase.io import write
+
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.loading import BatchSampler, EpochSampler
+from prism_plugin.experts import FeatureNorm
+from prism_plugin.training import TrainingSettings
+
+
+def _values() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(11, 4, generator=generator, dtype=torch.float64) * 3 + 5 for _ in range(2))
+
+
+def _norm() -> FeatureNorm:
+    norm = FeatureNorm(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    return norm
+
+
+def _rank(rank: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    values, weights = _values()
+    mine = slice(0, 3) if rank == 0 else slice(3, 11)
+    norm = _norm()
+    norm(values[mine])  # running statistics twice
+    given = values[mine].clone().requires_grad_()
+    out = norm(given)
+    (out * weights[mine]).sum().backward()
+    norm.momentum = None
+    norm.reset_running_stats()
+    for _ in range(2):
+        norm(values[mine])
+    cumulative = norm.running_var.clone()
+    norm(values[:0])  # nowhere a row: the running statistics serve and stay
+    one = norm(values[:1] if rank == 0 else values[:0])
+    assert len(one) == (1 if rank == 0 else 0)
+    assert torch.equal(norm.running_var, cumulative)
+    batches = BatchSampler(EpochSampler(13, 5), 4), BatchSampler(range(13), 4), BatchSampler(EpochSampler(14, 5), 4)
+    torch.save(
+        {
+            "out": out.detach(),
+            "gradient": given.grad,
+            "weight": norm.weight.grad,
+            "bias": norm.bias.grad,
+            "cumulative": cumulative,
+            "batches": [list(sampler) for sampler in batches],
+            "lengths": [len(sampler) for sampler in batches],
+        },
+        f"{folder}/{rank}.pt",
+    )
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_rank, args=(str(folder / "store"), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_batchnorm_sees_the_rows_of_all_processes(two) -> None:
+    values, weights = _values()
+    norm = _norm()
+    norm(values)
+    given = values.clone().requires_grad_()
+    out = norm(given)
+    (out * weights).sum().backward()
+    close = {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(torch.cat([rank["out"] for rank in two]), out.detach(), **close)
+    torch.testing.assert_close(torch.cat([rank["gradient"] for rank in two]), given.grad, **close)
+    for name in ("weight", "bias"):  # DDP adds these up
+        torch.testing.assert_close(two[0][name] + two[1][name], getattr(norm, name).grad, **close)
+    norm.momentum = None
+    norm.reset_running_stats()
+    for _ in range(2):
+        norm(values)
+    for rank in two:
+        torch.testing.assert_close(rank["cumulative"], norm.running_var, **close)
+
+
+@pytest.mark.slow
+def test_processes_divide_the_batches_of_one(two) -> None:
+    alone = [list(sampler) for sampler in (BatchSampler(EpochSampler(14, 5), 4), BatchSampler(range(13), 4))]
+    for batch, first, second in zip(alone[0], two[0]["batches"][2], two[1]["batches"][2], strict=True):
+        assert sorted(first + second) == sorted(batch)
+        assert abs(len(first) - len(second)) <= 1
+    # one crystal is left for two: they leave it out of the training, and neither waits for the other
+    assert [rank["lengths"][0] for rank in two] == [3, 3]
+    # validation leaves none out
+    validated = [index for rank in two for batch in rank["batches"][1] for index in batch]
+    assert sorted(validated) == list(range(13))
+    assert len(alone[1]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw-schedulefree", "elra", "rod-flow"])
+def test_two_processes_train_like_one(tmp_path, optimizer) -> None:
+    frames = []
+    for record in emt_alloys(40):
+        record.atoms.info.update(e=record.target)
+        frames.append(record.atoms)
+    write(tmp_path / "alloys.extxyz", frames)
+    small = [
+        "--set",
+        "dim=8",
+        "--set",
+        "num_layers=2",
+        "--set",
+        "cell_cutoff=6.0",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "8",
+    ]
+    command = [sys.executable, "-m", "prism_plugin.cli", "train", "--data", str(tmp_path / "alloys.extxyz")]
+    command += ["--target", "e", "--optimizer", optimizer, *small]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    curves, predictions = [], []
+    for devices in ("1", "2"):
+        out = tmp_path / devices
+        result = subprocess.run(
+            [*command, "--devices", devices, "--out", str(out)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        with open(out / "log" / "version_0" / "metrics.csv", newline="") as file:
+            curves.append([float(row["val_mae"]) for row in csv.DictReader(file) if row["val_mae"]])
+        with open(out / "predictions.csv", newline="") as file:
+            predictions.append([float(row["prediction"]) for row in csv.DictReader(file)])
+    assert len(curves[0]) == 2
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert predictions[0] == pytest.approx(predictions[1], abs=1e-4)
+
+
+def test_a_batch_smaller_than_the_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size 3 is for all devices together and there are 4"):
+        TrainingSettings(target="e", batch_size=3, devices=2, nodes=2)

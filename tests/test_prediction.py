@@ -1,0 +1,237 @@
+"""prism predict, evaluate, scaling and info: streams, restarts, bad files, several processes, reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from prism_plugin import cli
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.graph import build_graph
+from prism_plugin.prediction import iterate_structures, predict_files
+from prism_plugin.pretrained import load_prism
+from prism_plugin.scaling import count_edges, fit_edges
+from tests.conftest import small_model
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Structures in files of every kind, some of them bad."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write(folder / "a.cif", bulk("NaCl", "rocksalt", a=5.64))
+    (folder / "b.cif").write_text("this is no crystal\n")
+    write(folder / "c.vasp", bulk("MgO", "rocksalt", a=4.2))
+    write(folder / "d.extxyz", [bulk("Cu"), bulk("Al"), bulk("Si")])
+    rows = [
+        {"lattice": [[3, 0, 0], [0, 3, 0], [0, 0, 3]], "species": ["Fe"], "frac_coords": [[0, 0, 0]]},
+        {"lattice": [[3, 0, 0], [0, 3, 0], [0, 0, 3]], "species": ["Fe", "Fe"], "frac_coords": [[0, 0, 0], [0, 0, 0]]},
+        {"species": ["Fe"]},
+        {"lattice": [[3, 0, 0], [0, 3, 0], [0, 0, 3]], "species": ["Rn"], "frac_coords": [[0, 0, 0]]},
+    ]
+    (folder / "e.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    (folder / "f.extxyz").write_text((folder / "d.extxyz").read_text() + "what is this\n")
+    return folder
+
+
+def read(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_structure_has_a_row_and_a_bad_one_a_reason(files, tmp_path) -> None:
+    out = tmp_path / "table.csv"
+    counts = predict_files([files, tmp_path / "nowhere.cif"], "prism-mp2018-eform", out, progress=False, batch_size=3)
+    rows = read(out)
+    assert counts == {"predicted": 6, "kept": 0, "failed": 6}
+    assert list(rows[0]) == ["name", "formula", "atoms", "formation_energy (eV/atom)", "error"]
+    assert [row["formula"] for row in rows if not row["error"]] == ["NaCl", "MgO", "Cu", "Al", "Si", "Fe"]
+    model = load_prism()
+    value = float(rows[0]["formation_energy (eV/atom)"])
+    assert value == pytest.approx(float(model.predict_structure(bulk("NaCl", "rocksalt", a=5.64))), abs=1e-5)
+    reasons = {row["name"].removeprefix(f"{files}/"): row["error"] for row in rows if row["error"]}
+    for name, reason in {
+        "b.cif": "b.cif cannot be read: ValueError: Invalid CIF file",
+        "e.jsonl#2": "atoms 0 and 1 lie on top of each other",
+        "e.jsonl#3": "'frac_coords' is neither a key of the row nor an element",
+        "e.jsonl#4": "unknown element Rn",
+        "f.extxyz#1": "the rest of this file was not read",
+        str(tmp_path / "nowhere.cif"): "no such file",
+    }.items():
+        assert reason in reasons.pop(name)
+    assert not reasons
+
+
+def test_an_interrupted_table_goes_on_and_ends_the_same(files, tmp_path) -> None:
+    whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
+    predict_files([files], "prism-mp2018-eform", whole, progress=False, batch_size=2)
+    for end in (-3, 220):
+        cut.write_bytes(whole.read_bytes()[:end])  # killed while it wrote a row
+        cut.with_name("cut.csv.model.json").write_text(whole.with_name("whole.csv.model.json").read_text())
+        counts = predict_files([files], "prism-mp2018-eform", cut, progress=False, batch_size=2)
+        assert 0 < counts["kept"] < len(read(whole))
+        assert cut.read_text() == whole.read_text()
+    assert predict_files([files], "prism-mp2018-eform", cut, progress=False)["kept"] == len(read(whole))
+
+
+def test_a_table_knows_its_model(files, tmp_path, capsys) -> None:
+    small_model(target="gap", unit="eV").save(tmp_path / "model")
+    out = tmp_path / "t.csv"
+    assert cli.main(["predict", str(files / "a.cif"), "--out", str(out), "--model", str(tmp_path / "model")]) == 0
+    assert "1 predicted, 0 were there already, 0 failed" in capsys.readouterr().out
+    assert "gap (eV)" in read(out)[0]
+    assert cli.main(["predict", str(files / "a.cif"), "--out", str(out)]) == 2
+    assert "exists and is no table of this model; give another --out" in capsys.readouterr().err
+    assert len(read(out)) == 1
+    precious = tmp_path / "precious.csv"
+    precious.write_text("mine\n")
+    assert cli.main(["predict", str(files / "a.cif"), "--out", str(precious)]) == 2
+    assert precious.read_text() == "mine\n"
+    for wrong, message in (
+        (["--devices", "0"], "must be at least 1"),
+        (["--device", "cuda"], "no CUDA"),
+        (["--model", "x"], "no model 'x'"),
+    ):
+        assert cli.main(["predict", str(files / "a.cif"), "--out", str(tmp_path / "new.csv"), *wrong]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "new.csv").exists()
+
+
+def test_files_are_read_as_a_stream(tmp_path) -> None:
+    def endless():
+        while True:
+            yield tmp_path / "a.cif"
+
+    write(tmp_path / "a.cif", bulk("Cu"))
+    stream = iterate_structures(endless())
+    assert [next(stream)[0] for _ in range(3)] == [str(tmp_path / "a.cif")] * 3
+    write(tmp_path / "many.extxyz", [bulk("Cu")] * 50)
+    opened = iterate_structures([tmp_path / "many.extxyz"])
+    assert [next(opened)[0] for _ in range(2)] == [f"{tmp_path / 'many.extxyz'}#{number}" for number in (1, 2)]
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_table_of_one(files, tmp_path) -> None:
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    predict_files([files], "prism-mp2018-eform", one, progress=False, batch_size=2)
+    command = [sys.executable, "-m", "prism_plugin.cli", "predict", str(files), "--out", str(two)]
+    result = subprocess.run(
+        [*command, "--devices", "2", "--batch-size", "2"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for mine, right in zip(read(two), read(one), strict=True):
+        assert [mine[key] for key in ("name", "formula", "error")] == [
+            right[key] for key in ("name", "formula", "error")
+        ]
+        key = "formation_energy (eV/atom)"
+        if right[key]:
+            assert float(mine[key]) == pytest.approx(float(right[key]), abs=1e-5)
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_scores_a_file_or_a_part(tmp_path, capsys) -> None:
+    records = emt_alloys(30)
+    frames = []
+    for record in records:
+        record.atoms.info.update(e=record.target, id=record.name)
+        frames.append(record.atoms)
+    write(tmp_path / "alloys.extxyz", frames)
+    small_model(target="e", unit="eV/atom").save(tmp_path / "model")
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "alloys.extxyz")]
+    assert cli.main([*command, "--out", str(tmp_path / "all")]) == 0
+    printed = capsys.readouterr().out
+    rows = read(tmp_path / "all" / "predictions.csv")
+    assert len(rows) == 30
+    error = [abs(float(row["prediction"]) - float(row["target"])) for row in rows]
+    assert f"{np.mean(error):9.4f}" in printed
+    assert (tmp_path / "all" / "parity.png").stat().st_size > 10_000
+    assert (tmp_path / "all" / "elements.png").stat().st_size > 10_000
+    assert cli.main([*command, "--part", "val", "--out", str(tmp_path / "val")]) == 0
+    assert len(read(tmp_path / "val" / "predictions.csv")) == 3
+    assert cli.main([*command, "--part", "dev", "--out", str(tmp_path / "dev")]) == 2
+    assert "no part 'dev'; choose one of: train, val, test" in capsys.readouterr().err
+    poor = ["evaluate", "--data", str(tmp_path / "alloys.extxyz"), "--target", "gap", "--out", str(tmp_path / "gap")]
+    assert cli.main(poor) == 2
+    assert "none of the 30 rows has the target 'gap'" in capsys.readouterr().err
+
+
+# --- scaling --------------------------------------------------------------------------------------------------------
+
+
+def test_edges_are_counted_per_expert_and_layer() -> None:
+    model = small_model(num_layers=2)
+    structures = [
+        bulk("Cu"),
+        bulk("NaCl", "rocksalt", a=5.6),
+        bulk("Cu", cubic=True),
+        bulk("NaCl", "rocksalt", a=5.6) * 2,
+    ]
+    counts = count_edges(structures, model, progress=False)
+    for index, atoms in enumerate(structures):
+        graph = build_graph(atoms, model.cutoff, model.cell_cutoff)
+        assert counts["atoms"][index] == len(atoms)
+        assert counts["atomistic"][index] == graph.edge_index.shape[1]
+        assert counts["cell"][index] == len(graph.cell_image)
+        assert counts["multiscale"][index] == 2 * len(atoms)
+    # equal atoms are similar in the first layer whatever the weights: all pairs of one element
+    of_first = counts["similarity 1"]
+    assert of_first[0] == 0
+    assert of_first[2] == 4 * 3
+    total = counts["atomistic"] + counts["cell"] + counts["multiscale"]
+    total = total + (counts["similarity 1"] + counts["similarity 2"]) / 2
+    np.testing.assert_allclose(counts["total"], total)
+    fits = fit_edges(counts)
+    assert fits["multiscale"]["slope"] == pytest.approx(2)
+    assert fits["multiscale"]["intercept"] == pytest.approx(0, abs=1e-9)
+    assert fits["cell"]["slope"] < 0
+    without = count_edges([bulk("Cu")], small_model(experts=("atomistic",)), progress=False)
+    assert "similarity" not in without
+    assert np.isnan(fit_edges(without)["atomistic"]["slope"])
+    with pytest.raises(ValueError, match="no structure to count"):
+        count_edges([], model, progress=False)
+
+
+def test_prism_scaling_writes_table_fits_and_picture(tmp_path, capsys) -> None:
+    line = np.arange(6)[:, None] * [2.5, 0, 0]
+    frames = [Atoms("Cu" * n, positions=line[:n], cell=[2.5 * n, 5, 5], pbc=True) for n in range(1, 7)]
+    write(tmp_path / "chains.extxyz", frames)
+    command = ["scaling", str(tmp_path / "chains.extxyz"), "--crystals", "5", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "| multiscale | 2.00 | 2.00 N +0 | 2.00 | 2 N |" in printed or "2.00 N -0" in printed
+    assert len(read(tmp_path / "out" / "edges.csv")) == 5
+    assert json.loads((tmp_path / "out" / "fits.json").read_text())["multiscale"]["per_atom"] == 2
+    assert (tmp_path / "out" / "edges.png").stat().st_size > 20_000
+    (tmp_path / "bad.cif").write_text("no")
+    assert cli.main(["scaling", str(tmp_path / "bad.cif"), "--out", str(tmp_path / "no")]) == 2
+    assert "bad.cif cannot be read" in capsys.readouterr().err
+
+
+# --- info -----------------------------------------------------------------------------------------------------------
+
+
+def test_info_on_what_is_here_and_on_models(tmp_path, capsys) -> None:
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in (f"torch {torch.__version__}", "matgl", "prism-mp2018-eform", "jarvis:", "matbench_jdft2d", "muon"):
+        assert word in text
+    assert cli.main(["info", "prism-mp2018-eform"]) == 0
+    text = capsys.readouterr().out
+    for word in ("formation_energy (eV/atom)", "parameters  974,992", "MAE 0.0311", "atoms       layer 1: atomistic"):
+        assert word in text
+    small_model(fusion="gated").save(tmp_path / "gated")
+    assert cli.main(["info", str(tmp_path / "gated")]) == 0
+    assert "target      target (no unit), mean over the atoms" in capsys.readouterr().out
+    assert cli.main(["info", "nothing"]) == 2
+    assert "no model 'nothing'" in capsys.readouterr().err
