@@ -103,7 +103,7 @@ def _add_train(commands: Any) -> None:
     add("--nodes", type=int, help="machines, started by torchrun or SLURM (examples/cluster) (default: 1)")
     add(
         "--cache",
-        type=Path,
+        metavar="DIR",
         help="folder for graphs, reused by later runs (default: in memory; downloaded data have one)",
     )
     how = train.add_argument_group("how to train")

@@ -77,23 +77,23 @@ def count_edges(
 
 
 def fit_edges(counts: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Fit ``count = slope N + intercept`` by least squares, over all crystals and over those of at most ten atoms.
+    """Fit ``count = slope N + intercept`` by least squares, over all crystals and over small ones.
 
     Returns:
-        For each family ``"per_atom"`` (edges over atoms, of all crystals together), ``"slope"``, ``"intercept"`` and
-        ``"slope_small"``; a slope is NaN where all crystals have one size.
+        For each family ``"per_atom"`` (edges over atoms, of all crystals together), ``"slope"``, ``"intercept"``, and
+        ``"slope_10"`` and ``"slope_30"`` (of at most so many atoms); a slope is NaN where all crystals have one size.
     """
     atoms = counts["atoms"]
     fits = {}
     for name, count in counts.items():
         if name != "atoms":
             slope, intercept = _line(atoms, count)
-            small = atoms <= 10
             fits[name] = {
                 "per_atom": float(count.sum() / atoms.sum()),
                 "slope": slope,
                 "intercept": intercept,
-                "slope_small": _line(atoms[small], count[small])[0],
+                "slope_10": _line(atoms[atoms <= 10], count[atoms <= 10])[0],
+                "slope_30": _line(atoms[atoms <= 30], count[atoms <= 30])[0],
             }
     return fits
 
@@ -108,14 +108,15 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def format_fits(fits: dict[str, dict[str, float]]) -> str:
     """Lay the fits out as a Markdown table, with the supplement's slopes beside them."""
     lines = [
-        "| edges | per atom | fit over all sizes | slope for N <= 10 | supplement (JARVIS) |",
-        "|---|---|---|---|---|",
+        "| edges | per atom | fit over all sizes | slope for N <= 30 | for N <= 10 | supplement (JARVIS) |",
+        "|---|---|---|---|---|---|",
     ]
     for name, fit in fits.items():
         published = PUBLISHED.get(name.split()[0])
         beside = "" if published is None else f"{published:g} N"
         line = f"{fit['slope']:.2f} N {fit['intercept']:+.0f}"
-        lines.append(f"| {name} | {fit['per_atom']:.2f} | {line} | {fit['slope_small']:.2f} | {beside} |")
+        small = f"{fit['slope_30']:.2f} N | {fit['slope_10']:.2f} N"
+        lines.append(f"| {name} | {fit['per_atom']:.2f} | {line} | {small} | {beside} |")
     return "\n".join(lines)
 
 

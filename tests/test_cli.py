@@ -79,6 +79,14 @@ def test_train_on_a_named_data_set(tmp_path) -> None:
     ("extra", "message"),
     [
         (["--data", "nowhere.jsonl"], "no data file 'nowhere.jsonl'"),
+        (
+            ["--optimizer", "torch.optim.Lion"],
+            "cannot import the optimizer 'torch.optim.Lion' .*; install it",
+        ),
+        (["--optimizer", "torch.nn.Linear"], "'torch.nn.Linear' is no torch.optim.Optimizer"),
+        (["--optimizer", "torch.optim.SparseAdam"], "'torch.optim.SparseAdam' cannot train here: .*dense gradients"),
+        (["--optimizer", "torch.optim.RAdam", "--option", "beta=3"], "has no option 'beta'; choose one of: lr, betas"),
+        (["--optimizer", "torch.optim.RAdam", "--option", "betas=3"], "refuses its options {'betas': 3}"),
         (["--optimizer", "lion"], "unknown optimizer 'lion'; choose one of: adam-onecycle, adamw-schedulefree"),
         (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
         (["--set", "fusion=max"], "unknown fusion 'max'"),

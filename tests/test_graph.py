@@ -99,7 +99,7 @@ def test_oxidation_states_are_read_as_elements() -> None:
 
 
 def test_edges_per_atom_on_real_crystals(shared_data) -> None:
-    # Small cells of Materials Project; benchmarks/edges.py has the whole picture beside the supplement's Fig. 3.
+    # Small cells of Materials Project; docs/edges.md has the whole picture beside the supplement's Fig. 3.
     records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
     graphs = [build_graph(record.atoms, 5.0, 15.0) for record in records]
     atoms = np.array([len(graph) for graph in graphs])

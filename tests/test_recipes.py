@@ -231,7 +231,10 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_same_weights(data, tmp_path, op
 def test_only_some_things_may_change_beside_resume(data, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     small = ["--set", "dim=8", "--set", "num_layers=1", "--set", "cell_cutoff=6.0", "--batch-size", "12"]
-    assert cli.main(["train", "--data", str(data), "--target", "e", "--out", str(run), "--epochs", "1", *small]) == 0
+    cached = ["--cache", str(tmp_path / "cache")]
+    begin = ["train", "--data", str(data), "--target", "e", "--out", str(run), "--epochs", "1", *small, *cached]
+    assert cli.main(begin) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # one for each part
     for arguments, message in (
         (
             ["--resume", str(run), "--lr", "0.1"],

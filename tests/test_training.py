@@ -22,8 +22,10 @@ from prism_plugin import PRISM, batch_graphs, build_graph
 from prism_plugin.data import GraphDataset, Record, make_loader, read_records, rotate_batch, split_records
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.data.emt_alloys import METALS, emt_alloys
+from prism_plugin.encoders import EdgeEncoder
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, train
+from prism_plugin.training import module as module_of_training
 from prism_plugin.training.plots import read_log
 from tests.conftest import crystal_zoo, small_model
 
@@ -233,6 +235,63 @@ def test_a_rotated_batch_is_the_batch_of_rotated_crystals() -> None:
         expected = build_graph(turned)
         torch.testing.assert_close(graph.positions, expected.positions)
         torch.testing.assert_close(graph.edge_vector.sort(0).values, expected.edge_vector.sort(0).values)
+
+
+def test_one_rotation_reaches_the_three_sets_of_edges_with_geometry() -> None:
+    torch.manual_seed(0)
+    # A vast threshold: all pairs are similar, whatever the features of the turned crystal are.
+    model = small_model(num_layers=2, similarity_cutoff=1e6).double().eval()
+    seen: list[torch.Tensor] = []
+    encoders = [module for module in model.modules() if isinstance(module, EdgeEncoder)]
+    assert len(encoders) == 4  # atomistic, cell, similarity of two layers
+    for encoder in encoders:
+        encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    structures = [crystal_zoo()[name] for name in ("skewed", "low symmetry", "slab")]
+    structures[2].rattle(0.05, seed=0)  # no two minimum images of one length, of which either may be taken
+    batch = batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in structures])
+    rotations = random_rotations(3, torch.Generator().manual_seed(0))
+    model(batch)
+    model(rotate_batch(batch, rotations))
+    pairs = [
+        (receiver, sender)
+        for receiver, crystal in enumerate(batch.atom_crystal)
+        for sender, other in enumerate(batch.atom_crystal)
+        if receiver != sender and crystal == other
+    ]
+    similar = batch.atom_crystal[torch.tensor(pairs)[:, 0]]
+    crystals = [batch.atom_crystal[batch.edge_index[0]], batch.cell_crystal, similar, similar]
+    for before, after, crystal in zip(seen[:4], seen[4:], crystals, strict=True):
+        expected = (rotations[crystal] @ before.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(after, expected)
+
+
+def test_only_training_crystals_are_turned(parts, tmp_path, monkeypatch) -> None:
+    turned: list[tuple[str, str]] = []
+    real = module_of_training.rotate_batch
+
+    def watched(batch, rotations):
+        turned.append((stage[-1], "rotate"))
+        return real(batch, rotations)
+
+    stage = ["start"]
+    for name in ("training_step", "validation_step", "reestimate"):
+        method = getattr(PropertyTraining, name)
+
+        def staged(self, *arguments, name=name, method=method):
+            stage.append(name)
+            try:
+                return method(self, *arguments)
+            finally:
+                stage.pop()
+
+        monkeypatch.setattr(PropertyTraining, name, staged)
+    monkeypatch.setattr(module_of_training, "rotate_batch", watched)
+    train(with_settings(epochs=1), parts, tmp_path / "run", progress=False)
+    # the BatchNorm statistics are those of turned training crystals, too
+    assert {where for where, _ in turned} == {"training_step", "reestimate"}
+    turned.clear()
+    train(with_settings(epochs=1, rotate=False), parts, tmp_path / "still", progress=False)
+    assert not turned
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

@@ -136,7 +136,8 @@ def graph_store(
     folder = Path(cache) / f"graphs-{_key(records, cutoff, cell_cutoff)}"
     arrays = _opened(folder)
     if arrays is None:
-        shutil.rmtree(folder, ignore_errors=True)  # left by a full disk, or by hand
+        if folder.exists():  # damaged
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             with replaced(folder) as aside:
                 _write(aside, pieces)

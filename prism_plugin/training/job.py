@@ -122,8 +122,8 @@ class Job:
     def save(self, folder: Path) -> None:
         """Keep the values in the run folder; paths are kept as they are from everywhere."""
         kept = dict(self.values)
-        for name in ("data", "init", "splits"):
-            if name in kept and Path(kept[name]).exists():
+        for name in ("data", "init", "splits", "cache"):
+            if name in kept and (name == "cache" or Path(kept[name]).exists()):
                 kept[name] = str(Path(kept[name]).resolve())
         with replaced(folder / _CONFIG) as path:
             path.write_text(json.dumps(kept, indent=1, default=list))

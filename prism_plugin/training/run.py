@@ -34,7 +34,7 @@ from prism_plugin.data.records import fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
-from prism_plugin.optim import make_optimizer
+from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PropertyTraining, split_options
 from prism_plugin.training.plots import (
@@ -116,7 +116,16 @@ class TrainingSettings:
     def has_schedule(self) -> bool:
         """Whether the learning rate follows a schedule over the epochs; raises ValueError for a bad option."""
         options, _ = split_options(self.optimizer, self.all_options())
-        _, schedule = make_optimizer(self.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], options=options)
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        optimizer, schedule = make_optimizer(self.optimizer, [weight], options=options)
+        if self.optimizer not in OPTIMIZERS:  # a class that nobody has seen here: can it do a step at all?
+            weight.grad = torch.ones_like(weight)
+            if hasattr(optimizer, "train"):
+                optimizer.train()
+            try:
+                optimizer.step(lambda: weight.detach().sum())
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(f"the optimizer {self.optimizer!r} cannot train here: {error}") from error
         return schedule is not None
 
     def all_options(self) -> dict[str, Any]:
