@@ -6,6 +6,7 @@ Each run has a folder and is resumed or skipped when it is there, so that the co
 with a share of the runs each, two processes can work side by side.
 
     python benchmarks/ablations.py DATA runs/ablations --out docs/ablations
+    python benchmarks/ablations.py DATA runs/ablations --epochs 40 --seeds 1 --variants "without multiscale"
 """
 
 import argparse
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the table and the picture go")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
     parser.add_argument(
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run from I on"
     )
@@ -124,13 +126,13 @@ def main() -> None:
     torch.set_num_threads(1)
     parts = subset(arguments.data)
     print({name: len(records) for name, records in parts.items()}, flush=True)
-    jobs = [(name, seed) for seed in range(arguments.seeds) for name in VARIANTS]
+    jobs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.variants]
     for name, seed in jobs[arguments.share[0] :: arguments.share[1]]:
         run(parts, name, seed, arguments.epochs, arguments.folder)
     if arguments.out is None:
         return
     table: dict[str, dict[str, list[float]]] = {}
-    for name in VARIANTS:
+    for name in arguments.variants:
         folders = [run(parts, name, seed, arguments.epochs, arguments.folder) for seed in range(arguments.seeds)]
         logs = [read_columns(folder / "log", "epoch", ("val_mae",))["val_mae"] for folder in folders]
         table[name] = {

@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing
 from ase.io import write
 
+from prism_plugin import cli
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.loading import BatchSampler, EpochSampler
 from prism_plugin.experts import FeatureNorm
@@ -110,43 +111,49 @@ def test_processes_divide_the_batches_of_one(two) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw-schedulefree", "elra", "rod-flow"])
-def test_two_processes_train_like_one(tmp_path, optimizer) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "optimizer"),
+    [
+        ("lightning", "adamw-schedulefree"),
+        ("torchrun", "adamw-schedulefree"),
+        ("lightning", "elra"),
+        ("lightning", "rod-flow"),
+    ],
+)
+def test_two_processes_train_like_one(tmp_path, launcher, optimizer) -> None:
     frames = []
     for record in emt_alloys(40):
         record.atoms.info.update(e=record.target)
         frames.append(record.atoms)
     write(tmp_path / "alloys.extxyz", frames)
-    small = [
-        "--set",
-        "dim=8",
-        "--set",
-        "num_layers=2",
-        "--set",
-        "cell_cutoff=6.0",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "8",
-    ]
-    command = [sys.executable, "-m", "prism_plugin.cli", "train", "--data", str(tmp_path / "alloys.extxyz")]
-    command += ["--target", "e", "--optimizer", optimizer, *small]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    small = ["--epochs", "2", "--batch-size", "8", "--set", "dim=8", "--set", "num_layers=2"]
+    arguments = ["train", "--data", str(tmp_path / "alloys.extxyz"), "--target", "e", "--optimizer", optimizer, *small]
+    assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    start = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if launcher == "torchrun" else []
+    result = subprocess.run(
+        [
+            sys.executable,
+            *start,
+            "-m",
+            "prism_plugin.cli",
+            *arguments,
+            "--devices",
+            "2",
+            "--out",
+            str(tmp_path / "two"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
     curves, predictions = [], []
-    for devices in ("1", "2"):
-        out = tmp_path / devices
-        result = subprocess.run(
-            [*command, "--devices", devices, "--out", str(out)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=300,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        with open(out / "log" / "version_0" / "metrics.csv", newline="") as file:
+    for name in ("one", "two"):
+        with open(tmp_path / name / "log" / "version_0" / "metrics.csv", newline="") as file:
             curves.append([float(row["val_mae"]) for row in csv.DictReader(file) if row["val_mae"]])
-        with open(out / "predictions.csv", newline="") as file:
+        with open(tmp_path / name / "predictions.csv", newline="") as file:
             predictions.append([float(row["prediction"]) for row in csv.DictReader(file)])
     assert len(curves[0]) == 2
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
