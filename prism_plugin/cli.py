@@ -331,7 +331,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model = load_prism(arguments.model).to(find_device(arguments.device))
     target = arguments.target or model.target
     named = arguments.data in DATASETS
-    if arguments.part is None and arguments.splits is None and not named:
+    if all(value is None for value in (arguments.part, arguments.splits, arguments.fold)) and not named:
         parts = {"all": read_records(arguments.data, target, arguments.skip_missing)}
     else:
         names = ("fold", "splits", "skip_missing", "seed")

@@ -104,6 +104,8 @@ class PRISM(MatGLModel):
         std: float = 1.0,
     ) -> None:
         super().__init__()
+        if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
+            raise ValueError(f"element_types must be a tuple of chemical symbols, got {element_types!r}")
         element_types = tuple(chemical_symbols[1:119]) if element_types is None else tuple(element_types)
         if isinstance(experts, str) or not isinstance(experts, Iterable):
             raise ValueError(f"experts must be a tuple of names, some of {EXPERTS}, got {experts!r}")

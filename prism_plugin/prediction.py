@@ -53,7 +53,8 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Sour
     """
     for path in map(Path, paths):
         if path.is_dir():
-            yield from iterate_structures(sorted(file for file in path.iterdir() if file.is_file()))
+            files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+            yield from iterate_structures(sorted(files))
             continue
         if not path.is_file():
             yield str(path), ValueError("no such file")

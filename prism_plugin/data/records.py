@@ -132,6 +132,8 @@ def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
     """
     try:
         row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError(f"a crystal is an object with lattice, species and frac_coords, got {line.strip()[:40]!r}")
         with np.errstate(invalid="ignore"):  # what is not finite is refused by name later
             atoms = Atoms(
                 symbols=row["species"],

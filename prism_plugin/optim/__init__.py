@@ -189,7 +189,10 @@ def make_optimizer(
             return _imported(name)(list(parameters), **options), None
         except (TypeError, RuntimeError) as error:
             raise ValueError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
-    for beta in options.get("betas", ()):
+    betas = options.get("betas", (0.9, 0.999))
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, got {betas!r}")
+    for beta in betas:
         check_number("betas", beta, 0.0, 1.0, includes_low=True, includes_high=False)
     check_number("lr", options.get("lr", 1.0), 0.0)
     check_number("weight_decay", options.get("weight_decay", 0.0), 0.0, includes_low=True)

@@ -29,6 +29,13 @@ KEYS = (*_SETTINGS, *_OTHERS)
 # What may change when a run goes on.
 RESUMABLE = ("epochs", "device", "devices", "nodes", "cache")
 _CONFIG = "config.json"
+# Types in a config file; all others are texts.
+_KINDS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("model", "options"), (dict,)),
+    **dict.fromkeys(("rotate", "normalize", "skip_missing"), (bool,)),
+    **dict.fromkeys(("epochs", "batch_size", "seed", "devices", "nodes", "fold", "batchnorm_batches"), (int,)),
+    "lr": (int, float),
+}
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -50,14 +57,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"the config file {str(path)!r} must hold named values, got {type(values).__name__}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    for name in values:
+    for name, value in values.items():
         if name not in KEYS:
             near = difflib.get_close_matches(name, KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(KEYS)}"
             raise ValueError(f"unknown name {name!r} in the config file {str(path)!r}; {hint}")
-    for name in ("model", "options"):
-        if not isinstance(values.get(name, {}), dict):
-            raise ValueError(f"{name!r} in the config file {str(path)!r} must be a table of named values")
+        kinds = _KINDS.get(name, (str,))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(
+                {dict: "table of named values", str: "text"}.get(kind, kind.__name__) for kind in kinds
+            )
+            raise ValueError(f"{name!r} in the config file {str(path)!r} must be a {wanted}, got {value!r}")
     return values
 
 

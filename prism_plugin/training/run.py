@@ -92,7 +92,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is None and name == "batchnorm_batches":
                 continue
-            if not isinstance(value, int) or value < (name != "seed") or value > 2**31:
+            if not isinstance(value, int) or isinstance(value, bool) or not (name != "seed") <= value <= 2**31:
                 raise ValueError(f"{name} must be a whole number of at least {int(name != 'seed')}, got {value!r}")
         if self.batch_size < self.devices * self.nodes:
             raise ValueError(
@@ -123,7 +123,7 @@ class TrainingSettings:
             if hasattr(optimizer, "train"):
                 optimizer.train()
             try:
-                optimizer.step(lambda: weight.detach().sum())
+                optimizer.step(lambda: float(weight.detach().sum()))
             except (RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(f"the optimizer {self.optimizer!r} cannot train here: {error}") from error
         return schedule is not None
