@@ -64,10 +64,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"unknown name {name!r} in the config file {str(path)!r}; {hint}")
         kinds = _KINDS.get(name, (str,))
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join(
-                {dict: "table of named values", str: "text"}.get(kind, kind.__name__) for kind in kinds
-            )
-            raise ValueError(f"{name!r} in the config file {str(path)!r} must be a {wanted}, got {value!r}")
+            wanted = {dict: "a table of named values", str: "a text", bool: "true or false", int: "a number"}[kinds[0]]
+            raise ValueError(f"{name!r} in the config file {str(path)!r} must be {wanted}, got {value!r}")
     return values
 
 
