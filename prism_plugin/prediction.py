@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -206,12 +207,18 @@ def _in_order(
     threads = max(1, torch.get_num_threads() // len(places))
     with ProcessPoolExecutor(len(places), context, _start, (queue, str(name), threads)) as pool:
         ahead: deque[Future[list[_Row]]] = deque()
-        for chunk in chunks:
-            ahead.append(pool.submit(_predict, chunk))
-            if len(ahead) > 2 * len(places):
+        try:
+            for chunk in chunks:
+                ahead.append(pool.submit(_predict, chunk))
+                if len(ahead) > 2 * len(places):
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was killed, perhaps for want of memory; the table keeps what is done: repeat the "
+                "command with a smaller --batch-size or fewer --devices"
+            ) from error
 
 
 _worker_model: PRISM | None = None

@@ -229,6 +229,9 @@ def test_a_file_of_another_version_or_a_damaged_one_is_named(home) -> None:
     with pytest.raises(ValueError, match="crystal 'JVASP-5' of jarvis: 'Xx'"):
         load_named("jarvis", "formation_energy")
     path = home / "jarvis" / "jdft_3d-8-18-2021.json.zip"
+    path.write_bytes(zipped(**{"jdft_3d-8-18-2021.json": json.dumps([{**rows[0], "ehull": "low"}])}))
+    with pytest.raises(ValueError, match="row 'JVASP-0' of jarvis: ehull is no number: 'low'"):
+        load_named("jarvis", "e_hull")
     path.write_bytes(zipped(**{"other.json": "[]"}))
     with pytest.raises(ValueError, match=r"does not hold jdft_3d-8-18-2021\.json"):
         load_named("jarvis", "e_hull")

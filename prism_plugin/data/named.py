@@ -117,7 +117,10 @@ def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -
         value = columns[wanted.column]
         if value in (None, "na", ""):
             continue
-        number = float(value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"row {row_name!r} of {name}: {wanted.column} is no number: {value!r}") from error
         if math.isnan(number) or (wanted.log10 and number <= 0):
             continue
         try:
