@@ -1,7 +1,8 @@
 """Take the model apart: each expert removed, each open choice the other way, and training without rotations.
 
 4,000 training crystals of at most 20 atoms and all validation crystals of that size (those of optimizers.py), equal
-epochs, three seeds; the validation MAE at the end, and how much the predictions of a crystal spread when it is turned.
+epochs, three seeds; the validation MAE at the end, and how much the predictions of a crystal spread when it is turned
+(500 of them, 8 times).
 Each run has a folder and is resumed or skipped when it is there, so that the command can be interrupted and repeated;
 with a share of the runs each, two processes can work side by side.
 
@@ -54,6 +55,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 UNROTATED = "without rotation of training crystals"
 TURNS = 8
+TURNED = 500  # validation crystals
 
 
 def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root: Path) -> Path:
@@ -137,7 +139,7 @@ def main() -> None:
         logs = [read_columns(folder / "log", "epoch", ("val_mae",))["val_mae"] for folder in folders]
         table[name] = {
             "val_mae": [float(log[-1]) for log in logs],
-            "spread": [spread_over_turns(folder, parts["val"]) for folder in folders],
+            "spread": [spread_over_turns(folder, parts["val"][:TURNED]) for folder in folders],
         }
     draw(table, arguments.out / "ablations.png")
     with replaced(arguments.out / "ablations.json") as path:
