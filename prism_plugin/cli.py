@@ -95,7 +95,8 @@ def _add_train(commands: Any) -> None:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with an interrupted run; beside it only --epochs (without schedule), --device, --devices, --nodes",
+        help="go on with an interrupted run; beside it only --epochs (without schedule), --device, --devices, --nodes, "
+        "--cache",
     )
     add("--seed", type=int, help="of weights, order, rotations, and the split where none is given (default: 0)")
     add("--device", help="auto, cpu or cuda (default: auto)")
@@ -149,8 +150,8 @@ def _add_predict(commands: Any) -> None:
         "predict",
         help="predict structures of files and write a table",
         description="Predict structures: CIF, POSCAR, whatever ASE reads; .extxyz, .traj, .db, .jsonl frame by frame; "
-        "folders of these. Rows are written as they come: the same command goes on after an interruption. A bad "
-        "structure is a row with a reason.",
+        "folders of these (not their subfolders). Rows are written as they come: the same command goes on after an "
+        "interruption. A bad structure is a row with a reason.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = predict.add_argument
@@ -164,7 +165,8 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="score a model on crystals with a target",
-        description="Score a model. The folder gets predictions.csv, parity.png and elements.png.",
+        description="Score a model. The folder gets predictions.csv, parity.png and elements.png. The MAE of the mean "
+        "is that of the best constant, the mean of the scored crystals.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = evaluate.add_argument
@@ -174,7 +176,7 @@ def _add_evaluate(commands: Any) -> None:
     add("--fold", type=int, help="of a Matbench task, 0 to 4")
     add("--splits", metavar="FILE", help="JSON with the names of each part")
     add("--skip-missing", action="store_true", help="leave out rows without the target")
-    add("--seed", type=int, default=0, help="of the split, where there is none")
+    add("--seed", type=int, help="of the split, where there is none; that of the model's training if not given")
     add("--out", required=True, type=Path, help="folder of the report")
     _add_model(evaluate)
 
@@ -316,14 +318,14 @@ def _predict(arguments: argparse.Namespace) -> None:
     counts = predict_files(arguments.files, **given)
     print(
         f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed "
-        f"(column error)\ntable: {arguments.out}"
+        f"(column error; delete such rows to try again)\ntable: {arguments.out}"
     )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from prism_plugin.data import DATASETS, read_records
     from prism_plugin.devices import find_device
-    from prism_plugin.pretrained import load_prism
+    from prism_plugin.pretrained import load_prism, saved_metadata
     from prism_plugin.training import evaluate
     from prism_plugin.training.job import load_parts
     from prism_plugin.training.report import format_scores
@@ -334,13 +336,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if all(value is None for value in (arguments.part, arguments.splits, arguments.fold)) and not named:
         parts = {"all": read_records(arguments.data, target, arguments.skip_missing)}
     else:
-        names = ("fold", "splits", "skip_missing", "seed")
-        divided = load_parts(arguments.data, target, **{name: getattr(arguments, name) for name in names})
+        seed = arguments.seed
+        if seed is None:  # then crystals that the model was trained on are not in its test part
+            seed = saved_metadata(arguments.model).get("settings", {}).get("seed", 0)
+        names = ("fold", "splits", "skip_missing")
+        divided = load_parts(arguments.data, target, seed=seed, **{name: getattr(arguments, name) for name in names})
         part = arguments.part or "test"
         if part not in divided:
             raise ValueError(f"no part {part!r}; choose one of: {', '.join(divided)}")
         parts = {part: divided[part]}
     scores = evaluate(model, parts, arguments.out, arguments.batch_size)
+    if target != model.target:
+        print(f"the model's {model.target} against {target!r} of the data: are they the same?")
     print(format_scores(scores, model.target, model.unit))
     print(f"predictions, plots: {arguments.out}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +13,7 @@ from prism_plugin import __version__, pretrained
 from prism_plugin.data import DATASETS
 from prism_plugin.data.download import cache_home
 from prism_plugin.optim import OPTIMIZERS
-from prism_plugin.pretrained import available_models, load_prism
+from prism_plugin.pretrained import available_models, load_prism, saved_metadata
 
 __all__ = ["describe_installation", "describe_model"]
 
@@ -31,7 +30,7 @@ def describe_model(name: str | Path) -> str:
     model = load_prism(name)
     folder = Path(pretrained.__file__).parent / str(name) if str(name) in available_models() else Path(name)
     card = folder / "README.md"
-    kept = json.loads((folder / "model.json").read_text()).get("metadata") or {}
+    kept = saved_metadata(name)
     arguments = model._init_args
     sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
     lines = [

@@ -128,7 +128,8 @@ def predict_files(
         progress: whether there is a progress bar.
 
     Returns:
-        How many were ``"predicted"``, ``"kept"`` and ``"failed"`` (both with a reason in the table).
+        How many were ``"predicted"``, ``"kept"`` from before, and ``"failed"`` (now or before; the reason is in the
+        table, and its row is deleted to try again).
 
     Raises:
         FileNotFoundError: if there is no such model.
@@ -147,7 +148,7 @@ def predict_files(
     def new() -> Iterator[tuple[str, _Source]]:
         for name, source in iterate_structures(paths):
             if name in done:
-                counts["kept"] += 1
+                counts["failed" if done[name] else "kept"] += 1
             else:
                 yield name, source
 
@@ -168,8 +169,8 @@ def predict_files(
     return counts
 
 
-def _open_table(out: Path, model: PRISM) -> set[str]:
-    """Make the table with its header, or check the one that is there; give the names it has."""
+def _open_table(out: Path, model: PRISM) -> dict[str, str]:
+    """Make the table with its header, or check the one that is there; give the names it has, with their errors."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -181,14 +182,14 @@ def _open_table(out: Path, model: PRISM) -> set[str]:
             path.write_text(json.dumps(about, indent=1))
         with replaced(out) as path, open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(header)
-        return set()
+        return {}
     if not beside.exists() or json.loads(beside.read_text()) != about:
         raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
     with open(out, "rb+") as binary:  # what was written last may have no end
         text = binary.read()
         binary.truncate(text.rfind(b"\n") + 1)
     with open(out, newline="", encoding="utf-8") as file:
-        return {row[0] for row in islice(csv.reader(file), 1, None)}
+        return {row[0]: row[4] for row in islice(csv.reader(file), 1, None)}
 
 
 def _in_order(

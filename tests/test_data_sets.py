@@ -248,8 +248,8 @@ def test_names_of_sets_targets_and_folds_are_checked() -> None:
     for arguments, message in (
         (("jarvis2", "e_hull"), "no data set 'jarvis2'; choose one of: emt-alloys, jarvis"),
         (("jarvis", "gap"), "no target 'gap' there; choose one of: formation_energy"),
-        (("matbench_jdft2d", "exfoliation_energy"), "has 5 folds, 0 to 4; fold is None"),
-        (("matbench_jdft2d", "exfoliation_energy", 5), "has 5 folds, 0 to 4; fold is 5"),
+        (("matbench_jdft2d", "exfoliation_energy"), r"has 5 folds, 0 to 4 \(--fold\); fold is None"),
+        (("matbench_jdft2d", "exfoliation_energy", 5), r"has 5 folds, 0 to 4 \(--fold\); fold is 5"),
         (("emt-alloys", "formation_energy", 1), "has one split and no folds"),
     ):
         with pytest.raises(ValueError, match=message):

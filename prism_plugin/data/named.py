@@ -106,7 +106,7 @@ def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -
     data = DATASETS[name]
     data.unit(target)
     if data.folds and fold not in range(FOLDS):
-        raise ValueError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1}; fold is {fold}")
+        raise ValueError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1} (--fold); fold is {fold}")
     if not data.folds and fold is not None:
         raise ValueError(f"{name} has one split and no folds, but fold is {fold}")
     wanted = data.targets[target]

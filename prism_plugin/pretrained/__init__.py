@@ -10,7 +10,7 @@ import matgl
 
 from prism_plugin.model import PRISM
 
-__all__ = ["DEFAULT_MODEL", "available_models", "load_prism"]
+__all__ = ["DEFAULT_MODEL", "available_models", "load_prism", "saved_metadata"]
 
 DEFAULT_MODEL = "prism-mp2018-eform"
 _HERE = Path(__file__).parent
@@ -55,6 +55,16 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
         raise ValueError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
     loaded.eval()
     return loaded
+
+
+def saved_metadata(model: str | Path) -> dict[str, Any]:
+    """What was saved beside a model: of a run of :func:`~prism_plugin.training.train` its settings and scores.
+
+    Args:
+        model: name of a model that ships with the package, or the folder of a saved one; it must be there.
+    """
+    folder = _HERE / str(model) if str(model) in available_models() else Path(model)
+    return json.loads((folder / "model.json").read_text()).get("metadata") or {}
 
 
 def _saved_class(folder: Path) -> Any:
