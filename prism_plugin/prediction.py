@@ -68,7 +68,7 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Sour
         try:
             for number, source in enumerate(_frames(path, suffix), start=1):
                 yield f"{path}#{number}", source
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             yield f"{path}#{number + 1}", ValueError(f"{error}; the rest of this file was not read")
 
 
@@ -185,8 +185,12 @@ def _open_table(out: Path, model: PRISM) -> dict[str, str]:
         return {}
     if not beside.exists() or json.loads(beside.read_text()) != about:
         raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
-    with open(out, "rb+") as binary:  # what was written last may have no end
+    with open(out, "rb+") as binary:
         text = binary.read()
+        first = next(csv.reader(text.decode("utf-8", "replace").splitlines()), None)
+        if first != list(header):
+            raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
+        # What was written last may have no end.
         binary.truncate(text.rfind(b"\n") + 1)
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[4] for row in islice(csv.reader(file), 1, None)}
@@ -251,11 +255,11 @@ def _predict(chunk: Sequence[tuple[str, _Source]], model: PRISM | None = None) -
             graphs.append(graph)
             formulas.append(atoms.get_chemical_formula(mode="metal", empirical=True))
             reasons.append("")
-    answers = iter(zip(graphs, model.predict_graphs(graphs).tolist(), strict=True))
+    answers = iter(zip(graphs, model.predict_graphs(graphs, len(chunk)).tolist(), strict=True))
     rows = []
     for (name, _), formula, reason in zip(chunk, formulas, reasons, strict=True):
         if reason:
-            rows.append((name, "", "", "", " ".join(reason.split())))
+            rows.append((name, "", "", "", " ".join(reason[:500].split())))
         else:
             graph, value = next(answers)
             rows.append((name, formula, str(len(graph)), f"{value:.8g}", ""))

@@ -311,6 +311,13 @@ def test_matbench_folds_are_those_of_the_benchmark() -> None:
         np.testing.assert_array_equal(ours[1], theirs[1])
 
 
+def test_the_folds_of_a_classification_are_stratified(home, monkeypatch) -> None:
+    values = [number % 5 == 0 for number in range(50)]
+    put_matbench(home, monkeypatch, "mp_is_metal", ["structure", "is_metal"], values, "index columns data")
+    for fold in range(5):
+        assert sum(record.target for record in load_named("matbench_mp_is_metal", "is_metal", fold)["test"]) == 2
+
+
 def test_a_matbench_file_with_another_hash_is_refused(home, monkeypatch) -> None:
     put_matbench(home, monkeypatch, "phonons", ["structure", "last phdos peak"], [1.0] * 12, "index columns data")
     path = home / "matminer" / "matbench_phonons.json.gz"

@@ -126,7 +126,7 @@ def test_two_processes_train_like_one(tmp_path, launcher, optimizer) -> None:
         record.atoms.info.update(e=record.target)
         frames.append(record.atoms)
     write(tmp_path / "alloys.extxyz", frames)
-    small = ["--epochs", "2", "--batch-size", "8", "--set", "dim=8", "--set", "num_layers=2"]
+    small = ["--epochs", "2", "--batch-size", "5", "--set", "dim=8", "--set", "num_layers=2"]
     arguments = ["train", "--data", str(tmp_path / "alloys.extxyz"), "--target", "e", "--optimizer", optimizer, *small]
     assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     start = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if launcher == "torchrun" else []
@@ -152,10 +152,11 @@ def test_two_processes_train_like_one(tmp_path, launcher, optimizer) -> None:
     curves, predictions = [], []
     for name in ("one", "two"):
         with open(tmp_path / name / "log" / "version_0" / "metrics.csv", newline="") as file:
-            curves.append([float(row["val_mae"]) for row in csv.DictReader(file) if row["val_mae"]])
+            rows = list(csv.DictReader(file))
+            curves.append([float(row[key]) for key in ("val_mae", "train_mae") for row in rows if row[key]])
         with open(tmp_path / name / "predictions.csv", newline="") as file:
             predictions.append([float(row["prediction"]) for row in csv.DictReader(file)])
-    assert len(curves[0]) == 2
+    assert len(curves[0]) == 4
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert predictions[0] == pytest.approx(predictions[1], abs=1e-4)
 

@@ -40,6 +40,7 @@ def files(tmp_path):
         {"lattice": [[3, 0, 0], [0, 3, 0], [0, 0, 3]], "species": ["Rn"], "frac_coords": [[0, 0, 0]]},
     ]
     (folder / "e.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    (folder / "g.jsonl.gz").write_text("not compressed")
     (folder / "f.extxyz").write_text((folder / "d.extxyz").read_text() + "what is this\n")
     return folder
 
@@ -53,7 +54,7 @@ def test_every_structure_has_a_row_and_a_bad_one_a_reason(files, tmp_path) -> No
     out = tmp_path / "table.csv"
     counts = predict_files([files, tmp_path / "nowhere.cif"], "prism-mp2018-eform", out, progress=False, batch_size=3)
     rows = read(out)
-    assert counts == {"predicted": 6, "kept": 0, "failed": 6}
+    assert counts == {"predicted": 6, "kept": 0, "failed": 7}
     assert list(rows[0]) == ["name", "formula", "atoms", "formation_energy (eV/atom)", "error"]
     assert [row["formula"] for row in rows if not row["error"]] == ["NaCl", "MgO", "Cu", "Al", "Si", "Fe"]
     model = load_prism()
@@ -66,6 +67,7 @@ def test_every_structure_has_a_row_and_a_bad_one_a_reason(files, tmp_path) -> No
         "e.jsonl#3": "'frac_coords' is neither a key of the row nor an element",
         "e.jsonl#4": "unknown element Rn",
         "f.extxyz#1": "the rest of this file was not read",
+        "g.jsonl.gz#1": "Not a gzipped file",
         str(tmp_path / "nowhere.cif"): "no such file",
     }.items():
         assert reason in reasons.pop(name)
@@ -98,6 +100,10 @@ def test_a_table_knows_its_model(files, tmp_path, capsys) -> None:
     precious = tmp_path / "precious.csv"
     precious.write_text("mine\n")
     assert cli.main(["predict", str(files / "a.cif"), "--out", str(precious)]) == 2
+    assert precious.read_text() == "mine\n"
+    precious.with_name("precious.csv.model.json").write_text(out.with_name("t.csv.model.json").read_text())
+    model = ["--model", str(tmp_path / "model")]
+    assert cli.main(["predict", str(files / "a.cif"), "--out", str(precious), *model]) == 2
     assert precious.read_text() == "mine\n"
     for wrong, message in (
         (["--devices", "0"], "must be at least 1"),
@@ -167,6 +173,7 @@ def test_evaluate_scores_a_file_or_a_part(tmp_path, capsys) -> None:
     assert cli.main(["train", "--data", str(tmp_path / "alloys.extxyz"), "--target", "e", *sizes]) == 0
     own = ["evaluate", "--model", str(tmp_path / "run" / "model"), "--data", str(tmp_path / "alloys.extxyz")]
     assert cli.main([*own, "--part", "test", "--out", str(tmp_path / "own")]) == 0
+    assert cli.main([*own, "--out", str(tmp_path / "run")]) == 2  # the run's own predictions stay
     trained = {row["name"]: row["split"] for row in read(tmp_path / "run" / "predictions.csv")}
     assert {trained[row["name"]] for row in read(tmp_path / "own" / "predictions.csv")} == {"test"}
     assert cli.main([*command, "--part", "dev", "--out", str(tmp_path / "dev")]) == 2

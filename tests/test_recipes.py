@@ -217,6 +217,8 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_same_weights(data, tmp_path, op
         "--set",
         "num_layers=2",
         "--set",
+        "dropout=0.5",
+        "--set",
         "cell_cutoff=6.0",
     ]
     command = ["train", "--data", str(data), "--target", "e", "--optimizer", optimizer, *small]
@@ -257,3 +259,14 @@ def test_only_some_things_may_change_beside_resume(data, tmp_path, capsys) -> No
     again = tmp_path / "again"
     assert cli.main(["train", "--config", str(run / "config.json"), "--epochs", "2", "--out", str(again)]) == 0
     assert (again / "predictions.csv").read_text() == (run / "predictions.csv").read_text()
+
+
+def test_a_folder_named_like_a_data_set_does_not_hide_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--set", "dim=8", "--set", "num_layers=1", "--set", "cell_cutoff=5.0", "--epochs", "1"]
+    command = ["train", "--data", "emt-alloys", "--preset", "jarvis/formation_energy", "--optimizer", "muon", *small]
+    assert cli.main([*command, "--out", "emt-alloys"]) == 0
+    # the preset's options were those of another optimizer: they do not come back
+    assert cli.main(["train", "--resume", "emt-alloys"]) == 0
+    monkeypatch.setenv("SLURM_PROCID", "1")  # one process of one, wherever it was started
+    assert cli.main([*command, "--out", "emt-alloys"]) == 2

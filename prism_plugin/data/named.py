@@ -151,18 +151,28 @@ def published_split(records: list[Record], val: float, test: float) -> dict[str,
     return {part: [records[index] for index in order[start:end]] for part, (start, end) in bounds.items()}
 
 
-def matbench_folds(size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Indices (training, test) of Matbench's five folds over a data set's order."""
-    from sklearn.model_selection import KFold
+def matbench_folds(size: int, classes: Sequence[float] | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices (training, test) of Matbench's five folds over a data set's order.
 
-    return list(KFold(FOLDS, shuffle=True, random_state=MATBENCH_SEED).split(np.arange(size)))
+    Args:
+        size: number of crystals.
+        classes: their classes, in a task of classification: its folds are stratified.
+    """
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    kind = KFold if classes is None else StratifiedKFold
+    folds = kind(FOLDS, shuffle=True, random_state=MATBENCH_SEED)
+    return list(folds.split(np.arange(size), classes))
 
 
-def _matbench_split(records: list[Record], fold: int, seed: int) -> dict[str, list[Record]]:
+def _matbench_split(
+    records: list[Record], fold: int, seed: int, classification: bool = False
+) -> dict[str, list[Record]]:
     """An official fold; a tenth of its training part, drawn by the seed, is for validation."""
     if len(records) < 2 * FOLDS:
         raise ValueError(f"{len(records)} crystals are too few for {FOLDS} folds")
-    train, test = matbench_folds(len(records))[fold]
+    classes = [record.target for record in records] if classification else None
+    train, test = matbench_folds(len(records), classes)[fold]
     shuffled = np.random.default_rng(seed).permutation(train)
     count = max(1, len(train) // 10)
     parts = {"train": np.sort(shuffled[count:]), "val": np.sort(shuffled[:count]), "test": test}
@@ -399,7 +409,7 @@ DATASETS: dict[str, NamedData] = {
         "Matbench v0.1, five official folds",
         {target: Target(column, unit)},
         partial(_matbench_rows, f"matbench_{task}"),
-        _matbench_split,
+        partial(_matbench_split, classification=task == "mp_is_metal"),
         folds=True,
     )
     for task, (target, column, unit) in _MATBENCH.items()

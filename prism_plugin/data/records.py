@@ -82,8 +82,8 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
             return _gather(readers[suffix](file, path, target), path, target, skip_missing)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+    except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read, is truncated or damaged ({error}); fetch it again") from error
 
 
 def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -> list[Record]:
@@ -145,7 +145,7 @@ def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
         raise ValueError(
             f"{error} is neither a key of the row nor an element; needed are lattice, species and frac_coords"
         ) from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from error
     return atoms, row
 

@@ -196,4 +196,7 @@ def make_optimizer(
         check_number("betas", beta, 0.0, 1.0, includes_low=True, includes_high=False)
     check_number("lr", options.get("lr", 1.0), 0.0)
     check_number("weight_decay", options.get("weight_decay", 0.0), 0.0, includes_low=True)
-    return OPTIMIZERS[name](list(parameters), steps, **options)
+    try:
+        return OPTIMIZERS[name](list(parameters), steps, **options)
+    except TypeError as error:
+        raise ValueError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error

@@ -18,6 +18,7 @@ from prism_plugin.data import Record, assign_splits, read_records, split_records
 from prism_plugin.data.download import cache_home
 from prism_plugin.data.named import DATASETS, load_named
 from prism_plugin.files import replaced
+from prism_plugin.pretrained import available_models
 from prism_plugin.recipes import presets
 from prism_plugin.training.run import TrainingSettings
 
@@ -130,8 +131,9 @@ class Job:
     def save(self, folder: Path) -> None:
         """Keep the values in the run folder; paths are kept as they are from everywhere."""
         kept = dict(self.values)
+        names = {*DATASETS, *available_models()}
         for name in ("data", "init", "splits", "cache"):
-            if name in kept and (name == "cache" or Path(kept[name]).exists()):
+            if name in kept and kept[name] not in names and (name == "cache" or Path(kept[name]).exists()):
                 kept[name] = str(Path(kept[name]).resolve())
         with replaced(folder / _CONFIG) as path:
             path.write_text(json.dumps(kept, indent=1, default=list))
@@ -156,7 +158,10 @@ class Job:
                 f"a run goes on with its own {', '.join(fixed)}; beside --resume only these may change: "
                 f"{', '.join(RESUMABLE)}"
             )
-        return Job.make({**read_config(folder / _CONFIG), **changes})
+        values = read_config(folder / _CONFIG)
+        preset = {"preset": values.pop("preset")} if "preset" in values else {}  # its values are among the others
+        job = Job.make({**values, **changes})
+        return replace(job, values={**job.values, **preset})
 
 
 def load_parts(

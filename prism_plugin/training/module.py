@@ -113,12 +113,13 @@ class PropertyTraining(L.LightningModule):
         crystals, targets = batch
         prediction = self.model(self._rotated(crystals, self.current_epoch, batch_idx))
         loss = functional.l1_loss(prediction, targets.to(prediction))
+        shown = loss.detach()
         processes = rank_and_size()[1]
         if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
             loss = loss * (len(crystals) * processes / self._total(len(crystals)))
         if torch.isfinite(loss):
-            shown: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
-            self.log("train_mae", loss.detach(), batch_size=len(crystals), **shown)
+            how: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
+            self.log("train_mae", shown, batch_size=len(crystals), **how)
         elif self.optimizer_name != "elra":  # ELRA goes back by itself
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
@@ -150,7 +151,8 @@ class PropertyTraining(L.LightningModule):
             reestimate_batchnorm(self.model, self._batchnorm_batches())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Updates happen at y."""
+        """Updates happen at y; what the model draws (dropout) is the same in a resumed run."""
+        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, rank_and_size()[0])) % 2**63)
         switch_mode(self.trainer, "train")
 
     def on_validation_start(self) -> None:

@@ -88,8 +88,12 @@ def evaluate(
         MAE, RMSE, MAE of the part's own mean, and number of crystals of each part.
 
     Raises:
-        ValueError: if a crystal is bad or has an element that the model does not know, or there is none.
+        ValueError: if the folder is that of a run, a crystal is bad or has an element that the model does not know, or
+            there is none.
     """
+    folder = Path(folder)
+    if (folder / "settings.json").exists() or (folder / "checkpoints").exists():
+        raise ValueError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
     datasets = {}
     for name, records in parts.items():
         for record in records:
@@ -100,7 +104,7 @@ def evaluate(
             datasets[name] = GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress, cache)
     if not datasets:
         raise ValueError("there is no crystal to evaluate")
-    return write_report(model, datasets, Path(folder), batch_size, progress)
+    return write_report(model, datasets, folder, batch_size, progress)
 
 
 def format_scores(scores: Scores, target: str, unit: str) -> str:

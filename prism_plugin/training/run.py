@@ -171,21 +171,23 @@ def train(
     described = {**asdict(settings), "data": fingerprint(parts)}
     # A schedule is stretched over the epochs; without one, more epochs are only more.
     free = {"device", "devices", "nodes"} | (set() if settings.has_schedule() else {"epochs"})
-    if not _launched():  # else the first process has looked, and begun to write
+    if not _launched(settings):  # else the first process has looked, and begun to write
         _check_folder(folder, described, resume, free)
     torch.manual_seed(settings.seed)
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
-    if len(parts["val"]) < settings.devices * settings.nodes:
-        raise ValueError(
-            f"{len(parts['val'])} validation crystals are too few for {settings.devices * settings.nodes} devices"
-        )
+    for name in ("train", "val"):
+        if len(parts[name]) < settings.devices * settings.nodes:
+            raise ValueError(
+                f"{len(parts[name])} crystals of the {name} part are too few for "
+                f"{settings.devices * settings.nodes} devices"
+            )
     datasets = {
-        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress and not _launched(), cache)
+        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress and not _launched(settings), cache)
         for name, records in parts.items()
         if records
     }
-    if not _launched():
+    if not _launched(settings):
         with replaced(folder / "settings.json") as path:
             path.write_text(json.dumps(described, indent=1, default=list))
         if on_start is not None:
@@ -241,7 +243,7 @@ def train(
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
     best = torch.load(place / "best.ckpt", map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    model.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
+    module.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
     module.batchnorm_batches = None
     module.reestimate()
     if not trainer.is_global_zero:
@@ -249,8 +251,10 @@ def train(
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
 
 
-def _launched() -> bool:
+def _launched(settings: TrainingSettings) -> bool:
     """Whether this is another than the first of several processes (of Lightning, torchrun or SLURM)."""
+    if settings.devices * settings.nodes == 1:
+        return False
     return any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
