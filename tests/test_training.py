@@ -536,7 +536,7 @@ def test_mlearn_energies_are_read(shared_data) -> None:
         ({k: v for k, v in ROW.items() if k != "lattice"}, r"line 2: 'lattice' is neither"),
         ({**ROW, "lattice": [[1, 0], [0, 1]]}, r"line 2: cannot reshape"),
         ({**ROW, "frac_coords": [["x", 0, 0]]}, r"line 2: could not convert"),
-        ("[1, 2]", r"line 2: list indices"),
+        ("[1, 2]", r"line 2: a crystal is an object with lattice"),
         ({**ROW, "frac_coords": [[float("inf"), 0, 0]]}, r"line 2: the position of atom 0 is not finite"),
         ({**ROW, "e": 10**400}, r"line 2: the target 'e' is no number"),
         ({**ROW, "e": "much"}, r"line 2: the target 'e' is no number: 'much'"),
