@@ -10,7 +10,6 @@ with a share of the runs each, two processes can work side by side.
     python benchmarks/ablations.py DATA runs/ablations --epochs 40 --seeds 1 --variants "without multiscale"
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from optimizers import subset
+from optimizers import make_parser, subset
 
 from prism_plugin.batch import batch_graphs
 from prism_plugin.data import GraphDataset, Record, rotate_batch
@@ -114,16 +113,8 @@ def draw(table: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("folder", type=Path, help="where the runs go")
-    parser.add_argument("--out", type=Path, help="where the table and the picture go")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = make_parser(__doc__, epochs=12)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
-    parser.add_argument(
-        "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run from I on"
-    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts = subset(arguments.data)

@@ -16,6 +16,7 @@ import torch
 from prism_plugin import pretrained
 from prism_plugin.data import read_records, split_records
 from prism_plugin.data.augmentation import random_rotations
+from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
 from prism_plugin.training.plots import plot_learning_curve, plot_parity, read_log
 
@@ -84,7 +85,7 @@ if arguments.install:
     for stage, name in (("small", "learning_curve_small.png"), ("all", "learning_curve.png")):
         plot_learning_curve(arguments.install / stage / "log", model.unit, scores["mean_predictor_mae"], DOCS / name)
     small = json.loads((arguments.install / "small" / "settings.json").read_text())
-    elements = sorted({symbol for record in parts["train"] for symbol in record.atoms.symbols})
+    elements = elements_of(parts["train"])
     seen = dict.fromkeys(elements, 0)
     for record in parts["train"]:
         for symbol in set(record.atoms.symbols):

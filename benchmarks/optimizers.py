@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from prism_plugin.data import Record, read_records, split_records
+from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns
@@ -93,7 +94,7 @@ def subset(path: Path) -> dict[str, list[Record]]:
     small = {name: [record for record in records if len(record.atoms) <= 20] for name, records in parts.items()}
     order = np.random.default_rng(0).permutation(len(small["train"]))[:4000]
     train_part = [small["train"][index] for index in sorted(order)]
-    known = {symbol for record in train_part for symbol in record.atoms.symbols}
+    known = set(elements_of(train_part))
     return {"train": train_part, "val": [r for r in small["val"] if known.issuperset(r.atoms.symbols)]}
 
 
@@ -148,17 +149,23 @@ def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
         figure.savefig(aside, dpi=130)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str, epochs: int) -> argparse.ArgumentParser:
+    """Arguments of a benchmark that is many runs on the subset."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path, help="where the runs go")
     parser.add_argument("--out", type=Path, help="where the table and the picture go")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scan", choices=sorted(SCAN), help="learning rates or settings of one optimizer at seed 0")
     parser.add_argument(
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run from I on"
     )
+    return parser
+
+
+def main() -> None:
+    parser = make_parser(__doc__, epochs=20)
+    parser.add_argument("--scan", choices=sorted(SCAN), help="learning rates or settings of one optimizer at seed 0")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts = subset(arguments.data)

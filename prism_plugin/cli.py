@@ -79,13 +79,7 @@ def _add_train(commands: Any) -> None:
     )
     add("--target", help="what to predict: its key in the data")
     add("--unit", help="its unit; with eV/atom the model can be an ASE energy; a data set knows its own")
-    add("--fold", type=int, help="of a Matbench task, 0 to 4")
-    add(
-        "--splits",
-        metavar="FILE",
-        help='JSON with the names of each part: {"train": [...], "val": [...], "test": [...]}',
-    )
-    add("--skip-missing", action="store_true", help="leave out rows without the target")
+    _add_parts(what)
     add("--init", metavar="MODEL", help="start from the weights of this model: a folder, or the name of a shipped one")
     run = train.add_argument_group("the run")
     add = run.add_argument
@@ -173,9 +167,7 @@ def _add_evaluate(commands: Any) -> None:
     add("--data", required=True, help="file, folder or data set, as for prism train")
     add("--target", help="key of the target; the model's own if not given")
     add("--part", help="train, val or test; all crystals of a file, and test of a data set, if not given")
-    add("--fold", type=int, help="of a Matbench task, 0 to 4")
-    add("--splits", metavar="FILE", help="JSON with the names of each part")
-    add("--skip-missing", action="store_true", help="leave out rows without the target")
+    _add_parts(evaluate)
     add("--seed", type=int, help="of the split, where there is none; that of the model's training if not given")
     add("--out", required=True, type=Path, help="folder of the report")
     _add_model(evaluate)
@@ -206,6 +198,18 @@ def _add_info(commands: Any) -> None:
         description="With a model: its target, sizes, elements, scores. Without: versions, devices, data sets, models.",
     )
     info.add_argument("model", nargs="?", help="folder of a model, or the name of a shipped one")
+
+
+def _add_parts(parser: Any) -> None:
+    """Which rows of the data are taken, and for what."""
+    add = parser.add_argument
+    add("--fold", type=int, help="of a Matbench task, 0 to 4")
+    add(
+        "--splits",
+        metavar="FILE",
+        help='JSON with the names of each part: {"train": [...], "val": [...], "test": [...]}',
+    )
+    add("--skip-missing", action="store_true", help="leave out rows without the target")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from prism_plugin import __version__, pretrained
+from prism_plugin import __version__
 from prism_plugin.data import DATASETS
 from prism_plugin.data.download import cache_home
 from prism_plugin.optim import OPTIMIZERS
-from prism_plugin.pretrained import available_models, load_prism, saved_metadata
+from prism_plugin.pretrained import available_models, load_prism, model_folder, saved_metadata
 
 __all__ = ["describe_installation", "describe_model"]
 
@@ -28,8 +28,7 @@ def describe_model(name: str | Path) -> str:
         ValueError: if it is damaged.
     """
     model = load_prism(name)
-    folder = Path(pretrained.__file__).parent / str(name) if str(name) in available_models() else Path(name)
-    card = folder / "README.md"
+    card = model_folder(name) / "README.md"
     kept = saved_metadata(name)
     arguments = model._init_args
     sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")

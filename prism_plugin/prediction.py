@@ -26,7 +26,7 @@ from ase import Atoms
 from ase.io import iread
 from tqdm import tqdm
 
-from prism_plugin.data.records import OPENERS, parse_jsonl, read_structure_file
+from prism_plugin.data.records import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.graph import CrystalGraph, build_graph
@@ -60,7 +60,7 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Sour
         if not path.is_file():
             yield str(path), ValueError("no such file")
             continue
-        suffix = path.suffix if path.suffix not in OPENERS else Path(path.stem).suffix
+        suffix = uncompressed_suffix(path)
         if suffix not in _FRAMES:
             yield str(path), path
             continue
@@ -183,17 +183,17 @@ def _open_table(out: Path, model: PRISM) -> dict[str, str]:
         with replaced(out) as path, open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(header)
         return {}
-    if not beside.exists() or json.loads(beside.read_text()) != about:
+    if not beside.exists() or json.loads(beside.read_text()) != about or _first_row(out) != list(header):
         raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
-    with open(out, "rb+") as binary:
-        text = binary.read()
-        first = next(csv.reader(text.decode("utf-8", "replace").splitlines()), None)
-        if first != list(header):
-            raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
-        # What was written last may have no end.
-        binary.truncate(text.rfind(b"\n") + 1)
+    with open(out, "rb+") as binary:  # what was written last may have no end
+        binary.truncate(binary.read().rfind(b"\n") + 1)
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[4] for row in islice(csv.reader(file), 1, None)}
+
+
+def _first_row(table: Path) -> list[str] | None:
+    with open(table, newline="", encoding="utf-8", errors="replace") as file:
+        return next(csv.reader(file), None)
 
 
 def _in_order(

@@ -53,12 +53,14 @@ def count_edges(
     """
     has_similarity = "similarity" in model.expert_names
     layers = len(model.layers) if has_similarity else 0
+    own = model.cutoff, model.cell_cutoff
+    counted = own[0] if cutoff is None else cutoff, own[1] if cell_cutoff is None else cell_cutoff
     rows = []
     for atoms in tqdm(structures, desc="edges", unit="crystal", disable=not progress):
-        graph = build_graph(atoms, cutoff or model.cutoff, cell_cutoff or model.cell_cutoff)
+        graph = build_graph(atoms, *counted)
         row = [len(graph), graph.edge_index.shape[1], len(graph.cell_image), 2 * len(graph)]
         if has_similarity:
-            model.predict_structure(atoms)
+            model.predict_graphs([graph if counted == own else build_graph(atoms, *own)])
             for entry in ("embedding", *(f"gc_{number}" for number in range(1, layers))):
                 features = model.feature_dict[entry]["node_feat"]
                 crystal = torch.zeros(len(graph), dtype=torch.long, device=features.device)

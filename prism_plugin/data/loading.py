@@ -44,7 +44,7 @@ class GraphDataset(Dataset):
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        self.graphs: Sequence[CrystalGraph] = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
+        self.graphs = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
 
     def __len__(self) -> int:
         """Number of crystals."""

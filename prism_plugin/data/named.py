@@ -15,6 +15,7 @@ import random
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,11 @@ from typing import Any, TextIO
 
 import numpy as np
 from ase import Atoms
+from pymatgen.core import Structure
 
 from prism_plugin.data.download import cache_home, fetch
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.records import Record, split_records
-from prism_plugin.graph import read_structure
+from prism_plugin.data.records import Record, as_atoms, split_records
 
 __all__ = ["DATASETS", "NamedData", "Target", "load_named", "matbench_folds", "published_split"]
 
@@ -224,16 +225,19 @@ class _Reader:
         self.text, self.place = self.text[self.place :] + block, 0
         return bool(block)
 
-    def take(self, letters: str) -> str:
-        """Step over white space and one of some letters."""
+    def peek(self) -> str:
+        """Step over white space; give the letter that comes next."""
         while True:
             while self.place < len(self.text) and self.text[self.place].isspace():
                 self.place += 1
             if self.place < len(self.text):
-                break
+                return self.text[self.place]
             if not self._more():
                 raise ValueError("it ends too early")
-        letter = self.text[self.place]
+
+    def take(self, letters: str) -> str:
+        """Step over white space and one of some letters."""
+        letter = self.peek()
         if letter not in letters:
             raise ValueError(f"{letter!r} stands where one of {letters!r} is due")
         self.place += 1
@@ -241,12 +245,10 @@ class _Reader:
 
     def value(self) -> Any:
         """Decode one object, array or string."""
+        self.peek()
         while True:
-            start = self.place
-            while start < len(self.text) and self.text[start].isspace():
-                start += 1
             try:
-                found, self.place = self.decoder.raw_decode(self.text, start)
+                found, self.place = self.decoder.raw_decode(self.text, self.place)
             except json.JSONDecodeError as error:
                 if not self._more():
                     raise ValueError(f"it ends too early, or is no JSON: {error}") from error
@@ -256,12 +258,12 @@ class _Reader:
     def items(self) -> Iterator[Any]:
         """Decode an array of objects, arrays or strings, one by one."""
         self.take("[")
-        try:
+        if self.peek() == "]":
             self.take("]")
-        except ValueError:
+            return
+        yield self.value()
+        while self.take(",]") == ",":
             yield self.value()
-            while self.take(",]") == ",":
-                yield self.value()
 
 
 def _jarvis_rows(key: str, identifier: str) -> Iterator[_Row]:
@@ -316,28 +318,20 @@ def read_frame(path: Path) -> Iterator[_Row]:
 
 
 def _atoms_of_pymatgen(structure: Mapping[str, Any]) -> Atoms:
-    from pymatgen.core import Structure
-
-    numbers, positions, lattice, pbc = read_structure(Structure.from_dict(dict(structure)))
-    return Atoms(numbers, positions, cell=lattice, pbc=pbc)
+    return as_atoms(Structure.from_dict(dict(structure)))
 
 
-class _named:  # noqa: N801  # a context manager
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     """Say which file an error comes from."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError)):
-            raise ValueError(f"{self.path} is truncated or damaged ({error}); delete it") from error
-        if isinstance(error, (KeyError, TypeError)):
-            raise ValueError(f"{self.path} is not in the expected format ({error!r})") from error
-        if type(error) is ValueError:
-            raise ValueError(f"{self.path}: {error}") from error
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); delete it") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not in the expected format ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _missing_extra() -> ImportError:

@@ -28,7 +28,17 @@ from pymatgen.io.vasp import Poscar
 
 from prism_plugin.graph import read_structure
 
-__all__ = ["Record", "assign_splits", "fingerprint", "read_records", "read_structure_file", "split_records"]
+__all__ = [
+    "Record",
+    "as_atoms",
+    "assign_splits",
+    "elements_of",
+    "fingerprint",
+    "read_records",
+    "read_structure_file",
+    "split_records",
+    "uncompressed_suffix",
+]
 
 OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 SPLITS = ("train", "val", "test")
@@ -52,6 +62,26 @@ class Record:
     split: str | None = None
 
 
+def elements_of(records: Iterable[Record]) -> list[str]:
+    """Symbols of all elements in some records, sorted."""
+    return sorted({symbol for record in records for symbol in record.atoms.symbols})
+
+
+def as_atoms(structure: Any) -> Atoms:
+    """Turn a pymatgen structure into ASE atoms.
+
+    Raises:
+        ValueError: if it is bad (see :func:`~prism_plugin.graph.read_structure`).
+    """
+    numbers, positions, lattice, pbc = read_structure(structure)
+    return Atoms(numbers, positions, cell=lattice, pbc=pbc)
+
+
+def uncompressed_suffix(path: Path) -> str:
+    """Suffix that tells the kind of a file: ``.jsonl`` of ``crystals.jsonl.xz``."""
+    return path.suffix if path.suffix not in OPENERS else Path(path.stem).suffix
+
+
 def read_records(path: str | Path, target: str, skip_missing: bool = False) -> list[Record]:
     """Read a data file.
 
@@ -73,7 +103,7 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         return _gather(_read_folder(path), path, target, skip_missing)
     if not path.is_file():
         raise FileNotFoundError(f"no data file {str(path)!r}; give a .jsonl or .extxyz file, or the name of a data set")
-    suffix = path.suffix if path.suffix not in OPENERS else Path(path.stem).suffix
+    suffix = uncompressed_suffix(path)
     readers = {".jsonl": _read_jsonl, ".extxyz": _read_extxyz, ".xyz": _read_extxyz}
     if suffix not in readers:
         raise ValueError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
@@ -215,11 +245,9 @@ def read_structure_file(path: str | Path) -> Atoms:
     try:
         if not by_pymatgen:
             return ase.io.read(path)
-        structure = Structure.from_file(path) if path.suffix == ".cif" else Poscar.from_file(path).structure
-        numbers, positions, lattice, pbc = read_structure(structure)
+        return as_atoms(Structure.from_file(path) if path.suffix == ".cif" else Poscar.from_file(path).structure)
     except Exception as error:  # both libraries raise whatever their parsers meet: name the file, whatever it was
         raise ValueError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
-    return Atoms(numbers, positions, cell=lattice, pbc=pbc)
 
 
 def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
@@ -234,12 +262,12 @@ def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
     """
     try:
         listed = json.loads(Path(path).read_text(encoding="utf-8"))
-        part_of = {str(name): part for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))}
-        count = sum(len(listed.get(part, listed.get(f"id_{part}", []))) for part in SPLITS)
+        names = [(str(name), part) for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))]
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
-    if count > len(part_of):
-        raise ValueError(f"{path}: {count - len(part_of)} names are listed twice; a crystal has one part")
+    part_of = dict(names)
+    if len(names) > len(part_of):
+        raise ValueError(f"{path}: {len(names) - len(part_of)} names are listed twice; a crystal has one part")
     unknown = sorted(part_of.keys() - {record.name for record in records})
     if unknown:
         raise ValueError(f"{path}: {len(unknown)} names are in no record, for example {', '.join(unknown[:3])}")

@@ -10,7 +10,7 @@ import matgl
 
 from prism_plugin.model import PRISM
 
-__all__ = ["DEFAULT_MODEL", "available_models", "load_prism", "saved_metadata"]
+__all__ = ["DEFAULT_MODEL", "available_models", "load_prism", "model_folder", "saved_metadata"]
 
 DEFAULT_MODEL = "prism-mp2018-eform"
 _HERE = Path(__file__).parent
@@ -20,6 +20,11 @@ _FILES = ("model.json", "model.pt", "state.pt")
 def available_models() -> list[str]:
     """Names of the models that ship with the package."""
     return sorted(folder.parent.name for folder in _HERE.glob("*/model.json"))
+
+
+def model_folder(model: str | Path) -> Path:
+    """Where a model lies: the folder of a shipped one by its name, else what was given."""
+    return _HERE / str(model) if str(model) in available_models() else Path(model)
 
 
 def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
@@ -35,7 +40,7 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
     """
     if not isinstance(model, (str, Path)):
         raise TypeError(f"give the name or folder of a model, or a PRISM; got {type(model).__name__}")
-    folder = _HERE / str(model) if str(model) in available_models() else Path(model)
+    folder = model_folder(model)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no model {str(model)!r}; give the folder of a saved model or one of: {', '.join(available_models())}"
@@ -63,7 +68,7 @@ def saved_metadata(model: str | Path) -> dict[str, Any]:
     Args:
         model: name of a model that ships with the package, or the folder of a saved one; it must be there.
     """
-    folder = _HERE / str(model) if str(model) in available_models() else Path(model)
+    folder = model_folder(model)
     return json.loads((folder / "model.json").read_text()).get("metadata") or {}
 
 

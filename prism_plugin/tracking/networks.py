@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prism_plugin.data import GraphDataset, Record
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.loading import collate
+from prism_plugin.data.records import elements_of
 from prism_plugin.model import PRISM
 
 __all__ = ["NETWORKS", "Problem", "make_problem"]
@@ -141,7 +142,7 @@ def _prism(seed: int, dtype: torch.dtype, records: Sequence[Record] | None) -> P
         records = emt_alloys(CRYSTALS, seed=0)
     if len(records) < 2:
         raise ValueError(f"tracking PRISM needs at least two crystals, got {len(records)}")
-    elements = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
+    elements = tuple(elements_of(records))
     model = PRISM(elements, dim=16, num_layers=2, num_rbf=16, cutoff=4.0, cell_cutoff=8.0).to(dtype)
     dataset = GraphDataset(records, model.cutoff, model.cell_cutoff, progress=False)
     crystals, targets = collate([dataset[index] for index in range(len(dataset))])

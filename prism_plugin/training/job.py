@@ -17,6 +17,7 @@ from typing import Any
 from prism_plugin.data import Record, assign_splits, read_records, split_records
 from prism_plugin.data.download import cache_home
 from prism_plugin.data.named import DATASETS, load_named
+from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
 from prism_plugin.pretrained import available_models
 from prism_plugin.recipes import presets
@@ -123,9 +124,7 @@ class Job:
         if str(self.values["data"]) not in DATASETS or "init" in self.values:
             return self.settings, parts
         # A published split cannot be changed where a part for validation has an element that training lacks.
-        elements = sorted(
-            {symbol for records in parts.values() for record in records for symbol in record.atoms.symbols}
-        )
+        elements = elements_of(record for records in parts.values() for record in records)
         return replace(self.settings, model={"element_types": elements, **self.settings.model}), parts
 
     def save(self, folder: Path) -> None:

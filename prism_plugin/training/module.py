@@ -96,27 +96,30 @@ class PropertyTraining(L.LightningModule):
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _rotated(self, batch: CrystalBatch, stream: int, number: int) -> CrystalBatch:
+    def _rotated(self, batch: CrystalBatch, total: int, stream: int, number: int) -> CrystalBatch:
         if not self.rotate:
             return batch
         generator = torch.Generator().manual_seed(hash((self.seed, stream, number)) % 2**63)
         rank, processes = rank_and_size()
         # Drawn for the batch of all processes: its crystals turn the same way however many there are.
-        return rotate_batch(batch, random_rotations(self._total(len(batch)), generator)[rank::processes])
+        return rotate_batch(batch, random_rotations(total, generator)[rank::processes])
 
     def _total(self, count: int) -> int:
-        """A number of all processes together."""
+        """A number of all processes together; with one process nothing waits for the device."""
+        if rank_and_size()[1] == 1:
+            return count
         return int(sum_over_processes(torch.tensor(count, device=self.device)))
 
     def training_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> Tensor:
         """L1 loss of one batch."""
         crystals, targets = batch
-        prediction = self.model(self._rotated(crystals, self.current_epoch, batch_idx))
+        total = self._total(len(crystals))
+        prediction = self.model(self._rotated(crystals, total, self.current_epoch, batch_idx))
         loss = functional.l1_loss(prediction, targets.to(prediction))
         shown = loss.detach()
         processes = rank_and_size()[1]
         if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
-            loss = loss * (len(crystals) * processes / self._total(len(crystals)))
+            loss = loss * (len(crystals) * processes / total)
         if torch.isfinite(loss):
             how: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
             self.log("train_mae", shown, batch_size=len(crystals), **how)
@@ -133,7 +136,8 @@ class PropertyTraining(L.LightningModule):
         crystals, targets = batch
         prediction = self.model(crystals)
         error = functional.l1_loss(prediction, targets.to(prediction), reduction="sum")
-        self.validation_errors += torch.stack([error.double(), torch.tensor(len(crystals)).to(error.double())])
+        self.validation_errors[0] += error
+        self.validation_errors[1] += len(crystals)
 
     def on_validation_epoch_end(self) -> None:
         """MAE over all crystals of all processes."""
@@ -143,7 +147,7 @@ class PropertyTraining(L.LightningModule):
     def _batchnorm_batches(self) -> Iterator[CrystalBatch]:
         if self.batchnorm_loader is not None:
             for number, (crystals, _) in enumerate(islice(self.batchnorm_loader, self.batchnorm_batches)):
-                yield self._rotated(crystals, -1, number)
+                yield self._rotated(crystals, self._total(len(crystals)), -1, number)
 
     def reestimate(self) -> None:
         """Compute the BatchNorm statistics of the present weights, if there is a loader for it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from prism_plugin.data import GraphDataset, Record
 from prism_plugin.files import replaced
@@ -54,8 +55,8 @@ def write_report(
             "mean_predictor_mae": float(np.abs(target - (target.mean() if mean is None else mean)).mean()),
             "crystals": len(dataset),
         }
-        for crystal, graph, true, given in zip(dataset.names, dataset.graphs, target, predicted, strict=True):
-            rows.append((name, crystal, len(graph), f"{true:.8g}", f"{given:.8g}"))
+        for crystal, size, true, given in zip(dataset.names, dataset.graphs.atoms, target, predicted, strict=True):
+            rows.append((name, crystal, size, f"{true:.8g}", f"{given:.8g}"))
     with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)
     plot_parity(pairs, model.target, model.unit, folder / "parity.png")
@@ -97,9 +98,10 @@ def evaluate(
     datasets = {}
     for name, records in parts.items():
         for record in records:
-            foreign = sorted(set(record.atoms.symbols) - set(model.element_types))
-            if foreign:
-                raise ValueError(f"crystal {record.name!r} has {', '.join(foreign)}, which the model does not know")
+            try:
+                model.check_elements(torch.from_numpy(record.atoms.numbers))
+            except ValueError as error:
+                raise ValueError(f"crystal {record.name!r}: {error}") from error
         if records:
             datasets[name] = GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress, cache)
     if not datasets:

@@ -30,7 +30,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_loader
-from prism_plugin.data.records import fingerprint
+from prism_plugin.data.records import elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
@@ -94,9 +94,9 @@ class TrainingSettings:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not (name != "seed") <= value <= 2**31:
                 raise ValueError(f"{name} must be a whole number of at least {int(name != 'seed')}, got {value!r}")
-        if self.batch_size < self.devices * self.nodes:
+        if self.batch_size < self.processes:
             raise ValueError(
-                f"batch_size {self.batch_size} is for all devices together and there are {self.devices * self.nodes}: "
+                f"batch_size {self.batch_size} is for all devices together and there are {self.processes}: "
                 "some would get no crystal"
             )
         if self.device not in ("auto", "cpu", "cuda"):
@@ -110,23 +110,33 @@ class TrainingSettings:
             raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
         _, of_callback = split_options(self.optimizer, self.all_options())
         self.has_schedule()
+        if self.optimizer not in OPTIMIZERS:
+            self._check_optimizer_class()
         if of_callback:
             ELRACallback(**of_callback)
+
+    @property
+    def processes(self) -> int:
+        """Number of devices on all machines together."""
+        return self.devices * self.nodes
 
     def has_schedule(self) -> bool:
         """Whether the learning rate follows a schedule over the epochs; raises ValueError for a bad option."""
         options, _ = split_options(self.optimizer, self.all_options())
-        weight = torch.nn.Parameter(torch.zeros(2, 2))
-        optimizer, schedule = make_optimizer(self.optimizer, [weight], options=options)
-        if self.optimizer not in OPTIMIZERS:  # a class that nobody has seen here: can it do a step at all?
-            weight.grad = torch.ones_like(weight)
-            if hasattr(optimizer, "train"):
-                optimizer.train()
-            try:
-                optimizer.step(lambda: float(weight.detach().sum()))
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise ValueError(f"the optimizer {self.optimizer!r} cannot train here: {error}") from error
+        _, schedule = make_optimizer(self.optimizer, [torch.nn.Parameter(torch.zeros(2, 2))], options=options)
         return schedule is not None
+
+    def _check_optimizer_class(self) -> None:
+        """Raise ValueError unless an optimizer given by its class, which nobody has seen here, can do a step."""
+        weight = torch.nn.Parameter(torch.zeros(2, 2))
+        optimizer, _ = make_optimizer(self.optimizer, [weight], options=self.all_options())
+        weight.grad = torch.ones_like(weight)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        try:
+            optimizer.step(lambda: float(weight.detach().sum()))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"the optimizer {self.optimizer!r} cannot train here: {error}") from error
 
     def all_options(self) -> dict[str, Any]:
         """The optimizer's options with the learning rate, if one is set."""
@@ -171,23 +181,23 @@ def train(
     described = {**asdict(settings), "data": fingerprint(parts)}
     # A schedule is stretched over the epochs; without one, more epochs are only more.
     free = {"device", "devices", "nodes"} | (set() if settings.has_schedule() else {"epochs"})
-    if not _launched(settings):  # else the first process has looked, and begun to write
+    first = not _launched(settings)
+    if first:  # else the first process has looked, and begun to write
         _check_folder(folder, described, resume, free)
     torch.manual_seed(settings.seed)
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
     for name in ("train", "val"):
-        if len(parts[name]) < settings.devices * settings.nodes:
+        if len(parts[name]) < settings.processes:
             raise ValueError(
-                f"{len(parts[name])} crystals of the {name} part are too few for "
-                f"{settings.devices * settings.nodes} devices"
+                f"{len(parts[name])} crystals of the {name} part are too few for {settings.processes} devices"
             )
     datasets = {
-        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress and not _launched(settings), cache)
+        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress and first, cache)
         for name, records in parts.items()
         if records
     }
-    if not _launched(settings):
+    if first:
         with replaced(folder / "settings.json") as path:
             path.write_text(json.dumps(described, indent=1, default=list))
         if on_start is not None:
@@ -209,13 +219,12 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     bar = [RichProgressBar()] if progress else []
     device = find_device(settings.device)
-    distributed = settings.devices * settings.nodes > 1
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=settings.devices,
         num_nodes=settings.nodes,
         # The superatoms' last weights get no gradient; and the loaders divide the batches themselves.
-        strategy=DDPStrategy(find_unused_parameters=True) if distributed else "auto",
+        strategy=DDPStrategy(find_unused_parameters=True) if settings.processes > 1 else "auto",
         use_distributed_sampler=False,
         max_epochs=settings.epochs,
         callbacks=[*callbacks, *bar, checkpoint, every_epoch],
@@ -253,7 +262,7 @@ def train(
 
 def _launched(settings: TrainingSettings) -> bool:
     """Whether this is another than the first of several processes (of Lightning, torchrun or SLURM)."""
-    if settings.devices * settings.nodes == 1:
+    if settings.processes == 1:
         return False
     return any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"))
 
@@ -287,7 +296,7 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free
 
 def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
     """Raise ValueError where a crystal has an element that the model does not know."""
-    learned = {symbol for record in parts["train"] for symbol in record.atoms.symbols}
+    learned = set(elements_of(parts["train"]))
     for split, records in parts.items():
         for record in records:
             foreign = sorted(set(record.atoms.symbols) - set(model.element_types))
@@ -306,7 +315,7 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
         _check_init(settings, init)
         arguments = {**init._init_args, **arguments}
     else:
-        arguments["element_types"] = tuple(sorted({symbol for record in records for symbol in record.atoms.symbols}))
+        arguments["element_types"] = tuple(elements_of(records))
     arguments.update(settings.model)
     given = {"mean", "std"} & settings.model.keys()
     if settings.normalize and not given and (init is None or init.target != settings.target):
