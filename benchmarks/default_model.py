@@ -83,7 +83,7 @@ if arguments.install:
     of_train = tuple(np.array([float(row[column]) for row in rows]) for column in ("target", "prediction"))
     plot_parity({"train": of_train, "val": (target, predicted)}, model.target, model.unit, DOCS / "parity.png")
     for stage, name in (("small", "learning_curve_small.png"), ("all", "learning_curve.png")):
-        plot_learning_curve(arguments.install / stage / "log", model.unit, scores["mean_predictor_mae"], DOCS / name)
+        plot_learning_curve(arguments.install / stage / "log", model.task_type, model.unit, scores, DOCS / name)
     small = json.loads((arguments.install / "small" / "settings.json").read_text())
     elements = elements_of(parts["train"])
     seen = dict.fromkeys(elements, 0)

@@ -287,7 +287,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from prism_plugin.pretrained import load_prism
     from prism_plugin.training import train
     from prism_plugin.training.job import Job, read_config
-    from prism_plugin.training.report import format_scores
+    from prism_plugin.training.scores import format_scores
 
     given = {
         name: value for name, value in vars(arguments).items() if name not in ("command", "config", "out", "resume")
@@ -332,7 +332,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from prism_plugin.pretrained import load_prism, saved_metadata
     from prism_plugin.training import evaluate
     from prism_plugin.training.job import load_parts
-    from prism_plugin.training.report import format_scores
+    from prism_plugin.training.scores import format_scores
 
     model = load_prism(arguments.model).to(find_device(arguments.device))
     target = arguments.target or model.target

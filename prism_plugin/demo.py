@@ -11,7 +11,7 @@ from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.data import split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.report import format_scores
+from prism_plugin.training.scores import format_scores
 
 __all__ = ["run_demo"]
 

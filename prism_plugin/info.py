@@ -14,6 +14,7 @@ from prism_plugin.data import DATASETS
 from prism_plugin.data.download import cache_home
 from prism_plugin.optim import OPTIMIZERS
 from prism_plugin.pretrained import available_models, load_prism, model_folder, saved_metadata
+from prism_plugin.training.scores import format_score
 
 __all__ = ["describe_installation", "describe_model"]
 
@@ -31,16 +32,17 @@ def describe_model(name: str | Path) -> str:
     card = model_folder(name) / "README.md"
     kept = saved_metadata(name)
     arguments = model._init_args
+    unit = "probability" if model.task_type == "classification" else model.unit or "no unit"
     sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
     lines = [
         f"model       {name}",
-        f"target      {model.target} ({model.unit or 'no unit'}), {model.readout} over the atoms",
+        f"target      {model.target} ({unit}), {model.readout} over the atoms",
         f"parameters  {sum(parameter.numel() for parameter in model.parameters()):,}",
         f"sizes       {', '.join(f'{size} = {arguments[size]}' for size in sizes)}",
         f"elements    {len(model.element_types)}: {' '.join(model.element_types)}",
     ]
     for part, scores in kept.get("scores", {}).items():
-        lines.append(f"{part:<11} MAE {scores['mae']:.4f}, RMSE {scores['rmse']:.4f}, {scores['crystals']:,} crystals")
+        lines.append(f"{part:<11} {format_score(scores)}")
     settings: dict[str, Any] = kept.get("settings", {})
     if settings:
         told = ("optimizer", "lr", "epochs", "batch_size", "seed")

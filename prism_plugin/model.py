@@ -36,6 +36,7 @@ _OPTIONS = {
     "similarity_envelope": ("feature", "cosine", None),
     "fusion": ("scalar", "gated"),
     "readout": ("mean", "sum"),
+    "task_type": ("regression", "classification"),
 }
 # A batch for prediction is closed when it holds this many atomistic edges: about 1 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
@@ -65,6 +66,8 @@ class PRISM(MatGLModel):
         unit: its unit.
         mean: added to each atom's output after scaling; the mean of the training targets.
         std: factor of each atom's output; the standard deviation of the training targets.
+        task_type: ``"regression"``, or ``"classification"`` into two classes: the readout then is the log-odds of the
+            second one and the prediction its probability (a sigmoid).
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -102,6 +105,7 @@ class PRISM(MatGLModel):
         unit: str = "",
         mean: float = 0.0,
         std: float = 1.0,
+        task_type: str = "regression",
     ) -> None:
         super().__init__()
         if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
@@ -130,6 +134,7 @@ class PRISM(MatGLModel):
         self.unit = unit
         self.mean = mean
         self.std = std
+        self.task_type = task_type
 
         self.atom_encoder = AtomEncoder(dim, atom_encoder)
         if "atomistic" in experts:
@@ -174,6 +179,8 @@ class PRISM(MatGLModel):
                 raise ValueError(f"{name} must be positive, got {arguments[name]}")
         if arguments["dim"] < 2:
             raise ValueError(f"dim must be at least 2, got {arguments['dim']}")
+        if arguments["task_type"] == "classification" and arguments["readout"] == "sum":
+            raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
         if not 0 <= arguments["dropout"] < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {arguments['dropout']}")
 
@@ -274,8 +281,28 @@ class PRISM(MatGLModel):
             **kwargs: part of matgl's contract; not read.
 
         Returns:
-            Predictions in ``unit``, shape ``(crystals,)``. Inside matgl's ``Potential`` always the sum over the atoms:
-            a potential needs a total energy.
+            Predictions in ``unit``, shape ``(crystals,)``; of a classification the probability of the second class.
+            Inside matgl's ``Potential`` always the sum over the atoms: a potential needs a total energy.
+
+        Raises:
+            ValueError: if a classification is asked for an energy.
+        """
+        if self.task_type == "regression":
+            return self.read_out(g)
+        if inside_potential(g):
+            raise ValueError(f"the probability of {self.target} is no energy: a Potential needs a regression")
+        prediction = self.read_out(g).sigmoid()
+        self.feature_dict["final"] = prediction.detach()
+        return prediction
+
+    def read_out(self, g: Any) -> Tensor:
+        """Give what the layers and the readout make of each crystal: its prediction, or its log-odds.
+
+        Args:
+            g: any graph that :meth:`as_batch` reads.
+
+        Returns:
+            Of a regression the prediction, of a classification its log-odds, shape ``(crystals,)``.
         """
         batch = self.as_batch(g)
         atoms = self.atom_encoder(batch.atomic_numbers)

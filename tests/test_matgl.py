@@ -139,6 +139,7 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "unit": "eV",
         "mean": -1.0,
         "std": 2.0,
+        "task_type": "regression",
     }
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prism_plugin.data.augmentation import rotate_batch
-from prism_plugin.data.loading import GraphDataset, make_loader
+from prism_plugin.data.loading import GraphDataset, make_datasets, make_loader
 from prism_plugin.data.named import DATASETS, load_named
 from prism_plugin.data.records import Record, assign_splits, read_records, split_records
 
@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "assign_splits",
     "load_named",
+    "make_datasets",
     "make_loader",
     "read_records",
     "rotate_batch",

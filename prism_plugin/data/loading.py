@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prism_plugin.batch import CrystalBatch, batch_graphs
 from prism_plugin.data.records import Record
-from prism_plugin.data.store import graph_store
+from prism_plugin.data.store import GraphStore, graph_store
 from prism_plugin.distributed import rank_and_size
 from prism_plugin.graph import CrystalGraph
 
-__all__ = ["GraphDataset", "make_loader"]
+__all__ = ["GraphDataset", "make_datasets", "make_loader"]
 
 
 class GraphDataset(Dataset):
@@ -28,6 +29,7 @@ class GraphDataset(Dataset):
         name: shown at the progress bar.
         progress: whether there is a progress bar.
         cache: folder for the graphs on disk, where another run finds them; None keeps them in memory.
+        graphs: the graphs of the records, where they are built already.
 
     Raises:
         ValueError: if a crystal is bad; the message names it.
@@ -41,10 +43,13 @@ class GraphDataset(Dataset):
         name: str = "",
         progress: bool = True,
         cache: str | Path | None = None,
+        graphs: GraphStore | None = None,
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        self.graphs = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
+        if graphs is None:
+            graphs = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
+        self.graphs = graphs
 
     def __len__(self) -> int:
         """Number of crystals."""
@@ -53,6 +58,45 @@ class GraphDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[CrystalGraph, Tensor]:
         """One graph and its target."""
         return self.graphs[index], self.targets[index]
+
+
+def make_datasets(
+    parts: Mapping[str, Sequence[Record]],
+    cutoff: float,
+    cell_cutoff: float,
+    progress: bool = True,
+    cache: str | Path | None = None,
+) -> dict[str, GraphDataset]:
+    """Build the graphs of all parts together, and give each part its own.
+
+    With a ``cache`` they lie there once, however the same crystals are divided: for all folds and seeds of a
+    cross-validation.
+
+    Args:
+        parts: records by the name of their part; an empty one has no data set.
+        cutoff: radius of the atomistic edges, Å.
+        cell_cutoff: radius of the cell edges, Å.
+        progress: whether there is a progress bar.
+        cache: folder for the graphs on disk; None keeps them in memory.
+
+    Raises:
+        ValueError: if a crystal is bad; the message names it.
+    """
+    filled = {name: records for name, records in parts.items() if records}
+    together = [record for records in filled.values() for record in records]
+    by_name = sorted(range(len(together)), key=lambda index: together[index].name)
+    store = graph_store([together[index] for index in by_name], cutoff, cell_cutoff, "", progress, cache)
+    places = np.argsort(by_name)
+    ends = np.cumsum([len(records) for records in filled.values()])
+    return {
+        name: GraphDataset(
+            records,
+            cutoff,
+            cell_cutoff,
+            graphs=GraphStore(store.arrays, cutoff, cell_cutoff, places[end - len(records) : end]),
+        )
+        for (name, records), end in zip(filled.items(), ends, strict=True)
+    }
 
 
 class EpochSampler(Sampler[int]):

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +29,18 @@ from prism_plugin.data.download import cache_home, fetch
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.records import Record, as_atoms, split_records
 
-__all__ = ["DATASETS", "NamedData", "Target", "load_named", "matbench_folds", "published_split"]
+__all__ = [
+    "DATASETS",
+    "FOLDS",
+    "NamedData",
+    "Target",
+    "load_named",
+    "matbench_file",
+    "matbench_folds",
+    "matbench_records",
+    "published_split",
+    "with_validation",
+]
 
 _Row = tuple[str, Callable[[], Atoms], Mapping[str, Any]]
 FOLDS = 5
@@ -44,11 +55,13 @@ class Target:
         column: its name there.
         unit: its unit after ``log10``.
         log10: whether the decimal logarithm is the target.
+        task_type: ``"regression"`` or ``"classification"``, as of a model.
     """
 
     column: str
     unit: str
     log10: bool = False
+    task_type: str = "regression"
 
 
 @dataclass(frozen=True)
@@ -110,9 +123,15 @@ def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -
         raise ValueError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1} (--fold); fold is {fold}")
     if not data.folds and fold is not None:
         raise ValueError(f"{name} has one split and no folds, but fold is {fold}")
-    wanted = data.targets[target]
+    if data.folds:
+        return data.split(matbench_records(name), fold or 0, seed)
+    return data.split(_records(name, data.rows(), data.targets[target]), 0, seed)
+
+
+def _records(name: str, rows: Iterable[_Row], wanted: Target) -> list[Record]:
+    """Records of the rows that have the target."""
     records = []
-    for row_name, structure, columns in data.rows():
+    for row_name, structure, columns in rows:
         if wanted.column not in columns:
             raise ValueError(f"row {row_name!r} of {name} lacks the column {wanted.column!r}: is it another version?")
         value = columns[wanted.column]
@@ -129,7 +148,7 @@ def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"crystal {row_name!r} of {name}: {error}") from error
         records.append(Record(atoms, math.log10(number) if wanted.log10 else number, row_name))
-    return data.split(records, fold or 0, seed)
+    return records
 
 
 def published_split(records: list[Record], val: float, test: float) -> dict[str, list[Record]]:
@@ -169,11 +188,27 @@ def matbench_folds(size: int, classes: Sequence[float] | None = None) -> list[tu
 def _matbench_split(
     records: list[Record], fold: int, seed: int, classification: bool = False
 ) -> dict[str, list[Record]]:
-    """An official fold; a tenth of its training part, drawn by the seed, is for validation."""
+    """An official fold, with a validation part."""
     if len(records) < 2 * FOLDS:
         raise ValueError(f"{len(records)} crystals are too few for {FOLDS} folds")
     classes = [record.target for record in records] if classification else None
-    train, test = matbench_folds(len(records), classes)[fold]
+    return with_validation(records, *matbench_folds(len(records), classes)[fold], seed)
+
+
+def with_validation(
+    records: Sequence[Record], train: Sequence[int] | np.ndarray, test: Sequence[int] | np.ndarray, seed: int
+) -> dict[str, list[Record]]:
+    """Take a tenth of a fold's training part for validation.
+
+    Args:
+        records: of the whole task, in its order.
+        train: indices of the fold's training part.
+        test: indices of its test part.
+        seed: of the choice.
+
+    Returns:
+        Records of ``"train"``, ``"val"`` and ``"test"``, each in the task's order.
+    """
     shuffled = np.random.default_rng(seed).permutation(train)
     count = max(1, len(train) // 10)
     parts = {"train": np.sort(shuffled[count:]), "val": np.sort(shuffled[:count]), "test": test}
@@ -288,16 +323,50 @@ def _atoms_of_jarvis(atoms: Mapping[str, Any]) -> Atoms:
     return Atoms(symbols, cell=atoms["lattice_mat"], pbc=True, **coordinates)
 
 
-def _matbench_rows(task: str) -> Iterator[_Row]:
-    """Rows of a Matbench task, in the order of its file; matminer knows where it lies and its hash."""
+def matbench_file(task: str) -> Path:
+    """Give the file of a Matbench task, in ``$MATMINER_DATA`` or the cache; download it where it is missing.
+
+    Its hash is compared with the one that matminer knows, also of a file that was there before.
+
+    Raises:
+        ImportError: if the extra ``data`` is not installed.
+        OSError: if the download fails.
+        ValueError: if it is another file; it is not overwritten.
+    """
     try:
         from matminer.datasets import get_dataset_attribute
     except ImportError as error:
         raise _missing_extra() from error
     home = Path(os.environ.get("MATMINER_DATA") or cache_home() / "matminer")
     url, sha256 = get_dataset_attribute(task, "url"), get_dataset_attribute(task, "hash")
-    path = fetch(url, home / f"{task}.json.gz", sha256)
-    yield from read_frame(path)
+    return fetch(url, home / f"{task}.json.gz", sha256)
+
+
+def _matbench_rows(task: str) -> Iterator[_Row]:
+    yield from read_frame(matbench_file(task))
+
+
+def matbench_records(task: str, path: str | Path | None = None) -> list[Record]:
+    """Read a Matbench task in its order, its crystals named as the benchmark does: ``mb-jdft2d-001``.
+
+    Args:
+        task: name of a structure task.
+        path: another file in the same format; None takes the official one.
+
+    Raises:
+        ImportError: if the extra ``data`` is not installed.
+        OSError: if the download fails.
+        ValueError: if the file is damaged, lacks the target somewhere, or is not in the order of its index.
+    """
+    path = matbench_file(task) if path is None else Path(path)
+    (target,) = DATASETS[task].targets.values()
+    records = _records(task, read_frame(path), target)
+    for number, record in enumerate(records):
+        if record.name != str(number):
+            raise ValueError(f"{path}: row {record.name!r} stands where row {number} is due, or {number} has no target")
+    digits = len(str(len(records)))
+    prefix = task.replace("matbench", "mb").replace("_", "-")
+    return [replace(record, name=f"{prefix}-{number:0{digits}d}") for number, record in enumerate(records, start=1)]
 
 
 def read_frame(path: Path) -> Iterator[_Row]:
@@ -401,7 +470,7 @@ DATASETS: dict[str, NamedData] = {
 } | {
     f"matbench_{task}": NamedData(
         "Matbench v0.1, five official folds",
-        {target: Target(column, unit)},
+        {target: Target(column, unit, task_type="classification" if task == "mp_is_metal" else "regression")},
         partial(_matbench_rows, f"matbench_{task}"),
         partial(_matbench_split, classification=task == "mp_is_metal"),
         folds=True,

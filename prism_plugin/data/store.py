@@ -54,23 +54,25 @@ class GraphStore(Sequence[CrystalGraph]):
             of each crystal, shape ``(crystals, 3)``.
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
+        order: which of the crystals are members, and in which order; None takes all as they lie.
     """
 
-    def __init__(self, arrays: _Piece, cutoff: float, cell_cutoff: float) -> None:
+    def __init__(self, arrays: _Piece, cutoff: float, cell_cutoff: float, order: np.ndarray | None = None) -> None:
         self.arrays = arrays
         self.cutoff = cutoff
         self.cell_cutoff = cell_cutoff
+        self.order = np.arange(len(arrays["sizes"])) if order is None else order
         ends = np.cumsum(arrays["sizes"], axis=0)
         self._ends = dict(zip(_SIZES, np.vstack([np.zeros((1, 3), dtype=ends.dtype), ends]).T, strict=True))
 
     def __len__(self) -> int:
         """Number of crystals."""
-        return len(self.arrays["sizes"])
+        return len(self.order)
 
     @property
     def atoms(self) -> np.ndarray:
         """Number of atoms of each crystal, shape ``(crystals,)``."""
-        return self.arrays["sizes"][:, 0]
+        return self.arrays["sizes"][self.order, 0]
 
     @overload
     def __getitem__(self, index: int) -> CrystalGraph: ...
@@ -82,13 +84,13 @@ class GraphStore(Sequence[CrystalGraph]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"no graph {index} among {len(self)}")
-        index %= len(self)
+        place = int(self.order[index])
         found = {}
         for name, (counted, _, _) in _ARRAYS.items():
             if counted == "crystals":
-                part = self.arrays[name][index]
+                part = self.arrays[name][place]
             else:
-                part = self.arrays[name][self._ends[counted][index] : self._ends[counted][index + 1]]
+                part = self.arrays[name][self._ends[counted][place] : self._ends[counted][place + 1]]
             found[name] = np.array(part)  # a copy: tensors must not write to the store
         return CrystalGraph(
             atomic_numbers=torch.from_numpy(found["atomic_numbers"].astype(np.int64)),
@@ -165,7 +167,7 @@ def _pieces(
         made = Parallel(n_jobs=workers, return_as="generator")(tasks)
     else:
         made = (_build(chunk, cutoff, cell_cutoff) for chunk in chunks)
-    with tqdm(total=len(records), desc=f"graphs {name}", unit="crystal", disable=not progress) as bar:
+    with tqdm(total=len(records), desc=f"graphs {name}".rstrip(), unit="crystal", disable=not progress) as bar:
         for piece in made:
             yield piece
             bar.update(len(piece["sizes"]))

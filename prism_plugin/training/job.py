@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,9 @@ class Job:
                 raise ValueError(f"--{name} is missing; give it, or a --preset")
         if known is not None:
             values.setdefault("unit", known.unit(values["target"]))
+            task_type = known.targets[values["target"]].task_type
+            if task_type != "regression":
+                values["model"] = {"task_type": task_type, **values.get("model", {})}
             if known.downloaded:
                 values.setdefault("cache", str(cache_home() / "graphs"))
         return Job(values, TrainingSettings(**{name: values[name] for name in _SETTINGS if name in values}))
@@ -123,9 +126,15 @@ class Job:
         parts = load_parts(self.values["data"], self.settings.target, seed=self.settings.seed, **some)
         if str(self.values["data"]) not in DATASETS or "init" in self.values:
             return self.settings, parts
-        # A published split cannot be changed where a part for validation has an element that training lacks.
+        return self.settings_for(parts), parts
+
+    def settings_for(self, parts: Mapping[str, Sequence[Record]]) -> TrainingSettings:
+        """Give the settings, with a model that knows the elements of all parts.
+
+        A published split cannot be changed where a part for validation has an element that training lacks.
+        """
         elements = elements_of(record for records in parts.values() for record in records)
-        return replace(self.settings, model={"element_types": elements, **self.settings.model}), parts
+        return replace(self.settings, model={"element_types": elements, **self.settings.model})
 
     def save(self, folder: Path) -> None:
         """Keep the values in the run folder; paths are kept as they are from everywhere."""

@@ -1,8 +1,9 @@
 """The Lightning module that trains PRISM on one number per crystal.
 
-In come batches of (crystals, targets); the loss is L1 on the raw target. The traps of optimizers that average
-(ScheduleFree, ELRA) are handled here: they are in train mode for updates only, evaluation and every checkpoint see the
-averaged weights x, and the BatchNorm statistics are re-estimated at x before each validation.
+In come batches of (crystals, targets); the loss is L1 on the raw target, or for two classes the cross-entropy. The
+traps of optimizers that average (ScheduleFree, ELRA) are handled here: they are in train mode for updates only,
+evaluation and every checkpoint see the averaged weights x, and the BatchNorm statistics are re-estimated at x before
+each validation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from prism_plugin.batch import CrystalBatch
@@ -28,6 +28,7 @@ from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.edge import EoSMonitor
 from prism_plugin.training.elra import ELRACallback
+from prism_plugin.training.scores import METRICS, loss
 
 __all__ = ["PropertyTraining", "split_options"]
 
@@ -71,6 +72,7 @@ class PropertyTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.metric = METRICS[model.task_type]
         self.optimizer_name = optimizer
         self.options, self.callback_options = split_options(optimizer, options or {})
         self.rotate = rotate
@@ -111,38 +113,37 @@ class PropertyTraining(L.LightningModule):
         return int(sum_over_processes(torch.tensor(count, device=self.device)))
 
     def training_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> Tensor:
-        """L1 loss of one batch."""
+        """Loss of one batch."""
         crystals, targets = batch
         total = self._total(len(crystals))
-        prediction = self.model(self._rotated(crystals, total, self.current_epoch, batch_idx))
-        loss = functional.l1_loss(prediction, targets.to(prediction))
-        shown = loss.detach()
+        output = self.model.read_out(self._rotated(crystals, total, self.current_epoch, batch_idx))
+        error = loss(self.model.task_type, output, targets.to(output)).mean()
+        shown = error.detach()
         processes = rank_and_size()[1]
         if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
-            loss = loss * (len(crystals) * processes / total)
-        if torch.isfinite(loss):
+            error = error * (len(crystals) * processes / total)
+        if torch.isfinite(error):
             how: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
-            self.log("train_mae", shown, batch_size=len(crystals), **how)
+            self.log(f"train_{self.metric}", shown, batch_size=len(crystals), **how)
         elif self.optimizer_name != "elra":  # ELRA goes back by itself
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise ValueError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
+                f"the loss became {error.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
                 f"rate (now {rate:g}) or look for absurd targets; the last checkpoint is kept"
             )
-        return loss
+        return error
 
     def validation_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> None:
         """Errors of one batch, without rotation."""
         crystals, targets = batch
-        prediction = self.model(crystals)
-        error = functional.l1_loss(prediction, targets.to(prediction), reduction="sum")
-        self.validation_errors[0] += error
+        output = self.model.read_out(crystals)
+        self.validation_errors[0] += loss(self.model.task_type, output, targets.to(output)).sum()
         self.validation_errors[1] += len(crystals)
 
     def on_validation_epoch_end(self) -> None:
-        """MAE over all crystals of all processes."""
+        """Mean error over all crystals of all processes."""
         total, count = sum_over_processes(self.validation_errors).tolist()
-        self.log("val_mae", total / count, prog_bar=True, sync_dist=rank_and_size()[1] > 1)
+        self.log(f"val_{self.metric}", total / count, prog_bar=True, sync_dist=rank_and_size()[1] > 1)
 
     def _batchnorm_batches(self) -> Iterator[CrystalBatch]:
         if self.batchnorm_loader is not None:

@@ -18,8 +18,10 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from pymatgen.core import Element
 
 from prism_plugin.files import replaced
+from prism_plugin.training.scores import METRICS
 
 __all__ = [
+    "plot_classes",
     "plot_elements",
     "plot_elra",
     "plot_fusion",
@@ -63,6 +65,42 @@ def plot_parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str,
         panel.set(title=f"{name}: {len(true):,} crystals, MAE {np.abs(predicted - true).mean():.4f} {unit}".rstrip())
         panel.set(xlabel=f"reference {label}", xlim=ends, ylim=ends, aspect="equal")
     panels[0].set_ylabel(f"predicted {label}")
+    save_figure(figure, Path(path))
+
+
+def plot_classes(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str, path: str | Path) -> None:
+    """Draw how well probabilities tell two classes apart, and how true they are.
+
+    Args:
+        pairs: classes (0 or 1) and predicted probabilities of each split, shape ``(crystals,)`` each.
+        target: name of the property.
+        path: where the PNG goes.
+    """
+    figure = Figure(figsize=(9.6, 4.9), layout="constrained")
+    curve, truth = figure.subplots(1, 2)
+    for name, (classes, probability) in pairs.items():
+        true = classes[np.argsort(-probability, kind="stable")] == 1
+        ends = np.flatnonzero(np.diff(np.sort(-probability), append=np.inf))  # equal probabilities are one step
+        found, wrong = np.cumsum(true)[ends], np.cumsum(~true)[ends]
+        label = f"{name}, {len(classes):,} crystals"
+        if true.any() and not true.all():
+            rates = [0, *(wrong / wrong[-1])], [0, *(found / found[-1])]
+            curve.plot(*rates, color=_COLORS[name], label=f"{label}: area {np.trapezoid(rates[1], rates[0]):.4f}")
+        bins = np.minimum((probability * 10).astype(int), 9)
+        filled = np.unique(bins)
+        mean = [probability[bins == number].mean() for number in filled]
+        share = [classes[bins == number].mean() for number in filled]
+        truth.plot(mean, share, marker="o", color=_COLORS[name], label=label)
+    words = target.replace("_", " ")
+    for panel in (curve, truth):
+        panel.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=0)
+        panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8)
+    curve.set(title="receiver operating characteristic")
+    curve.set(xlabel="share of the others taken for it", ylabel=f"share of {words} found")
+    truth.set(title="calibration, in ten bins", xlabel=f"predicted probability of {words}", ylabel="share in truth")
     save_figure(figure, Path(path))
 
 
@@ -140,16 +178,18 @@ def plot_fusion(weights: Mapping[str, Sequence[Mapping[str, float]]], path: str 
     save_figure(figure, Path(path))
 
 
-def read_log(folder: str | Path) -> dict[str, np.ndarray]:
-    """Read the epochs' MAEs of a run's log; of an epoch that was run twice the later one counts.
+def read_log(folder: str | Path, metric: str = "mae") -> dict[str, np.ndarray]:
+    """Read the epochs' errors of a run's log; of an epoch that was run twice the later one counts.
 
     Args:
         folder: the ``log`` folder of a run, with one ``version_N`` per start or resume.
+        metric: ``"mae"``, or ``"cross_entropy"`` of a classification.
 
     Returns:
-        ``"epoch"``, ``"train_mae"`` and ``"val_mae"``, shape ``(epochs,)`` each; NaN where nothing was logged.
+        ``"epoch"``, ``"train_mae"`` and ``"val_mae"`` (or another metric), shape ``(epochs,)`` each; NaN where nothing
+        was logged.
     """
-    return read_columns(folder, "epoch", ("train_mae", "val_mae"))
+    return read_columns(folder, "epoch", (f"train_{metric}", f"val_{metric}"))
 
 
 def read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -178,20 +218,33 @@ def read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[s
     return {index: np.array(numbers), **columns}
 
 
-def plot_learning_curve(log: str | Path, unit: str, mean_predictor: float, path: str | Path) -> None:
-    """Draw training and validation MAE over the epochs, with the mean predictor's as a line."""
-    curves = read_log(log)
+def plot_learning_curve(
+    log: str | Path, task_type: str, unit: str, scores: Mapping[str, Any], path: str | Path
+) -> None:
+    """Draw training and validation error over the epochs, with the mean predictor's as a line.
+
+    Args:
+        log: the ``log`` folder of a run.
+        task_type: of the model.
+        unit: of the target.
+        scores: of the validation part.
+        path: where the PNG goes.
+    """
+    metric = METRICS[task_type]
+    mean_predictor = scores[f"mean_predictor_{metric}"]
+    curves = read_log(log, metric)
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
     # The training curve is taken at the moving weights on rotated crystals: it lies above the final error.
     labels = {"train": "train, during the updates", "val": "val"}
     for name, label in labels.items():
-        mae = curves[f"{name}_mae"]
+        error = curves[f"{name}_{metric}"]
         panel.plot(
-            curves["epoch"] + 1, mae, marker=".", color=_COLORS[name], label=f"{label}; best {np.nanmin(mae):.4f}"
+            curves["epoch"] + 1, error, marker=".", color=_COLORS[name], label=f"{label}; best {np.nanmin(error):.4f}"
         )
     panel.axhline(mean_predictor, color="0.5", linestyle="--", label=f"mean predictor on val, {mean_predictor:.4f}")
-    panel.set(xlabel="epoch", ylabel=f"MAE ({unit})" if unit else "MAE", yscale="log")
+    words = {"mae": f"MAE ({unit})" if unit else "MAE", "cross_entropy": "cross-entropy (nats)"}[metric]
+    panel.set(xlabel="epoch", ylabel=words, yscale="log")
     low, high = panel.get_ylim()
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
     panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from prism_plugin.data import GraphDataset, Record
+from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
-from prism_plugin.training.plots import plot_elements, plot_parity
+from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity
+from prism_plugin.training.scores import Scores, score
 
-__all__ = ["evaluate", "format_scores", "write_report"]
-
-Scores = dict[str, dict[str, float]]
+__all__ = ["evaluate", "write_report"]
 
 
 def write_report(
@@ -28,7 +27,7 @@ def write_report(
     progress: bool,
     mean: float | None = None,
 ) -> Scores:
-    """Predict every part; write ``predictions.csv``, ``parity.png`` and ``elements.png``.
+    """Predict every part; write ``predictions.csv``, ``parity.png`` (or ``classes.png``) and ``elements.png``.
 
     Args:
         model: the model.
@@ -39,7 +38,7 @@ def write_report(
         mean: what the mean predictor says; None takes each part's own mean, the best that a constant can do.
 
     Returns:
-        MAE, RMSE, the mean predictor's MAE and the number of crystals of each part.
+        The scores of each part (:func:`~prism_plugin.training.scores.score`).
     """
     rows: list[tuple[Any, ...]] = [("split", "name", "atoms", "target", "prediction")]
     scores: Scores = {}
@@ -48,22 +47,21 @@ def write_report(
         prediction = model.predict_graphs(dataset.graphs, batch_size, progress=progress and f"predict {name}")
         predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
         pairs[name] = (target, predicted)
-        error = predicted - target
-        scores[name] = {
-            "mae": float(np.abs(error).mean()),
-            "rmse": float(np.sqrt((error**2).mean())),
-            "mean_predictor_mae": float(np.abs(target - (target.mean() if mean is None else mean)).mean()),
-            "crystals": len(dataset),
-        }
+        scores[name] = score(model.task_type, target, predicted, float(target.mean()) if mean is None else mean)
         for crystal, size, true, given in zip(dataset.names, dataset.graphs.atoms, target, predicted, strict=True):
             rows.append((name, crystal, size, f"{true:.8g}", f"{given:.8g}"))
     with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    plot_parity(pairs, model.target, model.unit, folder / "parity.png")
+    label = model.target
+    if model.task_type == "classification":
+        label = f"P({model.target})"
+        plot_classes(pairs, model.target, folder / "classes.png")
+    else:
+        plot_parity(pairs, model.target, model.unit, folder / "parity.png")
     scored = [name for name in datasets if name != "train"] or list(datasets)
     errors = np.concatenate([pairs[name][1] - pairs[name][0] for name in scored])
     elements = [graph.atomic_numbers.unique().numpy() for name in scored for graph in datasets[name].graphs]
-    plot_elements(elements, errors, model.target, model.unit, " + ".join(scored), folder / "elements.png")
+    plot_elements(elements, errors, label, model.unit, " + ".join(scored), folder / "elements.png")
     return scores
 
 
@@ -80,13 +78,14 @@ def evaluate(
     Args:
         model: the model; where it is, there it computes.
         parts: records by the name of their part.
-        folder: gets ``predictions.csv``, ``parity.png`` and ``elements.png``; made if missing.
+        folder: gets ``predictions.csv``, ``parity.png`` (of a classification ``classes.png``) and ``elements.png``;
+            made if missing.
         batch_size: most crystals of one batch.
         progress: whether there are progress bars.
         cache: folder for graphs on disk.
 
     Returns:
-        MAE, RMSE, MAE of the part's own mean, and number of crystals of each part.
+        The scores of each part, beside those of its own mean (:func:`~prism_plugin.training.scores.score`).
 
     Raises:
         ValueError: if the folder is that of a run, a crystal is bad or has an element that the model does not know, or
@@ -95,27 +94,13 @@ def evaluate(
     folder = Path(folder)
     if (folder / "settings.json").exists() or (folder / "checkpoints").exists():
         raise ValueError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
-    datasets = {}
-    for name, records in parts.items():
+    for records in parts.values():
         for record in records:
             try:
                 model.check_elements(torch.from_numpy(record.atoms.numbers))
             except ValueError as error:
                 raise ValueError(f"crystal {record.name!r}: {error}") from error
-        if records:
-            datasets[name] = GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress, cache)
+    datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress, cache)
     if not datasets:
         raise ValueError("there is no crystal to evaluate")
     return write_report(model, datasets, folder, batch_size, progress)
-
-
-def format_scores(scores: Scores, target: str, unit: str) -> str:
-    """Lay out scores as a table."""
-    head = f"{target} ({unit})" if unit else target
-    lines = [f"{'split':<6} {'crystals':>9} {'MAE':>9} {'RMSE':>9} {'MAE of the mean':>16}   {head}"]
-    for name, score in scores.items():
-        lines.append(
-            f"{name:<6} {score['crystals']:>9} {score['mae']:>9.4f} {score['rmse']:>9.4f} "
-            f"{score['mean_predictor_mae']:>16.4f}"
-        )
-    return "\n".join(lines)

@@ -1,7 +1,8 @@
 """One training, from records to a run folder with model, log, predictions, plots and summary.
 
 The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{best,last}.ckpt``, ``model/`` (load it with
-``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png``, ``elements.png`` (error by element),
+``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png`` (of a classification
+``classes.png``), ``elements.png`` (error by element),
 ``fusion.png`` (weights of the experts), ``summary.json``; with ELRA also ``elra.png``, with rod flow ``rod_flow.png``.
 """
 
@@ -29,7 +30,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from prism_plugin import __version__
-from prism_plugin.data import GraphDataset, Record, make_loader
+from prism_plugin.data import GraphDataset, Record, make_datasets, make_loader
 from prism_plugin.data.records import elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
@@ -185,6 +186,8 @@ def train(
     if first:  # else the first process has looked, and begun to write
         _check_folder(folder, described, resume, free)
     torch.manual_seed(settings.seed)
+    if settings.model.get("task_type", init.task_type if init else None) == "classification":
+        _check_classes(parts)
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
     for name in ("train", "val"):
@@ -192,11 +195,7 @@ def train(
             raise ValueError(
                 f"{len(parts[name])} crystals of the {name} part are too few for {settings.processes} devices"
             )
-    datasets = {
-        name: GraphDataset(records, model.cutoff, model.cell_cutoff, name, progress and first, cache)
-        for name, records in parts.items()
-        if records
-    }
+    datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress and first, cache)
     if first:
         with replaced(folder / "settings.json") as path:
             path.write_text(json.dumps(described, indent=1, default=list))
@@ -213,7 +212,7 @@ def train(
         settings.batchnorm_batches,
     )
     place = (folder / "checkpoints").resolve()
-    checkpoint = ModelCheckpoint(place, "best", monitor="val_mae", enable_version_counter=False)
+    checkpoint = ModelCheckpoint(place, "best", monitor=f"val_{module.metric}", enable_version_counter=False)
     # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
     every_epoch = ModelCheckpoint(place, "last", enable_version_counter=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -308,6 +307,19 @@ def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None
                 )
 
 
+def _check_classes(parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError unless the targets are 0 and 1, and training crystals have both."""
+    for split, records in parts.items():
+        for record in records:
+            if record.target not in (0, 1):
+                raise ValueError(
+                    f"crystal {record.name!r} of the {split} part has the target {record.target:g}: a classification "
+                    "needs 0 and 1, or false and true"
+                )
+    if len({record.target for record in parts["train"]}) < 2:
+        raise ValueError("all training crystals are of one class: there is nothing to tell apart")
+
+
 def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
     """Make a model that knows the elements, the mean and the spread of its training data, or a copy of ``init``."""
     arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
@@ -321,8 +333,12 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
     if settings.normalize and not given and (init is None or init.target != settings.target):
         total = arguments.get("readout") == "sum"
         targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
-        arguments["mean"] = float(targets.mean())
-        arguments["std"] = float(targets.std()) or 1.0
+        if arguments.get("task_type") == "classification":  # start from the log-odds of the classes
+            arguments["mean"] = float(np.log(targets.mean() / (1 - targets.mean())))
+            arguments["std"] = 1.0
+        else:
+            arguments["mean"] = float(targets.mean())
+            arguments["std"] = float(targets.std()) or 1.0
     model = PRISM(**arguments)
     if init is not None:
         model.load_state_dict(init.state_dict())
@@ -365,9 +381,7 @@ def _finish(
     }
     model.save(folder / "model", metadata={"settings": asdict(settings), "scores": scores})
     plot_fusion(model.fusion_weights(), folder / "fusion.png")
-    plot_learning_curve(
-        folder / "log", settings.unit, scores["val"]["mean_predictor_mae"], folder / "learning_curve.png"
-    )
+    plot_learning_curve(folder / "log", model.task_type, settings.unit, scores["val"], folder / "learning_curve.png")
     if settings.optimizer == "elra":
         plot_elra(folder / "log", folder / "elra.png")
     if settings.optimizer == "rod-flow":

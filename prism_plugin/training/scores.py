@@ -1,0 +1,106 @@
+"""How far predictions are from their targets: the loss of the training and the scores of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional.classification import binary_auroc
+
+__all__ = ["METRICS", "Scores", "format_score", "format_scores", "loss", "score"]
+
+# Part -> name of the score -> number; None where it has no meaning, as ROC AUC among crystals of one class.
+Scores: TypeAlias = dict[str, dict[str, Any]]
+# What is trained, and what decides which epoch is the best.
+METRICS = {"regression": "mae", "classification": "cross_entropy"}
+_NAMES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "mean_predictor_mae": "MAE of the mean",
+    "cross_entropy": "cross-entropy",
+    "mean_predictor_cross_entropy": "of the mean",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "roc_auc": "ROC AUC",
+}
+
+
+def loss(task_type: str, output: Tensor, target: Tensor) -> Tensor:
+    """Loss of each crystal, shape ``(crystals,)``: L1 on the raw target, or the cross-entropy of log-odds in nats.
+
+    Args:
+        task_type: of the model.
+        output: what the model reads out (:meth:`~prism_plugin.PRISM.read_out`), shape ``(crystals,)``.
+        target: shape ``(crystals,)``; 0 or 1 in a classification.
+    """
+    if task_type == "classification":
+        return functional.binary_cross_entropy_with_logits(output, target, reduction="none")
+    return functional.l1_loss(output, target, reduction="none")
+
+
+def score(task_type: str, target: np.ndarray, prediction: np.ndarray, constant: float) -> dict[str, Any]:
+    """Score predictions, and beside them a constant.
+
+    Args:
+        task_type: of the model.
+        target: shape ``(crystals,)``.
+        prediction: shape ``(crystals,)``; probabilities in a classification.
+        constant: what the mean predictor says.
+
+    Returns:
+        MAE and RMSE; or cross-entropy (nats), accuracy and balanced accuracy at a threshold of 1/2 and area under the
+        ROC curve (the last two None where there is one class only); that of the mean predictor; number of crystals.
+    """
+    if task_type == "regression":
+        error = prediction - target
+        scores: dict[str, Any] = {
+            "mae": float(np.abs(error).mean()),
+            "rmse": float(np.sqrt((error**2).mean())),
+            "mean_predictor_mae": float(np.abs(target - constant).mean()),
+        }
+    else:
+        right = (prediction > 0.5) == (target == 1)
+        both = 0 < target.mean() < 1
+        scores = {
+            "cross_entropy": _cross_entropy(target, prediction),
+            "mean_predictor_cross_entropy": _cross_entropy(target, np.full_like(prediction, constant)),
+            "accuracy": float(right.mean()),
+            "balanced_accuracy": float(np.mean([right[target == one].mean() for one in (0, 1)])) if both else None,
+            "roc_auc": float(binary_auroc(torch.from_numpy(prediction), torch.from_numpy(target).long()))
+            if both
+            else None,
+        }
+    return {**scores, "crystals": len(target)}
+
+
+def _cross_entropy(target: np.ndarray, probability: np.ndarray) -> float:
+    return float(functional.binary_cross_entropy(torch.from_numpy(probability), torch.from_numpy(target)))
+
+
+def format_score(scores: Mapping[str, Any]) -> str:
+    """Lay out the scores of one part in a line."""
+    told = [f"{_NAMES[name]} {_number(value)}" for name, value in scores.items() if name in _NAMES]
+    return f"{', '.join(told)}, {scores['crystals']:,} crystals"
+
+
+def format_scores(scores: Mapping[str, Mapping[str, Any]], target: str, unit: str) -> str:
+    """Lay out the scores of parts as a table."""
+    head = f"{target} ({unit})" if unit else target
+    columns = [name for name in _NAMES if name in next(iter(scores.values()))]
+    widths = {name: max(9, len(_NAMES[name])) for name in columns}
+    lines = [
+        " ".join([f"{'split':<6} {'crystals':>9}", *(f"{_NAMES[name]:>{widths[name]}}" for name in columns)])
+        + f"   {head}"
+    ]
+    for part, found in scores.items():
+        numbers = (f"{_number(found[name]):>{widths[name]}}" for name in columns)
+        lines.append(" ".join([f"{part:<6} {found['crystals']:>9}", *numbers]))
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
