@@ -5,17 +5,27 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo matbench-demo test lint
 
 # torch first and all under constraints.txt: no later package then replaces it by another version.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt $(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-deps matbench==0.6
 	touch $@
 
 demo: $(BIN)/.installed
 	$(BIN)/prism demo --out demo_output
+
+# Matbench from its file to a validated submission: alloys in place of the official data, two seeds, a small model.
+matbench-demo: $(BIN)/.installed
+	rm -rf demo_output/matbench
+	$(BIN)/python examples/matbench/make_trial_data.py demo_output/matbench/trial.json.gz
+	$(BIN)/python examples/matbench/run.py --task matbench_jdft2d --data demo_output/matbench/trial.json.gz --seeds 0 1 \
+		--out demo_output/matbench/runs --epochs 5 --lr 5e-3 --set dim=32 --set num_layers=2 --set cell_cutoff=8.0
+	$(BIN)/python examples/matbench/assemble.py demo_output/matbench/runs --authors "A. Trial" --allow-local-data \
+		--out demo_output/matbench/submission
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from prism_plugin import __version__
 
 DEFAULT_MODEL = "prism-mp2018-eform"  # of prism_plugin.pretrained, whose import takes seconds
 
-__all__ = ["main"]
+__all__ = ["add_training_options", "main", "training_values"]
 
 
 def _named_value(text: str) -> tuple[str, Any]:
@@ -101,8 +101,15 @@ def _add_train(commands: Any) -> None:
         metavar="DIR",
         help="folder for graphs, reused by later runs (default: in memory; downloaded data have one)",
     )
-    how = train.add_argument_group("how to train")
-    add = how.add_argument
+    add_training_options(train)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to train; a parser with ``argument_default=SUPPRESS`` leaves out what is not given.
+
+    Tables come as lists of pairs; :func:`training_values` makes them what :meth:`Job.make` reads.
+    """
+    add = parser.add_argument_group("how to train").add_argument
     add("--epochs", type=int, help="passes over the training crystals (default: 500)")
     add("--batch-size", type=int, help="crystals per update, all devices together (default: 64)")
     add(
@@ -128,6 +135,11 @@ def _add_train(commands: Any) -> None:
     add("--no-rotate", dest="rotate", action="store_false", help="no random rotation of training crystals")
     add("--no-normalize", dest="normalize", action="store_false", help="no mean and spread of the targets in the model")
     add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics (default: all)")
+
+
+def training_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make tables of the repeated options ``--set`` and ``--option``."""
+    return {name: dict(value) if name in ("model", "options") else value for name, value in given.items()}
 
 
 def _add_presets(commands: Any) -> None:
@@ -289,10 +301,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from prism_plugin.training.job import Job, read_config
     from prism_plugin.training.scores import format_scores
 
-    given = {
-        name: value for name, value in vars(arguments).items() if name not in ("command", "config", "out", "resume")
-    }
-    given.update({name: dict(given[name]) for name in ("model", "options") if name in given})
+    own = ("command", "config", "out", "resume")
+    given = training_values({name: value for name, value in vars(arguments).items() if name not in own})
     resume = hasattr(arguments, "resume")
     if resume:
         if hasattr(arguments, "config"):

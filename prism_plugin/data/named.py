@@ -24,10 +24,12 @@ from typing import Any, TextIO
 import numpy as np
 from ase import Atoms
 from pymatgen.core import Structure
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin.data.download import cache_home, fetch
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.records import Record, as_atoms, split_records
+from prism_plugin.files import replaced
 
 __all__ = [
     "DATASETS",
@@ -40,6 +42,7 @@ __all__ = [
     "matbench_records",
     "published_split",
     "with_validation",
+    "write_matbench_file",
 ]
 
 _Row = tuple[str, Callable[[], Atoms], Mapping[str, Any]]
@@ -477,3 +480,23 @@ DATASETS: dict[str, NamedData] = {
     )
     for task, (target, column, unit) in _MATBENCH.items()
 }
+
+
+def write_matbench_file(task: str, records: Sequence[Record], path: str | Path) -> None:
+    """Write records in the format of a Matbench task's file, for tests and trials without a download.
+
+    Args:
+        task: name of a structure task.
+        records: crystals with targets.
+        path: of the ``.json.gz``; equal records give equal bytes.
+    """
+    (target,) = DATASETS[task].targets.values()
+    kind = bool if target.task_type == "classification" else float
+    structures = (AseAtomsAdaptor.get_structure(record.atoms).as_dict() for record in records)
+    frame = {
+        "columns": ["structure", target.column],
+        "index": list(range(len(records))),
+        "data": [[structure, kind(record.target)] for structure, record in zip(structures, records, strict=True)],
+    }
+    with replaced(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        file.write(json.dumps(frame).encode())

@@ -98,9 +98,8 @@ def plot_classes(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)
-    curve.set(title="receiver operating characteristic")
-    curve.set(xlabel="share of the others taken for it", ylabel=f"share of {words} found")
-    truth.set(title="calibration, in ten bins", xlabel=f"predicted probability of {words}", ylabel="share in truth")
+    curve.set(title=f"{words}: ROC", xlabel="false positive rate", ylabel="true positive rate")
+    truth.set(title=f"{words}: calibration in ten bins", xlabel="predicted probability", ylabel="share of positives")
     save_figure(figure, Path(path))
 
 

@@ -1,0 +1,255 @@
+"""Train one Matbench task, fold by fold and seed by seed, and keep the predictions of each.
+
+The folder of a run is named by a hash of everything that decides its predictions: what was computed under another
+configuration is never taken for this one, and nothing is overwritten. It holds ``configuration.json`` and of each fold
+``fold-0/seed-0/`` (a run folder, see :mod:`prism_plugin.training.run`) and, when that is done, ``fold-0/seed-0.json``.
+An interrupted run goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from prism_plugin import __version__
+from prism_plugin.data import DATASETS, Record
+from prism_plugin.data.named import FOLDS, matbench_file, matbench_records, with_validation
+from prism_plugin.files import replaced
+from prism_plugin.matbench.official import fold_names, new_benchmark
+from prism_plugin.recipes import presets
+from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training.job import Job
+from prism_plugin.training.scores import METRICS
+
+__all__ = ["CONFIGURATION", "TaskRun", "key_of", "read_predictions"]
+
+CONFIGURATION = "configuration.json"
+# Where and for which seed it is computed is no part of a configuration.
+_FREE = ("seed", "device", "devices", "nodes")
+_VALIDATION = "a tenth of each fold's training part, drawn by numpy.random.default_rng(seed)"
+
+
+def key_of(configuration: Mapping[str, Any]) -> str:
+    """Hash a configuration."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One task in one configuration.
+
+    Attributes:
+        task: its name.
+        settings: of the training; the seed is set fold by fold.
+        records: all crystals, in the order of the task.
+        configuration: everything that decides the predictions but the seed.
+        cache: folder for graphs on disk; None builds them anew for every fold.
+    """
+
+    task: str
+    settings: TrainingSettings
+    records: Sequence[Record]
+    configuration: Mapping[str, Any]
+    cache: str | None = None
+
+    @staticmethod
+    def prepare(task: str, given: Mapping[str, Any] | None = None, data: str | Path | None = None) -> TaskRun:
+        """Read the data of a task, and merge what was given with a preset.
+
+        Args:
+            task: name of a structure task.
+            given: named values of ``prism train``: ``preset`` (the task's own, or ``matbench/mp_e_form`` if it has
+                none), ``epochs``, ``optimizer``, ``model``, ``device``, ``cache`` and so on.
+            data: a file in the format of the task's own, in its place; its results are no submission.
+
+        Raises:
+            ImportError: if matbench or matminer is not installed; says how to install them.
+            OSError: if the download fails.
+            ValueError: if a value is bad, or the data are not those of the task.
+        """
+        new_benchmark([task])
+        given = dict(given or {})
+        own = [name for name, preset in presets.items() if preset.data == task]
+        given.setdefault("preset", own[0] if own else "matbench/mp_e_form")
+        (target,) = DATASETS[task].targets
+        job = Job.make({**given, "data": task, "target": target})
+        path = matbench_file(task) if data is None else Path(data)
+        records = matbench_records(task, path)
+        names = {record.name for record in records}
+        wanted = {name for part in fold_names(task, 0) for name in part}
+        if names != wanted:
+            raise ValueError(f"{path} has {len(names)} crystals, {task} has {len(wanted)}: the folds are not for it")
+        settings = job.settings_for({"all": records})
+        configuration = {
+            "task": task,
+            "data_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "preset": given["preset"],
+            "settings": {name: value for name, value in asdict(settings).items() if name not in _FREE},
+            "validation": _VALIDATION,
+            "prism_plugin": __version__,
+        }
+        configuration = json.loads(json.dumps(configuration, default=list))
+        cache = given.get("cache") if data is not None else job.values.get("cache")
+        return TaskRun(task, settings, records, configuration, cache)
+
+    @property
+    def key(self) -> str:
+        """Hash of the configuration."""
+        return key_of(self.configuration)
+
+    def folder(self, out: str | Path) -> Path:
+        """Folder of this task and configuration in a folder of many."""
+        return Path(out) / f"{self.task}-{self.key}"
+
+    def parts(self, fold: int, seed: int) -> dict[str, list[Record]]:
+        """Records of an official fold, ``"train"``, ``"val"`` and ``"test"``; the seed draws the validation part."""
+        place = {record.name: index for index, record in enumerate(self.records)}
+        train_part, test = ([place[name] for name in names] for names in fold_names(self.task, fold))
+        return with_validation(self.records, train_part, test, seed)
+
+    def run(
+        self,
+        out: str | Path,
+        folds: Sequence[int] = tuple(range(FOLDS)),
+        seeds: Sequence[int] = (0,),
+        progress: bool = True,
+    ) -> Path:
+        """Train and predict folds; those that are done already are kept.
+
+        Args:
+            out: gets the folder of this task and configuration.
+            folds: which of the five.
+            seeds: one training of each fold with each; together they are an ensemble.
+            progress: whether there are progress bars.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: if a fold or seed is none, a file that is there is damaged or of another configuration, or
+                predictions are not finite; nothing is overwritten.
+        """
+        _check_numbers(folds, seeds)
+        folder = self.folder(out)
+        if not (folder / CONFIGURATION).exists():
+            with replaced(folder / CONFIGURATION) as path:
+                path.write_text(json.dumps(self.configuration, indent=1))
+        for seed in seeds:
+            for fold in folds:
+                kept = folder / f"fold-{fold}" / f"seed-{seed}.json"
+                if not kept.exists():
+                    self._train(kept, fold, seed, progress)
+                found = read_predictions(kept, self.task, self.key, fold, seed)
+                print(f"{self.task}, fold {fold}, seed {seed}: {self._told(found)}", flush=True)
+        return folder
+
+    def _train(self, kept: Path, fold: int, seed: int, progress: bool) -> None:
+        """Train one fold with one seed, or go on with it; keep the predictions of its test part."""
+        folder = kept.with_suffix("")
+        parts = self.parts(fold, seed)
+        summary = train(replace(self.settings, seed=seed), parts, folder, True, None, progress, cache=self.cache)
+        with open(folder / "predictions.csv", newline="") as file:
+            predicted = {
+                row["name"]: float(row["prediction"]) for row in csv.DictReader(file) if row["split"] == "test"
+            }
+        content = {
+            "task": self.task,
+            "configuration": self.key,
+            "fold": fold,
+            "seed": seed,
+            "best_epoch": summary["best_epoch"],
+            "validation": summary["scores"]["val"],
+            "test": summary["scores"]["test"],
+            "rows": {record.name: [record.target, predicted[record.name]] for record in parts["test"]},
+        }
+        _check_finite(content["rows"], f"{self.task}, fold {fold}, seed {seed} (trained in {str(folder)!r})")
+        with replaced(kept) as path:
+            path.write_text(json.dumps(content))
+
+    def _told(self, found: Mapping[str, Any]) -> str:
+        metric = METRICS[self.settings.model.get("task_type", "regression")]
+        words = "MAE" if metric == "mae" else "cross-entropy"
+        unit = f" {self.settings.unit}" if self.settings.unit else ""
+        return f"{words} {found['test'][metric]:.4f}{unit} on test, {found['validation'][metric]:.4f} on validation"
+
+    def try_out(self, folds: Sequence[int] = (0,), seeds: Sequence[int] = (0,), progress: bool = True) -> str:
+        """Train the first of these folds on a few crystals for one epoch, keep nothing, and say what all of them take.
+
+        Raises:
+            ValueError: as :meth:`run`.
+        """
+        _check_numbers(folds, seeds)
+        parts = self.parts(folds[0], seeds[0])
+        sizes = {part: len(records) for part, records in parts.items()}
+        some = 4 * self.settings.batch_size
+        few = {part: records[:: -(-len(records) // some)] for part, records in parts.items()}
+        settings = replace(self.settings, seed=seeds[0], epochs=1)
+        with TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            train(settings, few, Path(folder) / "trial", progress=progress)
+            seconds = time.perf_counter() - started
+        whole = seconds * sizes["train"] / len(few["train"]) * self.settings.epochs * len(folds) * len(seeds)
+        return (
+            f"{self.task}, configuration {self.key}\n{json.dumps(self.configuration['settings'])}\n"
+            f"fold {folds[0]}: {', '.join(f'{size:,} for {part}' for part, size in sizes.items())}\n"
+            f"an epoch of {len(few['train'])} crystals took {seconds:.1f} s; {len(folds)} folds, {len(seeds)} seeds, "
+            f"{self.settings.epochs} epochs would take roughly {_duration(whole)} on this machine"
+        )
+
+
+def read_predictions(path: Path, task: str, key: str, fold: int, seed: int) -> dict[str, Any]:
+    """Read the predictions of a fold, and check that they are whole and of this configuration.
+
+    Raises:
+        ValueError: if they are not; says what to do.
+    """
+    try:
+        content = json.loads(path.read_text())
+        is_of = (content["task"], content["configuration"], content["fold"], content["seed"])
+        rows = {str(name): (float(target), float(value)) for name, (target, value) in content["rows"].items()}
+        content = {**content, "rows": rows}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the fold is predicted again") from error
+    if is_of != (task, key, fold, seed):
+        raise ValueError(
+            f"{path} is of task {is_of[0]}, configuration {is_of[1]}, fold {is_of[2]}, seed {is_of[3]}, not of {task}, "
+            f"{key}, {fold}, {seed}: configurations are not mixed; move it away"
+        )
+    _, test = fold_names(task, fold)
+    if set(rows) != set(test):
+        raise ValueError(f"{path} has {len(rows)} crystals, fold {fold} of {task} has {len(test)} others; move it away")
+    _check_finite(rows, str(path))
+    return content
+
+
+def _check_finite(rows: Mapping[str, Sequence[float]], where: str) -> None:
+    bad = [name for name, (_, value) in rows.items() if not math.isfinite(value)]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} predictions are not finite in {where}, for example of {bad[0]}: nothing is "
+            "recorded; train again with another seed or a lower learning rate"
+        )
+
+
+def _check_numbers(folds: Sequence[int], seeds: Sequence[int]) -> None:
+    for fold in folds:
+        if fold not in range(FOLDS):
+            raise ValueError(f"Matbench has the folds 0 to {FOLDS - 1}, got {fold}")
+    for name, numbers in (("fold", folds), ("seed", seeds)):
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError(f"give each {name} once, got {list(numbers)}")
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
