@@ -459,7 +459,7 @@ def test_bad_values_are_named(frame, tmp_path) -> None:
         ([5], [0], "Matbench has the folds 0 to 4, got 5"),
         ([], [0], r"give each fold once, got \[\]"),
         ([0], [1, 1], r"give each seed once, got \[1, 1\]"),
-        ([0], [-1], "seed must be a whole number"),
+        ([0], [-1], "a seed is a whole number of at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             run.run(tmp_path, folds, seeds, progress=False)

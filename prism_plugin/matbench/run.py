@@ -243,6 +243,8 @@ def _check_numbers(folds: Sequence[int], seeds: Sequence[int]) -> None:
     for fold in folds:
         if fold not in range(FOLDS):
             raise ValueError(f"Matbench has the folds 0 to {FOLDS - 1}, got {fold}")
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"a seed is a whole number of at least 0, got {min(seeds)}")
     for name, numbers in (("fold", folds), ("seed", seeds)):
         if not numbers or len(set(numbers)) < len(numbers):
             raise ValueError(f"give each {name} once, got {list(numbers)}")
