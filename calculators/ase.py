@@ -84,7 +84,8 @@ class PRISMCalculator(Calculator):
 
     @property
     def _gives_energy(self) -> bool:
-        return (self.model.unit, self.model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
+        fits = (self.model.unit, self.model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
+        return fits and self.model.task_type == "regression"
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """Give one property; all of ASE's ``get_...`` methods come here.

@@ -18,7 +18,12 @@ from prism_plugin.training.scores import format_score
 
 __all__ = ["describe_installation", "describe_model"]
 
-_LIBRARIES = ("torch", "matgl", "dgl", "lightning", "pymatgen", "ase", "schedulefree", "jarvis-tools", "matminer")
+# Library -> what to say where it is missing.
+_LIBRARIES = dict.fromkeys(("torch", "matgl", "dgl", "lightning", "pymatgen", "ase", "schedulefree"), "") | {
+    "jarvis-tools": " (pip install 'prism-plugin[data]')",
+    "matminer": " (pip install 'prism-plugin[data]')",
+    "matbench": " (docs/matbench.md)",
+}
 
 
 def describe_model(name: str | Path) -> str:
@@ -63,12 +68,11 @@ def describe_model(name: str | Path) -> str:
 def describe_installation() -> str:
     """List versions, devices, data sets, models and optimizers."""
     lines = [f"prism-plugin {__version__}, Python {platform.python_version()}"]
-    for library in _LIBRARIES:
+    for library, hint in _LIBRARIES.items():
         try:
             lines.append(f"  {library} {version(library)}")
         except PackageNotFoundError:
-            extra = " (pip install 'prism-plugin[data]')" if library in ("jarvis-tools", "matminer") else ""
-            lines.append(f"  {library} is not installed{extra}")
+            lines.append(f"  {library} is not installed{hint}")
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     lines.append(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda: {name}' for name in names)}")
     lines.append(f"optimizers: {', '.join(sorted(OPTIMIZERS))}, or the path of a class")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 from matgl.apps.pes import Potential
 from matgl.ext.ase import PESCalculator
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
@@ -17,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from prism_plugin import PRISM, PRISMCalculator, build_graph, cli
 from prism_plugin.data import Record, split_records
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training import TrainingSettings, evaluate, train
 from prism_plugin.training.plots import read_log
 from prism_plugin.training.scores import format_scores, loss, score
 from tests.conftest import small_model
@@ -54,6 +55,9 @@ def test_a_classification_is_saved_and_loaded_by_matgl(tmp_path) -> None:
     atoms = bulk("Cu")
     atoms.calc = PRISMCalculator(loaded)
     assert 0 < atoms.calc.get_property("is_metal", atoms) < 1
+    in_volts = PRISMCalculator(PRISM(**SMALL, task_type="classification", target="is_metal", unit="eV/atom"))
+    with pytest.raises(PropertyNotImplementedError, match="not energy; ask for: is_metal"):
+        in_volts.get_property("energy", atoms)
     calculator = PESCalculator(Potential(loaded, calc_forces=False, calc_stresses=False))
     with pytest.raises(ValueError, match="the probability of is_metal is no energy"):
         calculator.calculate(bulk("Cu"))
@@ -158,3 +162,23 @@ def test_bad_classes_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="all training crystals are of one class"):
         train(settings, parts, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    model = PRISM(**SMALL, task_type="classification").eval()
+    half = Record(records[0].atoms, 0.5, "half")
+    with pytest.raises(ValueError, match=r"crystal 'half' of the all part has the target 0\.5"):
+        evaluate(model, {"all": [*records, half]}, tmp_path / "report", progress=False)
+
+
+@pytest.mark.parametrize("task_type", ["regression", "classification"])
+def test_a_prediction_that_is_not_finite_is_named(task_type, tmp_path, monkeypatch) -> None:
+    real = PRISM.predict_graphs
+
+    def broken(*arguments: object, **named: object) -> torch.Tensor:
+        answers = real(*arguments, **named)
+        answers[3] = float("nan")
+        return answers
+
+    monkeypatch.setattr(PRISM, "predict_graphs", broken)
+    records = coppery(12)
+    with pytest.raises(ValueError, match=f"of 1 of 12 crystals of the all part are not finite, .*{records[3].name}"):
+        evaluate(PRISM(**SMALL, task_type=task_type).eval(), {"all": records}, tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())

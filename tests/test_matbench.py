@@ -14,17 +14,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matbench import bench, metadata, task
 from matbench.util import RecursiveDotDict
 from monty.serialization import loadfn
 
+from prism_plugin import PRISM
 from prism_plugin.data import DATASETS
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.named import matbench_folds, write_matbench_file
+from prism_plugin.graph import CrystalGraph
 from prism_plugin.matbench import TASKS, TaskRun, assemble
 from prism_plugin.matbench import run as run_module
 from prism_plugin.matbench.official import check_results, fold_names, leaderboard, official_hash
@@ -67,7 +72,7 @@ def copied(finished, tmp_path) -> Path:
 
 
 def make(folder: Path, out: Path, **more: object) -> str:
-    given = {"authors": "A. Author", "script": SCRIPTS / "run.py", "allow_local_data": True}
+    given = {"authors": "A. Author", "scripts": [SCRIPTS / "run.py"], "allow_local_data": True}
     return assemble([folder], out, **{**given, **more})
 
 
@@ -170,7 +175,7 @@ def test_a_submission_is_taken_and_its_numbers_are_right(finished, tmp_path) -> 
     assert info["authors"] == "A. Author"
     assert info["notes"].startswith("Two cores. NOT A SUBMISSION: matbench_jdft2d ran on other data")
     assert "mean of 2 training(s) with seed 0, 1" in info["notes"]
-    assert "matbench==0.6" in info["requirements"]["python"]
+    assert {"matbench==0.6", f"torch=={version('torch')}"} <= set(info["requirements"]["python"])
     assert (folder / "run.py").read_bytes() == (SCRIPTS / "run.py").read_bytes()
     benchmark = check_results(folder / "results.json.gz")
     results = benchmark.tasks_map[JDFT2D].results
@@ -194,8 +199,8 @@ def test_a_submission_is_taken_and_its_numbers_are_right(finished, tmp_path) -> 
     assert f"mean {np.mean(means):.4f} +- {np.std(means):.4f}" in report
     assert "MODNet (v0.1.12)                          33.1918 +- 7.3428" in report
     assert report.splitlines()[-1].startswith("-> PRISM 1 (on other data)")  # not ranked
-    pictures = [path.name for path in (tmp_path / "out").glob("*.png")]
-    assert len(pictures) == 2
+    pictures = {path.name for path in (tmp_path / "out" / "matbench_v0.1_PRISM_1_local-pictures").iterdir()}
+    assert pictures == {f"{JDFT2D}.png", f"{JDFT2D}-predictions.png"}
 
 
 def test_a_finished_fold_is_kept(finished, frame, monkeypatch, capsys) -> None:
@@ -243,6 +248,30 @@ def test_a_run_killed_in_fold_3_ends_with_the_same_files(frame, tmp_path) -> Non
     assert assembled[0] == assembled[1]
 
 
+def test_processes_that_share_a_folder_share_the_work(frame, tmp_path, capsys) -> None:
+    run = TaskRun.prepare(JDFT2D, SMALL, frame)
+    busy = run.folder(tmp_path) / "fold-1" / "seed-0.lock"
+    busy.parent.mkdir(parents=True)
+    code = (
+        f"import sys; from filelock import FileLock\nwith FileLock({str(busy)!r}): print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        run.run(tmp_path, folds=[1, 2], progress=False)
+        assert "fold 1, seed 0: another process is at it" in capsys.readouterr().out
+        assert not (busy.parent / "seed-0.json").exists()
+        assert (busy.parents[1] / "fold-2" / "seed-0.json").exists()
+        other.kill()
+    run.run(tmp_path, folds=[1], progress=False)  # a lock does not outlive its process
+    assert (busy.parent / "seed-0.json").exists()
+
+
+def test_an_edited_configuration_is_not_gone_on_with(copied, frame) -> None:
+    edit(copied, preset="another")
+    with pytest.raises(ValueError, match=r"configuration\.json is damaged or was edited; delete it and repeat"):
+        TaskRun.prepare(JDFT2D, SMALL, frame).run(copied.parent, progress=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_runs_from_its_file_to_a_submission(name, tmp_path, monkeypatch) -> None:
@@ -263,7 +292,7 @@ def test_every_task_runs_from_its_file_to_a_submission(name, tmp_path, monkeypat
     run = TaskRun.prepare(name, SMALL)
     assert run.settings.unit == DATASETS[name].targets[run.settings.target].unit
     folder = run.run(tmp_path / "runs", progress=False)
-    assert len(list((tmp_path / "cache" / "graphs").iterdir())) == 1  # the graphs of all folds
+    assert len([path for path in (tmp_path / "cache" / "graphs").iterdir() if path.is_dir()]) == 1  # of all folds
     report = make(folder, tmp_path / "out", allow_local_data=False)
     check_submission(tmp_path / "out" / "matbench_v0.1_PRISM")
     assert sum(line.startswith("-> PRISM ") for line in report.splitlines()) == 1
@@ -287,9 +316,9 @@ def test_predictions_of_all_106113_classes_are_taken(tmp_path) -> None:
         classes = rng.random(len(names)) < 0.43
         chances = np.clip(classes * 0.5 + rng.random(len(names)) * 0.6, 0, 1)
         content = {"task": name, "configuration": folder.name.rsplit("-", 1)[1], "fold": fold, "seed": 0}
-        content |= {"best_epoch": 0, "validation": {}, "test": {}}
+        content |= {"best_epoch": 0, "validation": {}, "versions": {}}
         rows = {one: [float(true), chance] for one, true, chance in zip(names, classes, chances, strict=True)}
-        (folder / f"fold-{fold}" / "seed-0.json").write_text(json.dumps({**content, "rows": rows}))
+        sign(folder / f"fold-{fold}" / "seed-0.json", {**content, "rows": rows})
     (folder / "configuration.json").write_text(json.dumps(configuration))
     report = make(folder, tmp_path / "out", allow_local_data=False)
     check_submission(tmp_path / "out" / "matbench_v0.1_PRISM")
@@ -313,13 +342,8 @@ def test_predictions_of_all_106113_classes_are_taken(tmp_path) -> None:
             "is of task matbench_jdft2d, configuration 0000",
         ),
         (lambda folder: change(folder, fold=1), "fold 1, seed 0, not of .*: configurations are not mixed"),
-        (lambda folder: change(folder, rows={"mb-jdft2d-001": [0.0, 1.0]}), "has 1 crystals, fold 2 .* has 127 others"),
-        (
-            lambda folder: spoil_rows(folder, float("nan")),
-            "127 of 127 predictions are not finite .*seed-0.json",
-        ),
-        (lambda folder: spoil_rows(folder, float("inf")), "are not finite"),
-        (lambda folder: spoil_rows(folder, None), "seed-0.json is damaged"),
+        (lambda folder: change_target(folder, 1e6), r"seed-0\.json is damaged or was edited; delete it"),
+        (lambda folder: change_target(folder, float("nan")), r"seed-0\.json is damaged or was edited; delete it"),
         (
             lambda folder: edit(folder, preset="another"),
             "should be called .*: was the folder renamed, or",
@@ -341,14 +365,24 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
 
+def sign(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps({**content, "sha256": key_of(content)}))
+
+
 def change(folder: Path, **values: object) -> None:
+    """What belongs elsewhere, and is whole."""
     path = folder / "fold-2" / "seed-0.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    sign(path, {**content, **values})
 
 
-def spoil_rows(folder: Path, value: float | None) -> None:
-    rows = json.loads((folder / "fold-2" / "seed-0.json").read_text())["rows"]
-    change(folder, rows={name: [target, value] for name, (target, _) in rows.items()})
+def change_target(folder: Path, target: float) -> None:
+    path = folder / "fold-2" / "seed-0.json"
+    content = json.loads(path.read_text())
+    first = next(iter(content["rows"]))
+    content["rows"][first][0] = target
+    path.write_text(json.dumps(content))
 
 
 def edit(folder: Path, **values: object) -> None:
@@ -363,6 +397,9 @@ def test_configurations_are_not_mixed(copied, frame, tmp_path) -> None:
     (second / "configuration.json").write_text(json.dumps(longer.configuration))
     with pytest.raises(ValueError, match="and differ in epochs, lr, optimizer, options; name one of them"):
         make(copied.parent, tmp_path / "out")
+    elsewhere = shutil.copytree(copied, tmp_path / "elsewhere" / copied.name)
+    with pytest.raises(ValueError, match="are one run in two places; copy the files of one into the other"):
+        assemble([copied, elsewhere], tmp_path / "out", "A", [SCRIPTS / "run.py"])
     other = {**longer.configuration, "task": "matbench_phonons", "prism_plugin": "0.0.9"}
     shutil.rmtree(second)
     third = copied.parent / f"matbench_phonons-{key_of(other)}"
@@ -376,13 +413,19 @@ def test_configurations_are_not_mixed(copied, frame, tmp_path) -> None:
 def test_a_submission_is_not_written_over_and_local_data_are_no_submission(copied, tmp_path) -> None:
     with pytest.raises(ValueError, match="the data are not the official ones, so this is no submission"):
         make(copied, tmp_path / "out", allow_local_data=False)
+    shutil.copy(copied / "fold-0" / "seed-0.json", copied / "fold-0" / "seed-0 (copy).json")  # is nothing to it
     make(copied, tmp_path / "out")
     before = (tmp_path / "out" / "matbench_v0.1_PRISM_local" / "results.json.gz").read_bytes()
     with pytest.raises(FileExistsError, match="exists; move it away, or choose another --out or --algorithm"):
         make(copied, tmp_path / "out")
     assert (tmp_path / "out" / "matbench_v0.1_PRISM_local" / "results.json.gz").read_bytes() == before
-    with pytest.raises(ValueError, match="authors and a name of the algorithm are needed"):
-        make(copied, tmp_path / "out", authors=" ")
+    for bad, message in (
+        ({"authors": " "}, "the authors are missing"),
+        ({"algorithm": "../PRISM"}, "the name of the algorithm must be letters, digits and any of"),
+        ({"algorithm": "coGN"}, "there is an algorithm 'coGN' on the leaderboard already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(copied, tmp_path / "out", **bad)
 
 
 def test_results_that_matbench_refuses_are_refused(finished, tmp_path) -> None:
@@ -399,18 +442,17 @@ def test_results_that_matbench_refuses_are_refused(finished, tmp_path) -> None:
 
 
 def test_predictions_that_are_not_finite_fail_the_fold(frame, tmp_path, monkeypatch) -> None:
-    real = run_module.train
+    real = PRISM.predict_graphs
 
-    def broken(*arguments: object, **named: object) -> object:
-        summary = real(*arguments, **named)
-        table = Path(arguments[2]) / "predictions.csv"
-        lines = table.read_text().splitlines()
-        table.write_text("\n".join([*lines[:-1], lines[-1].rsplit(",", 1)[0] + ",nan"]))
-        return summary
+    def broken(model: PRISM, graphs: Sequence[CrystalGraph], *arguments: object, **named: object) -> torch.Tensor:
+        answers = real(model, graphs, *arguments, **named)
+        if len(graphs) == 128:  # the test part
+            answers[5] = float("nan")
+        return answers
 
-    monkeypatch.setattr(run_module, "train", broken)
+    monkeypatch.setattr(PRISM, "predict_graphs", broken)
     run = TaskRun.prepare(JDFT2D, SMALL, frame)
-    with pytest.raises(ValueError, match="1 of 128 predictions are not finite in matbench_jdft2d, fold 0, seed 4"):
+    with pytest.raises(ValueError, match="predictions of 1 of 128 crystals of the test part are not finite"):
         run.run(tmp_path, folds=[0], seeds=[4], progress=False)
     assert not list(tmp_path.rglob("seed-4.json"))
 
@@ -428,7 +470,7 @@ def test_data_of_another_size_hash_or_length_are_refused_and_kept(frame, tmp_pat
         with pytest.raises(ValueError, match=r"wrong SHA-256 .* delete it, and it will be fetched again from https"):
             TaskRun.prepare(JDFT2D, SMALL)
         assert here.read_bytes() == content
-    with pytest.raises(ValueError, match="is truncated or damaged"):
+    with pytest.raises(ValueError, match="is truncated, damaged or not compressed"):
         TaskRun.prepare(JDFT2D, SMALL, here)
 
 
@@ -451,6 +493,8 @@ def test_bad_values_are_named(frame, tmp_path) -> None:
         ({"preset": "matbench/jdft"}, "no preset 'matbench/jdft'; choose one of"),
         ({"optimizer": "adamm"}, "adamm"),
         ({"model": {"width": 3}}, "unknown model argument 'width'"),
+        ({"epoch": 9, "seed": 1}, "unknown here: epoch, seed; what can be given is: .*epochs"),
+        ({"model": {"task_type": "classification"}}, "is a regression, the model's task_type cannot be changed"),
     ):
         with pytest.raises(ValueError, match=message):
             TaskRun.prepare(JDFT2D, given, frame)
@@ -464,6 +508,10 @@ def test_bad_values_are_named(frame, tmp_path) -> None:
         with pytest.raises(ValueError, match=message):
             run.run(tmp_path, folds, seeds, progress=False)
     assert not list(tmp_path.rglob("seed*"))
+    odd = TaskRun.prepare(JDFT2D, {**SMALL, "model": {**SIZES, "dim": "wide"}}, frame)
+    with pytest.raises(ValueError, match="dim must be a number, got 'wide'"):
+        odd.run(tmp_path, [0], progress=False)
+    assert not list(tmp_path.rglob("configuration.json"))  # nothing that could be taken for a run
 
 
 def test_a_dry_run_says_what_it_would_take_and_keeps_nothing(frame, tmp_path) -> None:
@@ -471,7 +519,7 @@ def test_a_dry_run_says_what_it_would_take_and_keeps_nothing(frame, tmp_path) ->
     result = run_script("run.py", "--task", JDFT2D, "--data", frame, *sizes, "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "fold 0: 458 for train, 50 for val, 128 for test" in result.stdout
-    assert "5 folds, 1 seeds, 5000 epochs would take roughly" in result.stdout  # the preset's
+    assert "folds: 5, seeds: 1, epochs: 5000 would take roughly" in result.stdout  # the preset's
     assert not list(tmp_path.iterdir())
 
 
@@ -490,3 +538,5 @@ def test_the_trial_data_are_the_same_every_time(frame, tmp_path) -> None:
     result = run_script("make_trial_data.py", tmp_path / "trial.json.gz")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "trial.json.gz").read_bytes() == frame.read_bytes()
+    again = run_script("make_trial_data.py", tmp_path / "trial.json.gz")
+    assert (again.returncode, again.stderr.strip()) == (1, f"error: {tmp_path / 'trial.json.gz'} exists")

@@ -18,7 +18,7 @@ parser.add_argument("--allow-local-data", action="store_true", help="take runs o
 given = vars(parser.parse_args())
 
 try:
-    print(assemble(**given, script=Path(__file__).with_name("run.py")))
+    print(assemble(**given, scripts=[Path(__file__).with_name("run.py"), __file__]))
 except (ValueError, ImportError, OSError) as error:
     sys.exit(f"error: {error}")
 print(f"\nsubmission folder and pictures: {given['out']}")

@@ -5,10 +5,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.named import write_matbench_file
 
-write_matbench_file("matbench_jdft2d", emt_alloys(636), sys.argv[1])
-print(f"636 alloys in the format of matbench_jdft2d: {sys.argv[1]}")
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("file", type=Path, help="where it goes, for example trial.json.gz; it is compressed by gzip")
+path = parser.parse_args().file
+if path.exists():
+    sys.exit(f"error: {path} exists")
+try:
+    write_matbench_file("matbench_jdft2d", emt_alloys(636), path)
+except OSError as error:
+    sys.exit(f"error: {path} cannot be written: {error}")
+print(f"636 alloys in the format of matbench_jdft2d: {path}")

@@ -1,6 +1,7 @@
 """Train a Matbench task on its official folds: examples/matbench/run.py --task matbench_jdft2d --out runs/matbench.
 
-The same command goes on after an interruption. Then: examples/matbench/assemble.py runs/matbench --authors "..."
+The same command goes on after an interruption. Then: examples/matbench/assemble.py runs/matbench --authors "...".
+What is not given of how to train is that of the preset, whatever default an option names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ add(
     "--dry-run",
     action="store_true",
     default=False,
-    help="one epoch on a few crystals; says what all would take, keeps nothing",
+    help="two epochs on a few crystals; says what all would take, keeps nothing",
 )
 # What is not given below is the preset's.
 add("--preset", help="an experiment of prism presets (default: the task's own, else matbench/mp_e_form)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prism_plugin.batch import CrystalBatch, batch_graphs
 from prism_plugin.data.records import Record
-from prism_plugin.data.store import GraphStore, graph_store
+from prism_plugin.data.store import graph_store
 from prism_plugin.distributed import rank_and_size
 from prism_plugin.graph import CrystalGraph
 
@@ -29,7 +30,6 @@ class GraphDataset(Dataset):
         name: shown at the progress bar.
         progress: whether there is a progress bar.
         cache: folder for the graphs on disk, where another run finds them; None keeps them in memory.
-        graphs: the graphs of the records, where they are built already.
 
     Raises:
         ValueError: if a crystal is bad; the message names it.
@@ -43,13 +43,18 @@ class GraphDataset(Dataset):
         name: str = "",
         progress: bool = True,
         cache: str | Path | None = None,
-        graphs: GraphStore | None = None,
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        if graphs is None:
-            graphs = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
-        self.graphs = graphs
+        self.graphs = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
+
+    def subset(self, indices: np.ndarray) -> GraphDataset:
+        """Some of the crystals, in this order; the graphs are shared."""
+        part = copy.copy(self)
+        part.names = [self.names[index] for index in indices]
+        part.targets = self.targets[indices]
+        part.graphs = self.graphs.subset(indices)
+        return part
 
     def __len__(self) -> int:
         """Number of crystals."""
@@ -83,19 +88,13 @@ def make_datasets(
         ValueError: if a crystal is bad; the message names it.
     """
     filled = {name: records for name, records in parts.items() if records}
-    together = [record for records in filled.values() for record in records]
-    by_name = sorted(range(len(together)), key=lambda index: together[index].name)
-    store = graph_store([together[index] for index in by_name], cutoff, cell_cutoff, "", progress, cache)
-    places = np.argsort(by_name)
-    ends = np.cumsum([len(records) for records in filled.values()])
+    records = [record for part in filled.values() for record in part]
+    by_name = sorted(range(len(records)), key=lambda index: records[index].name)
+    together = GraphDataset([records[index] for index in by_name], cutoff, cell_cutoff, "", progress, cache)
+    ends = np.cumsum([len(part) for part in filled.values()])
     return {
-        name: GraphDataset(
-            records,
-            cutoff,
-            cell_cutoff,
-            graphs=GraphStore(store.arrays, cutoff, cell_cutoff, places[end - len(records) : end]),
-        )
-        for (name, records), end in zip(filled.items(), ends, strict=True)
+        name: together.subset(places)
+        for name, places in zip(filled, np.split(np.argsort(by_name), ends[:-1]), strict=True)
     }
 
 

@@ -126,9 +126,7 @@ def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -
         raise ValueError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1} (--fold); fold is {fold}")
     if not data.folds and fold is not None:
         raise ValueError(f"{name} has one split and no folds, but fold is {fold}")
-    if data.folds:
-        return data.split(matbench_records(name), fold or 0, seed)
-    return data.split(_records(name, data.rows(), data.targets[target]), 0, seed)
+    return data.split(_records(name, data.rows(), data.targets[target]), fold or 0, seed)
 
 
 def _records(name: str, rows: Iterable[_Row], wanted: Target) -> list[Record]:
@@ -188,13 +186,13 @@ def matbench_folds(size: int, classes: Sequence[float] | None = None) -> list[tu
     return list(folds.split(np.arange(size), classes))
 
 
-def _matbench_split(
-    records: list[Record], fold: int, seed: int, classification: bool = False
-) -> dict[str, list[Record]]:
+def _matbench_split(task: str, records: list[Record], fold: int, seed: int) -> dict[str, list[Record]]:
     """An official fold, with a validation part."""
     if len(records) < 2 * FOLDS:
         raise ValueError(f"{len(records)} crystals are too few for {FOLDS} folds")
-    classes = [record.target for record in records] if classification else None
+    records = _matbench_names(task, records)
+    (target,) = DATASETS[task].targets.values()
+    classes = [record.target for record in records] if target.task_type == "classification" else None
     return with_validation(records, *matbench_folds(len(records), classes)[fold], seed)
 
 
@@ -361,12 +359,16 @@ def matbench_records(task: str, path: str | Path | None = None) -> list[Record]:
         OSError: if the download fails.
         ValueError: if the file is damaged, lacks the target somewhere, or is not in the order of its index.
     """
-    path = matbench_file(task) if path is None else Path(path)
     (target,) = DATASETS[task].targets.values()
-    records = _records(task, read_frame(path), target)
+    rows = DATASETS[task].rows() if path is None else read_frame(Path(path))
+    return _matbench_names(task, _records(task, rows, target))
+
+
+def _matbench_names(task: str, records: Sequence[Record]) -> list[Record]:
+    """Name the rows of a task's file, which are called 0, 1, ..., as the benchmark does."""
     for number, record in enumerate(records):
         if record.name != str(number):
-            raise ValueError(f"{path}: row {record.name!r} stands where row {number} is due, or {number} has no target")
+            raise ValueError(f"{task}: row {number} has no target, or row {record.name!r} stands in its place")
     digits = len(str(len(records)))
     prefix = task.replace("matbench", "mb").replace("_", "-")
     return [replace(record, name=f"{prefix}-{number:0{digits}d}") for number, record in enumerate(records, start=1)]
@@ -399,7 +401,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); delete it") from error
+        raise ValueError(f"{path} is truncated, damaged or not compressed ({error}); replace it") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not in the expected format ({error!r})") from error
     except ValueError as error:
@@ -475,7 +477,7 @@ DATASETS: dict[str, NamedData] = {
         "Matbench v0.1, five official folds",
         {target: Target(column, unit, task_type="classification" if task == "mp_is_metal" else "regression")},
         partial(_matbench_rows, f"matbench_{task}"),
-        partial(_matbench_split, classification=task == "mp_is_metal"),
+        partial(_matbench_split, f"matbench_{task}"),
         folds=True,
     )
     for task, (target, column, unit) in _MATBENCH.items()

@@ -17,6 +17,7 @@ from typing import overload
 import numpy as np
 import torch
 from ase import Atoms
+from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
@@ -73,6 +74,10 @@ class GraphStore(Sequence[CrystalGraph]):
     def atoms(self) -> np.ndarray:
         """Number of atoms of each crystal, shape ``(crystals,)``."""
         return self.arrays["sizes"][self.order, 0]
+
+    def subset(self, indices: np.ndarray) -> GraphStore:
+        """Some of the graphs, in this order; the arrays are shared."""
+        return GraphStore(self.arrays, self.cutoff, self.cell_cutoff, self.order[indices])
 
     @overload
     def __getitem__(self, index: int) -> CrystalGraph: ...
@@ -136,17 +141,14 @@ def graph_store(
         }
         return GraphStore(joined, cutoff, cell_cutoff)
     folder = Path(cache) / f"graphs-{_key(records, cutoff, cell_cutoff)}"
-    arrays = _opened(folder)
-    if arrays is None:
-        if folder.exists():  # damaged
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # one process builds, others that want the same graphs wait for it
+        arrays = _opened(folder)
+        if arrays is None:
+            shutil.rmtree(folder, ignore_errors=True)  # damaged
             with replaced(folder) as aside:
                 _write(aside, pieces)
-        except OSError:
-            if not folder.exists():  # another process was faster: its arrays are the same
-                raise
-        arrays = _opened(folder)
+            arrays = _opened(folder)
     if arrays is None:
         raise ValueError(f"the graph cache {str(folder)!r} is damaged; delete it")
     return GraphStore(arrays, cutoff, cell_cutoff)

@@ -1,12 +1,13 @@
 """Predictions of all folds -> a submission folder in Matbench's format, validated by matbench itself.
 
-Beside it goes a picture of each task: our score among the published top ten.
+Beside it goes a folder of pictures: of each task our score beside the published top ten, and the predictions.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,6 @@ from prism_plugin.training.scores import score
 
 __all__ = ["assemble"]
 
-_LIBRARIES = ("torch", "matgl", "lightning", "schedulefree", "pymatgen", "ase", "numpy")
 _REFERENCE = (
     "@article{sole2026prism, title={PRISM}, author={Sol{\\'e}, {\\`A}. and Mosella-Montoro, A. and Cardona, J. and "
     "Aravena, D. and G{\\'o}mez-Coca, S. and Ruiz, E. and Ruiz-Hidalgo, J.}, journal={npj Computational Materials}, "
@@ -37,6 +37,7 @@ _ALGORITHM = (
     "multiscale, similarity in feature space), mixed by learned weights; trained with random rotations. "
     "Implementation: prism-plugin."
 )
+_SEED = re.compile(r"seed-(0|[1-9]\d*)\.json")
 _Folder = tuple[Path, Mapping[str, Any], Sequence[int]]  # with its configuration and its seeds
 
 
@@ -44,7 +45,7 @@ def assemble(
     folders: Sequence[str | Path],
     out: str | Path,
     authors: str,
-    script: str | Path,
+    scripts: Sequence[str | Path],
     algorithm: str = "PRISM",
     notes: str = "",
     allow_local_data: bool = False,
@@ -53,9 +54,9 @@ def assemble(
 
     Args:
         folders: those that :meth:`TaskRun.run` returned, or one that holds them; one configuration for each task.
-        out: where the submission folder goes, and the pictures.
+        out: where the submission folder goes, and a folder of pictures.
         authors: for ``info.json``.
-        script: the program that made the runs; a submission must hold one.
+        scripts: the programs that made the runs and the submission, which must hold one.
         algorithm: short name, unique on the leaderboard.
         notes: free text for ``info.json``.
         allow_local_data: also take runs on other data than the official; the folder then says that it is no submission.
@@ -69,9 +70,14 @@ def assemble(
         ValueError: if folds or seeds are missing, configurations are mixed, predictions are damaged, data are not the
             official ones, or matbench does not take the result; then nothing is written.
     """
-    if not authors.strip() or not algorithm.strip() or "/" in algorithm:
-        raise ValueError(f"authors and a name of the algorithm are needed, got {authors!r} and {algorithm!r}")
+    if not authors.strip():
+        raise ValueError("the authors are missing: a submission names them")
+    if not re.fullmatch(r"\w[\w ().+-]*", algorithm):
+        raise ValueError(f"the name of the algorithm must be letters, digits and any of ' ().+-_', got {algorithm!r}")
     found = _find(folders)
+    taken = {name for _, had, _ in found for name, _, _ in leaderboard(had["task"])}
+    if algorithm in taken:
+        raise ValueError(f"there is an algorithm {algorithm!r} on the leaderboard already; choose another --algorithm")
     local = [str(had["task"]) for _, had, _ in found if had["data_sha256"] != official_hash(had["task"])]
     if local and not allow_local_data:
         raise ValueError(
@@ -80,36 +86,39 @@ def assemble(
         )
     name = f"matbench_v0.1_{algorithm.replace(' ', '_')}" + ("_local" if local else "")
     out = Path(out)
-    if (out / name).exists():
-        raise FileExistsError(f"{str(out / name)!r} exists; move it away, or choose another --out or --algorithm")
+    for path in (out / name, out / f"{name}-pictures"):
+        if path.exists():
+            raise FileExistsError(f"{str(path)!r} exists; move it away, or choose another --out or --algorithm")
     benchmark = new_benchmark([str(had["task"]) for _, had, _ in found])
     truths = {}
+    versions: set[str] = set()
     for folder, had, seeds in found:
-        truths[str(had["task"])] = _record(benchmark.tasks_map[had["task"]], folder, had, seeds)
+        pair, used = _record(benchmark.tasks_map[had["task"]], folder, had, seeds)
+        truths[str(had["task"])] = pair
+        versions |= used
     benchmark.add_metadata({"algorithm": algorithm, "prism_plugin": found[0][1]["prism_plugin"]})
     info = {
         "authors": authors,
         "algorithm": algorithm,
         "algorithm_long": _ALGORITHM,
         "bibtex_refs": _REFERENCE,
-        "requirements": {
-            "python": [f"prism-plugin=={found[0][1]['prism_plugin']}"]
-            + [f"{library}=={version(library)}" for library in (*_LIBRARIES, "matbench", "matminer")]
-        },
+        "requirements": {"python": [*sorted(versions), f"matbench=={version('matbench')}"]},
         "notes": _notes(found, local, notes),
     }
-    with replaced(out / name) as aside:
+    reports = []
+    with replaced(out / f"{name}-pictures") as pictures, replaced(out / name) as aside:
+        pictures.mkdir()
         aside.mkdir()
         with open(aside / "results.json.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
             file.write(json.dumps(benchmark.as_dict()).encode())
         (aside / "info.json").write_text(json.dumps(info, indent=1))
-        (aside / Path(script).name).write_bytes(Path(script).read_bytes())
+        for script in map(Path, scripts):
+            (aside / script.name).write_bytes(script.read_bytes())
         scores = check_results(aside / "results.json.gz").scores
-    reports = []
-    for task, truth in truths.items():
-        folds = [fold.scores for fold in benchmark.tasks_map[task].results.values()]
-        who = f"{algorithm} (on other data)" if task in local else algorithm
-        reports.append(_report(task, who, folds, scores[task], truth, task not in local, out / f"{name}-{task}"))
+        for task, truth in truths.items():
+            folds = [fold.scores for fold in benchmark.tasks_map[task].results.values()]
+            who = f"{algorithm} (on other data)" if task in local else algorithm
+            reports.append(_report(task, who, folds, scores[task], truth, task not in local, pictures / task))
     return "\n\n".join(reports)
 
 
@@ -126,10 +135,12 @@ def _find(folders: Sequence[str | Path]) -> list[_Folder]:
         configuration = _configuration(place)
         task = str(configuration["task"])
         if task in had:
-            first = had[task]
+            other, first = had[task]
+            if first == configuration:
+                raise ValueError(f"{other} and {place} are one run in two places; copy the files of one into the other")
             raise ValueError(
-                f"configurations are mixed: {first[0]} and {place} are both of {task} and differ in "
-                f"{', '.join(_differences(first[1], configuration))}; name one of them"
+                f"configurations are mixed: {other} and {place} are both of {task} and differ in "
+                f"{', '.join(_differences(first, configuration))}; name one of them"
             )
         had[task] = place, configuration
     versions = {str(configuration["prism_plugin"]) for _, configuration in had.values()}
@@ -143,7 +154,9 @@ def _configuration(folder: Path) -> dict[str, Any]:
         configuration = json.loads((folder / CONFIGURATION).read_text())
         task, key = configuration["task"], key_of(configuration)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIGURATION} is damaged ({error}); repeat the command that made it") from error
+        raise ValueError(
+            f"{folder / CONFIGURATION} is damaged ({error}); delete it and repeat the command that made it"
+        ) from error
     if folder.name != f"{task}-{key}":
         raise ValueError(f"{folder} should be called {task}-{key}: was the folder renamed, or {CONFIGURATION} edited?")
     return configuration
@@ -152,14 +165,14 @@ def _configuration(folder: Path) -> dict[str, Any]:
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of what differs in two configurations."""
     flat = [{**had, **had["settings"], **had["settings"]["model"]} for had in (one, other)]
-    names = sorted(flat[0].keys() | flat[1].keys() - {"settings", "model"})
-    return [name for name in names if name not in ("settings", "model") and flat[0].get(name) != flat[1].get(name)]
+    names = (flat[0].keys() | flat[1].keys()) - {"settings", "model"}
+    return sorted(name for name in names if flat[0].get(name) != flat[1].get(name))
 
 
 def _seeds(folder: Path) -> list[int]:
     """Seeds of a run, which every fold must have."""
     had = {
-        fold: {int(path.stem.removeprefix("seed-")) for path in (folder / f"fold-{fold}").glob("seed-*.json")}
+        fold: {int(name[1]) for path in (folder / f"fold-{fold}").glob("*") if (name := _SEED.fullmatch(path.name))}
         for fold in range(FOLDS)
     }
     seeds = sorted(set().union(*had.values()))
@@ -174,16 +187,22 @@ def _seeds(folder: Path) -> list[int]:
 
 def _record(
     task: Any, folder: Path, configuration: Mapping[str, Any], seeds: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Record five folds of a task, the mean over seeds and its spread; give all targets and predictions."""
+) -> tuple[tuple[np.ndarray, np.ndarray], set[str]]:
+    """Record five folds of a task, the mean over seeds and its spread.
+
+    Returns:
+        Targets and predictions of all folds, shape ``(crystals,)`` each, and the versions that made them.
+    """
     classes = task.metadata.task_type == "classification"
+    key = key_of(configuration)
     pairs = []
+    versions: set[str] = set()
     for fold in range(FOLDS):
-        paths = [folder / f"fold-{fold}" / f"seed-{seed}.json" for seed in seeds]
-        key = key_of(configuration)
         found = [
-            read_predictions(path, task.dataset_name, key, fold, seed) for path, seed in zip(paths, seeds, strict=True)
+            read_predictions(folder / f"fold-{fold}" / f"seed-{seed}.json", task.dataset_name, key, fold, seed)
+            for seed in seeds
         ]
+        versions |= {f"{name}=={number}" for one in found for name, number in one["versions"].items()}
         names = list(task.validation[f"fold_{fold}"].test)
         target = np.array([found[0]["rows"][name][0] for name in names])
         predictions = np.array([[one["rows"][name][1] for name in names] for one in found])
@@ -205,8 +224,8 @@ def _record(
             },
         )
         pairs.append((target, predictions.mean(axis=0)))
-    targets, means = zip(*pairs, strict=True)
-    return np.concatenate(targets), np.concatenate(means)
+    truth, means = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return (truth, means), versions
 
 
 def _notes(found: Sequence[_Folder], local: Sequence[str], notes: str) -> str:

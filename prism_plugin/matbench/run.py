@@ -3,7 +3,7 @@
 The folder of a run is named by a hash of everything that decides its predictions: what was computed under another
 configuration is never taken for this one, and nothing is overwritten. It holds ``configuration.json`` and of each fold
 ``fold-0/seed-0/`` (a run folder, see :mod:`prism_plugin.training.run`) and, when that is done, ``fold-0/seed-0.json``.
-An interrupted run goes on with the same command.
+An interrupted run goes on with the same command; several that share a folder share the work, fold by fold.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import lightning as L
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import Callback
 
 from prism_plugin import __version__
 from prism_plugin.data import DATASETS, Record
@@ -34,12 +37,14 @@ __all__ = ["CONFIGURATION", "TaskRun", "key_of", "read_predictions"]
 CONFIGURATION = "configuration.json"
 # Where and for which seed it is computed is no part of a configuration.
 _FREE = ("seed", "device", "devices", "nodes")
+_SET_HERE = ("target", "unit", "seed", "devices", "nodes")
+_GIVEN = (*(field.name for field in fields(TrainingSettings) if field.name not in _SET_HERE), "preset", "cache")
 _VALIDATION = "a tenth of each fold's training part, drawn by numpy.random.default_rng(seed)"
 
 
-def key_of(configuration: Mapping[str, Any]) -> str:
-    """Hash a configuration."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]
+def key_of(content: Mapping[str, Any]) -> str:
+    """Hash what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,9 @@ class TaskRun:
 
         Args:
             task: name of a structure task.
-            given: named values of ``prism train``: ``preset`` (the task's own, or ``matbench/mp_e_form`` if it has
-                none), ``epochs``, ``optimizer``, ``model``, ``device``, ``cache`` and so on.
+            given: ``preset`` (the task's own, or ``matbench/mp_e_form`` if it has none), ``cache`` (folder for graphs),
+                and the attributes of :class:`~prism_plugin.training.TrainingSettings` but for target, unit, seed,
+                devices and nodes.
             data: a file in the format of the task's own, in its place; its results are no submission.
 
         Raises:
@@ -77,10 +83,15 @@ class TaskRun:
         """
         new_benchmark([task])
         given = dict(given or {})
+        unknown = sorted(given.keys() - set(_GIVEN))
+        if unknown:
+            raise ValueError(f"unknown here: {', '.join(unknown)}; what can be given is: {', '.join(_GIVEN)}")
         own = [name for name, preset in presets.items() if preset.data == task]
         given.setdefault("preset", own[0] if own else "matbench/mp_e_form")
-        (target,) = DATASETS[task].targets
-        job = Job.make({**given, "data": task, "target": target})
+        ((name, target),) = DATASETS[task].targets.items()
+        job = Job.make({**given, "data": task, "target": name})
+        if job.settings.model.get("task_type", "regression") != target.task_type:
+            raise ValueError(f"{task} is a {target.task_type}, the model's task_type cannot be changed")
         path = matbench_file(task) if data is None else Path(data)
         records = matbench_records(task, path)
         names = {record.name for record in records}
@@ -139,14 +150,20 @@ class TaskRun:
         """
         _check_numbers(folds, seeds)
         folder = self.folder(out)
-        if not (folder / CONFIGURATION).exists():
-            with replaced(folder / CONFIGURATION) as path:
-                path.write_text(json.dumps(self.configuration, indent=1))
+        described = folder / CONFIGURATION
+        if described.exists() and described.read_text() != json.dumps(self.configuration, indent=1):
+            raise ValueError(f"{described} is damaged or was edited; delete it and repeat the command")
         for seed in seeds:
             for fold in folds:
                 kept = folder / f"fold-{fold}" / f"seed-{seed}.json"
-                if not kept.exists():
-                    self._train(kept, fold, seed, progress)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    with FileLock(kept.with_suffix(".lock"), timeout=0):  # a killed process leaves it open
+                        if not kept.exists():
+                            self._train(kept, fold, seed, progress)
+                except Timeout:
+                    print(f"{self.task}, fold {fold}, seed {seed}: another process is at it", flush=True)
+                    continue
                 found = read_predictions(kept, self.task, self.key, fold, seed)
                 print(f"{self.task}, fold {fold}, seed {seed}: {self._told(found)}", flush=True)
         return folder
@@ -155,7 +172,10 @@ class TaskRun:
         """Train one fold with one seed, or go on with it; keep the predictions of its test part."""
         folder = kept.with_suffix("")
         parts = self.parts(fold, seed)
-        summary = train(replace(self.settings, seed=seed), parts, folder, True, None, progress, cache=self.cache)
+        settings = replace(self.settings, seed=seed)
+        summary = train(
+            settings, parts, folder, resume=True, progress=progress, cache=self.cache, on_start=self._describe
+        )
         with open(folder / "predictions.csv", newline="") as file:
             predicted = {
                 row["name"]: float(row["prediction"]) for row in csv.DictReader(file) if row["split"] == "test"
@@ -165,14 +185,20 @@ class TaskRun:
             "configuration": self.key,
             "fold": fold,
             "seed": seed,
+            "versions": summary["versions"],
             "best_epoch": summary["best_epoch"],
             "validation": summary["scores"]["val"],
             "test": summary["scores"]["test"],
             "rows": {record.name: [record.target, predicted[record.name]] for record in parts["test"]},
         }
-        _check_finite(content["rows"], f"{self.task}, fold {fold}, seed {seed} (trained in {str(folder)!r})")
+        content = json.loads(json.dumps(content))  # what a reader will hash
         with replaced(kept) as path:
-            path.write_text(json.dumps(content))
+            path.write_text(json.dumps({**content, "sha256": key_of(content)}))
+
+    def _describe(self, folder: Path) -> None:
+        """Write the configuration, when a fold's training has been found possible."""
+        with replaced(folder.parents[1] / CONFIGURATION) as path:
+            path.write_text(json.dumps(self.configuration, indent=1))
 
     def _told(self, found: Mapping[str, Any]) -> str:
         metric = METRICS[self.settings.model.get("task_type", "regression")]
@@ -181,7 +207,7 @@ class TaskRun:
         return f"{words} {found['test'][metric]:.4f}{unit} on test, {found['validation'][metric]:.4f} on validation"
 
     def try_out(self, folds: Sequence[int] = (0,), seeds: Sequence[int] = (0,), progress: bool = True) -> str:
-        """Train the first of these folds on a few crystals for one epoch, keep nothing, and say what all of them take.
+        """Train the first of these folds on a few crystals for two epochs, keep nothing, and say what all of them take.
 
         Raises:
             ValueError: as :meth:`run`.
@@ -191,52 +217,51 @@ class TaskRun:
         sizes = {part: len(records) for part, records in parts.items()}
         some = 4 * self.settings.batch_size
         few = {part: records[:: -(-len(records) // some)] for part, records in parts.items()}
-        settings = replace(self.settings, seed=seeds[0], epochs=1)
+        settings = replace(self.settings, seed=seeds[0], epochs=2)
+        clock = _Clock()
         with TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            train(settings, few, Path(folder) / "trial", progress=progress)
-            seconds = time.perf_counter() - started
+            train(settings, few, Path(folder) / "trial", progress=progress, callbacks=[clock])
+        seconds = clock.times[-1] - clock.times[-2]
         whole = seconds * sizes["train"] / len(few["train"]) * self.settings.epochs * len(folds) * len(seeds)
         return (
             f"{self.task}, configuration {self.key}\n{json.dumps(self.configuration['settings'])}\n"
             f"fold {folds[0]}: {', '.join(f'{size:,} for {part}' for part, size in sizes.items())}\n"
-            f"an epoch of {len(few['train'])} crystals took {seconds:.1f} s; {len(folds)} folds, {len(seeds)} seeds, "
-            f"{self.settings.epochs} epochs would take roughly {_duration(whole)} on this machine"
+            f"an epoch of {len(few['train'])} crystals took {seconds:.2f} s; folds: {len(folds)}, seeds: {len(seeds)}, "
+            f"epochs: {self.settings.epochs} would take roughly {_duration(whole)} on this machine"
         )
 
 
+class _Clock(Callback):
+    """Note when each epoch is done, validation included."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One epoch more."""
+        self.times.append(time.perf_counter())
+
+
 def read_predictions(path: Path, task: str, key: str, fold: int, seed: int) -> dict[str, Any]:
-    """Read the predictions of a fold, and check that they are whole and of this configuration.
+    """Read what was kept of a fold, and check that it is whole and of this configuration.
 
     Raises:
-        ValueError: if they are not; says what to do.
+        ValueError: if it is not; says what to do.
     """
     try:
         content = json.loads(path.read_text())
+        digest = content.pop("sha256")
         is_of = (content["task"], content["configuration"], content["fold"], content["seed"])
-        rows = {str(name): (float(target), float(value)) for name, (target, value) in content["rows"].items()}
-        content = {**content, "rows": rows}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and the fold is predicted again") from error
+    if digest != key_of(content):
+        raise ValueError(f"{path} is damaged or was edited; delete it, and the fold is predicted again")
     if is_of != (task, key, fold, seed):
         raise ValueError(
             f"{path} is of task {is_of[0]}, configuration {is_of[1]}, fold {is_of[2]}, seed {is_of[3]}, not of {task}, "
             f"{key}, {fold}, {seed}: configurations are not mixed; move it away"
         )
-    _, test = fold_names(task, fold)
-    if set(rows) != set(test):
-        raise ValueError(f"{path} has {len(rows)} crystals, fold {fold} of {task} has {len(test)} others; move it away")
-    _check_finite(rows, str(path))
     return content
-
-
-def _check_finite(rows: Mapping[str, Sequence[float]], where: str) -> None:
-    bad = [name for name, (_, value) in rows.items() if not math.isfinite(value)]
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(rows)} predictions are not finite in {where}, for example of {bad[0]}: nothing is "
-            "recorded; train again with another seed or a lower learning rate"
-        )
 
 
 def _check_numbers(folds: Sequence[int], seeds: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -16,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from pymatgen.core import Element
+from torchmetrics.functional.classification import binary_roc
 
 from prism_plugin.files import replaced
-from prism_plugin.training.scores import METRICS
+from prism_plugin.training.scores import METRICS, score
 
 __all__ = [
     "plot_classes",
@@ -79,13 +81,13 @@ def plot_classes(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str
     figure = Figure(figsize=(9.6, 4.9), layout="constrained")
     curve, truth = figure.subplots(1, 2)
     for name, (classes, probability) in pairs.items():
-        true = classes[np.argsort(-probability, kind="stable")] == 1
-        ends = np.flatnonzero(np.diff(np.sort(-probability), append=np.inf))  # equal probabilities are one step
-        found, wrong = np.cumsum(true)[ends], np.cumsum(~true)[ends]
         label = f"{name}, {len(classes):,} crystals"
-        if true.any() and not true.all():
-            rates = [0, *(wrong / wrong[-1])], [0, *(found / found[-1])]
-            curve.plot(*rates, color=_COLORS[name], label=f"{label}: area {np.trapezoid(rates[1], rates[0]):.4f}")
+        area = score("classification", classes, probability, 0.5)["roc_auc"]
+        if area is not None:
+            false, true, _ = binary_roc(torch.from_numpy(probability), torch.from_numpy(classes).long())
+            curve.plot(false, true, color=_COLORS[name], label=f"{label}: area {area:.4f}")
+        else:
+            curve.plot([], [], color=_COLORS[name], label=f"{label}: one class only")
         bins = np.minimum((probability * 10).astype(int), 9)
         filled = np.unique(bins)
         mean = [probability[bins == number].mean() for number in filled]
@@ -96,8 +98,7 @@ def plot_classes(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str
         panel.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=0)
         panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=8)
+        panel.legend(fontsize=8)
     curve.set(title=f"{words}: ROC", xlabel="false positive rate", ylabel="true positive rate")
     truth.set(title=f"{words}: calibration in ten bins", xlabel="predicted probability", ylabel="share of positives")
     save_figure(figure, Path(path))

@@ -14,7 +14,7 @@ from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity
-from prism_plugin.training.scores import Scores, score
+from prism_plugin.training.scores import Scores, check_classes, score
 
 __all__ = ["evaluate", "write_report"]
 
@@ -39,6 +39,9 @@ def write_report(
 
     Returns:
         The scores of each part (:func:`~prism_plugin.training.scores.score`).
+
+    Raises:
+        ValueError: if a prediction is not finite; names the first.
     """
     rows: list[tuple[Any, ...]] = [("split", "name", "atoms", "target", "prediction")]
     scores: Scores = {}
@@ -46,6 +49,12 @@ def write_report(
     for name, dataset in datasets.items():
         prediction = model.predict_graphs(dataset.graphs, batch_size, progress=progress and f"predict {name}")
         predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
+        bad = np.flatnonzero(~np.isfinite(predicted))
+        if len(bad):
+            raise ValueError(
+                f"the predictions of {len(bad)} of {len(dataset)} crystals of the {name} part are not finite, "
+                f"the first is that of {dataset.names[bad[0]]!r}: look at it, or train with a lower learning rate"
+            )
         pairs[name] = (target, predicted)
         scores[name] = score(model.task_type, target, predicted, float(target.mean()) if mean is None else mean)
         for crystal, size, true, given in zip(dataset.names, dataset.graphs.atoms, target, predicted, strict=True):
@@ -88,12 +97,14 @@ def evaluate(
         The scores of each part, beside those of its own mean (:func:`~prism_plugin.training.scores.score`).
 
     Raises:
-        ValueError: if the folder is that of a run, a crystal is bad or has an element that the model does not know, or
-            there is none.
+        ValueError: if the folder is that of a run, a crystal is bad or has an element that the model does not know,
+            there is none, or a class is neither 0 nor 1.
     """
     folder = Path(folder)
     if (folder / "settings.json").exists() or (folder / "checkpoints").exists():
         raise ValueError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
+    if model.task_type == "classification":
+        check_classes(parts)
     for records in parts.values():
         for record in records:
             try:

@@ -45,6 +45,7 @@ from prism_plugin.training.plots import (
     plot_rod_flow,
 )
 from prism_plugin.training.report import write_report
+from prism_plugin.training.scores import check_classes
 
 __all__ = ["TrainingSettings", "train"]
 
@@ -187,7 +188,9 @@ def train(
         _check_folder(folder, described, resume, free)
     torch.manual_seed(settings.seed)
     if settings.model.get("task_type", init.task_type if init else None) == "classification":
-        _check_classes(parts)
+        check_classes(parts)
+        if len({record.target for record in parts["train"]}) < 2:
+            raise ValueError("all training crystals are of one class: there is nothing to tell apart")
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
     for name in ("train", "val"):
@@ -249,7 +252,7 @@ def train(
         except SystemExit:  # what Lightning makes of Ctrl-C
             kept = f"go on with: prism train --resume {folder}" if last.exists() else "nothing is kept yet"
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    best = torch.load(place / "best.ckpt", map_location="cpu", weights_only=True)
+    best = _read_checkpoint(place / "best.ckpt")
     module.load_state_dict(best["state_dict"])
     module.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
     module.batchnorm_batches = None
@@ -281,16 +284,28 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free
         raise ValueError(
             f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
         )
-    try:
-        saved = torch.load(last, map_location="cpu", weights_only=True)
-        callbacks, done = saved["callbacks"], int(saved["epoch"]) + 1
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"the checkpoint {str(last)!r} is damaged ({error}); start again in another folder") from error
+    saved = _read_checkpoint(last)
+    callbacks, done = saved["callbacks"], int(saved["epoch"]) + 1
     if now["epochs"] < done:
         raise ValueError(f"the run in {str(folder)!r} has {done} epochs already, {now['epochs']} are asked for")
     places = {state["dirpath"] for key, state in callbacks.items() if key.startswith("ModelCheckpoint")}
     if places != {str(last.parent.resolve())}:
-        raise ValueError(f"the run was started in {places}; move the folder back there to resume it")
+        raise ValueError(
+            f"the run was started in {', '.join(map(repr, places))}; move the folder back there to resume it, or "
+            "delete it"
+        )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU; ValueError if it is damaged."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved["callbacks"], saved["state_dict"], int(saved["epoch"])
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"the checkpoint {str(path)!r} is damaged ({error}); start again in another folder, or delete this one"
+        ) from error
+    return saved
 
 
 def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
@@ -305,19 +320,6 @@ def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None
                     f"crystal {record.name!r} of the {split} part has {', '.join(foreign)}, which {why}: move it to "
                     "the training part, remove it, or start from another model"
                 )
-
-
-def _check_classes(parts: Mapping[str, Sequence[Record]]) -> None:
-    """Raise ValueError unless the targets are 0 and 1, and training crystals have both."""
-    for split, records in parts.items():
-        for record in records:
-            if record.target not in (0, 1):
-                raise ValueError(
-                    f"crystal {record.name!r} of the {split} part has the target {record.target:g}: a classification "
-                    "needs 0 and 1, or false and true"
-                )
-    if len({record.target for record in parts["train"]}) < 2:
-        raise ValueError("all training crystals are of one class: there is nothing to tell apart")
 
 
 def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:

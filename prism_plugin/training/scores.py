@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_auroc
 
-__all__ = ["METRICS", "Scores", "format_score", "format_scores", "loss", "score"]
+from prism_plugin.data import Record
+
+__all__ = ["METRICS", "Scores", "check_classes", "format_score", "format_scores", "loss", "score"]
 
 # Part -> name of the score -> number; None where it has no meaning, as ROC AUC among crystals of one class.
 Scores: TypeAlias = dict[str, dict[str, Any]]
@@ -27,6 +29,17 @@ _NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "roc_auc": "ROC AUC",
 }
+
+
+def check_classes(parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError unless the targets of all parts are 0 and 1."""
+    for part, records in parts.items():
+        for record in records:
+            if record.target not in (0, 1):
+                raise ValueError(
+                    f"crystal {record.name!r} of the {part} part has the target {record.target:g}: a classification "
+                    "needs 0 and 1, or false and true"
+                )
 
 
 def loss(task_type: str, output: Tensor, target: Tensor) -> Tensor:
