@@ -270,6 +270,9 @@ def test_an_edited_configuration_is_not_gone_on_with(copied, frame) -> None:
     edit(copied, preset="another")
     with pytest.raises(ValueError, match=r"configuration\.json is damaged or was edited; delete it and repeat"):
         TaskRun.prepare(JDFT2D, SMALL, frame).run(copied.parent, progress=False)
+    (copied / "configuration.json").unlink()
+    TaskRun.prepare(JDFT2D, SMALL, frame).run(copied.parent, progress=False)  # nothing is left to train
+    make(copied, copied.parent / "out")
 
 
 @pytest.mark.slow

@@ -28,9 +28,10 @@ from prism_plugin.training.scores import score
 __all__ = ["assemble"]
 
 _REFERENCE = (
-    "@article{sole2026prism, title={PRISM}, author={Sol{\\'e}, {\\`A}. and Mosella-Montoro, A. and Cardona, J. and "
-    "Aravena, D. and G{\\'o}mez-Coca, S. and Ruiz, E. and Ruiz-Hidalgo, J.}, journal={npj Computational Materials}, "
-    "year={2026}, doi={10.1038/s41524-026-02074-1}}"
+    "@article{sole2026prism, title={{PRISM}: Periodic Representation with multIscale and Similarity graph Modelling "
+    "for enhanced crystal structure property prediction}, author={Sol{\\'e}, {\\`A}. and Mosella-Montoro, A. and "
+    "Cardona, J. and Aravena, D. and G{\\'o}mez-Coca, S. and Ruiz, E. and Ruiz-Hidalgo, J.}, "
+    "journal={npj Computational Materials}, year={2026}, doi={10.1038/s41524-026-02074-1}}"
 )
 _ALGORITHM = (
     "PRISM, a graph network for crystals: atoms and one superatom per cell, four expert modules (atomistic, cell, "

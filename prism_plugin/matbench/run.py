@@ -150,8 +150,8 @@ class TaskRun:
         """
         _check_numbers(folds, seeds)
         folder = self.folder(out)
-        described = folder / CONFIGURATION
-        if described.exists() and described.read_text() != json.dumps(self.configuration, indent=1):
+        described, text = folder / CONFIGURATION, json.dumps(self.configuration, indent=1)
+        if described.exists() and described.read_text() != text:
             raise ValueError(f"{described} is damaged or was edited; delete it and repeat the command")
         for seed in seeds:
             for fold in folds:
@@ -164,6 +164,9 @@ class TaskRun:
                 except Timeout:
                     print(f"{self.task}, fold {fold}, seed {seed}: another process is at it", flush=True)
                     continue
+                if not described.exists():
+                    with replaced(described) as path:
+                        path.write_text(text)
                 found = read_predictions(kept, self.task, self.key, fold, seed)
                 print(f"{self.task}, fold {fold}, seed {seed}: {self._told(found)}", flush=True)
         return folder
@@ -173,9 +176,7 @@ class TaskRun:
         folder = kept.with_suffix("")
         parts = self.parts(fold, seed)
         settings = replace(self.settings, seed=seed)
-        summary = train(
-            settings, parts, folder, resume=True, progress=progress, cache=self.cache, on_start=self._describe
-        )
+        summary = train(settings, parts, folder, resume=True, progress=progress, cache=self.cache)
         with open(folder / "predictions.csv", newline="") as file:
             predicted = {
                 row["name"]: float(row["prediction"]) for row in csv.DictReader(file) if row["split"] == "test"
@@ -194,11 +195,6 @@ class TaskRun:
         content = json.loads(json.dumps(content))  # what a reader will hash
         with replaced(kept) as path:
             path.write_text(json.dumps({**content, "sha256": key_of(content)}))
-
-    def _describe(self, folder: Path) -> None:
-        """Write the configuration, when a fold's training has been found possible."""
-        with replaced(folder.parents[1] / CONFIGURATION) as path:
-            path.write_text(json.dumps(self.configuration, indent=1))
 
     def _told(self, found: Mapping[str, Any]) -> str:
         metric = METRICS[self.settings.model.get("task_type", "regression")]
