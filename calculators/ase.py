@@ -1,54 +1,74 @@
 """PRISM as an ASE calculator.
 
-In comes an ``Atoms``, out go energies in eV or the property that the model was trained on.
+In comes an ``Atoms``, or a list of structures, out go energies in eV with forces and stress, or the property that the
+model was trained on; from several models their mean and spread.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes, all_properties
+from ase.stress import full_3x3_to_voigt_6_stress
+from tqdm import tqdm
 
+from prism_plugin.batch import batch_graphs
 from prism_plugin.devices import find_device
-from prism_plugin.graph import build_graph
-from prism_plugin.model import PRISM
+from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.graph import CrystalGraph, build_graph, read_structure
+from prism_plugin.model import PRISM, evaluation, split_graphs
 from prism_plugin.pretrained import DEFAULT_MODEL, load_prism
 
 __all__ = ["PRISMCalculator"]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_UNKNOWN = ("error", "nan")
+# With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
+_EDGES_WITH_GRADIENTS = 20_000
+_Results = dict[str, Any]
+_Answer = TypeVar("_Answer")
 
 
 class PRISMCalculator(Calculator):
-    """Energies (or another property) of ASE atoms from a PRISM.
+    """Energies with forces and stress, or another property, of ASE atoms from a PRISM or a committee of them.
 
     With the default model, ``energy`` is the number of atoms times the formation energy per atom of Materials Project
-    release 2018.6.1 in eV: relative to the elements, not to free atoms. It was trained on relaxed crystals only; there
-    are no forces and no stress. Its card says what it must not be used for
+    release 2018.6.1 in eV: relative to the elements, not to free atoms. It was trained on relaxed crystals only: its
+    forces and stress are exact gradients of its energy, which nobody has validated as physics; that is why they must be
+    asked for. Its card says what it must not be used for
     (``prism_plugin/pretrained/prism-mp2018-eform/README.md``).
 
     A model whose unit is ``"eV/atom"`` answers ``energy``, ``free_energy`` and ``energies`` (per atom; they sum to
-    ``energy``). A model of another property answers under its own name through ``calc.get_property(name, atoms)`` and
-    refuses ``energy``.
+    ``energy``), with ``compute_forces=True`` also ``forces`` (eV/Å) and, where the cell has three vectors, ``stress``
+    (Voigt, eV/Å^3). A model of another property answers under its own name through ``calc.get_property(name, atoms)``
+    and refuses ``energy``. Several models answer their mean, and as ``energy_std`` (or the property's name with
+    ``_std``) the standard deviation of their answers.
 
-    Not safe to share between threads: give each thread its own.
+    Safe to share between threads, which then take turns.
 
     Args:
-        model: name of a shipped model, folder of a saved one, or a PRISM.
+        model: name of a shipped model, folder of a saved one, a PRISM, or a list of these that predict one property.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
         dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device
             is copied, not changed.
+        compute_forces: whether there are forces and stress.
+        batch_size: most crystals that :meth:`predict` computes together.
+        on_unknown_element: ``"error"``, or ``"nan"`` for a warning and NaN as the answer.
 
     Raises:
         FileNotFoundError: if there is no such model.
         TypeError: if ``model`` is neither a name, a folder nor a PRISM.
-        ValueError: if the folder holds no PRISM, the device or dtype is unknown, or the target's name is one of ASE's
-            properties and its unit another.
+        ValueError: if the folder holds no PRISM, the models predict different things, forces are asked of a property,
+            device, dtype or another option is unknown, or the target's name is one of ASE's properties and its unit
+            another.
 
     Example:
         >>> from ase.build import bulk
@@ -61,31 +81,67 @@ class PRISMCalculator(Calculator):
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies"]
     default_parameters: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, model: str | Path | PRISM = DEFAULT_MODEL, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str | Path | PRISM | Sequence[str | Path | PRISM] = DEFAULT_MODEL,
+        device: str = "auto",
+        dtype: str = "auto",
+        compute_forces: bool = False,
+        batch_size: int = 64,
+        on_unknown_element: str = "error",
+    ) -> None:
         super().__init__()
         if dtype not in ("auto", *_DTYPES):
             raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
-        given = isinstance(model, PRISM)
-        self.model: PRISM = model if isinstance(model, PRISM) else load_prism(model)
-        place = self.model.device if given and device == "auto" else find_device(device)
-        kind = _DTYPES.get(dtype, self.model.dtype)
-        if given and (self.model.device, self.model.dtype) != (place, kind):
-            self.model = copy.deepcopy(self.model)
-        self.model.to(place, kind)
-        if not self._gives_energy:
-            if self.model.target in all_properties:
-                raise ValueError(
-                    f"this model predicts {self.model.target!r} in {self.model.unit or 'no unit'!r}, which is not "
-                    f"ASE's {self.model.target}; energies have the unit 'eV/atom' (or 'eV' with readout='sum'), "
-                    "any other needs a name of its own: train it with another --target or --unit"
-                )
-            # A list of this instance: the class's own one is shared by every calculator of the process.
-            self.implemented_properties = [self.model.target]  # type: ignore[misc]  # ASE's own way to narrow it
+        if on_unknown_element not in _UNKNOWN:
+            raise ValueError(f"unknown on_unknown_element {on_unknown_element!r}; choose one of: {', '.join(_UNKNOWN)}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
+        if not given:
+            raise ValueError("the list of models is empty; leave it out for the default model")
+        self.models = [_placed(one, device, dtype) for one in given]
+        self.model: PRISM = self.models[0]
+        self.compute_forces = bool(compute_forces)
+        self.batch_size = batch_size
+        self.on_unknown_element = on_unknown_element
+        self._lock = threading.RLock()
+        kinds = {(one.target, one.unit, one.readout, one.task_type) for one in self.models}
+        if len(kinds) > 1:
+            raise ValueError(f"the models predict different things: {' and '.join(map(str, sorted(kinds)))}")
+        # A list of this instance: the class's own one is shared by every calculator of the process.
+        self.implemented_properties = self._properties()  # type: ignore[misc]  # ASE's own way to narrow it
+
+    def _properties(self) -> list[str]:
+        """Names of what this calculator answers."""
+        target, unit = self.model.target, self.model.unit
+        committee = len(self.models) > 1
+        if self._gives_energy:
+            names = [*type(self).implemented_properties, *(["forces", "stress"] if self.compute_forces else [])]
+            return [*names, "energy_std"] if committee else names
+        if target in all_properties:
+            raise ValueError(
+                f"this model predicts {target!r} in {unit or 'no unit'!r}, which is not ASE's {target}; energies have "
+                "the unit 'eV/atom' (or 'eV' with readout='sum'), any other needs a name of its own: train it with "
+                "another --target or --unit"
+            )
+        if self.compute_forces:
+            raise ValueError(f"{target} ({unit or 'no unit'}) is no energy and has no forces: leave compute_forces out")
+        return [target, f"{target}_std"] if committee else [target]
 
     @property
     def _gives_energy(self) -> bool:
         fits = (self.model.unit, self.model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
         return fits and self.model.task_type == "regression"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, which cannot be pickled or copied."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a lock of its own."""
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """Give one property; all of ASE's ``get_...`` methods come here.
@@ -94,11 +150,22 @@ class PRISMCalculator(Calculator):
             PropertyNotImplementedError: if the model does not predict it; says what it does predict.
         """
         if name not in self.implemented_properties:
+            if name in ("forces", "stress") and self._gives_energy:
+                raise PropertyNotImplementedError(
+                    f"no {name}, unless they are asked for: PRISMCalculator(..., compute_forces=True). They are "
+                    "gradients of the energy; a model that was trained on relaxed crystals only, as the default one, "
+                    "has never been tested on them"
+                )
             raise PropertyNotImplementedError(
                 f"this model predicts {self.model.target} ({self.model.unit or 'no unit'}), not {name}; ask for: "
                 f"{', '.join(self.implemented_properties)}. Energies need a model whose unit is exactly 'eV/atom'"
             )
-        return super().get_property(name, atoms, allow_calculation)
+        with self._lock:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def get_potential_energy(self, atoms: Atoms | None = None, force_consistent: bool = False) -> float:
+        """Give the energy, eV; ``force_consistent`` makes no difference."""
+        return self.get_property("free_energy" if force_consistent else "energy", atoms)
 
     def calculate(
         self,
@@ -111,12 +178,168 @@ class PRISMCalculator(Calculator):
         Raises:
             ValueError: if the atoms are bad (see :func:`~prism_plugin.build_graph`) or of unknown elements.
         """
-        super().calculate(atoms, properties, system_changes)
-        graph = build_graph(self.atoms, self.model.cutoff, self.model.cell_cutoff)
-        prediction = float(self.model.predict_graphs([graph])[0])
+        with self._lock:
+            super().calculate(atoms, properties, system_changes)
+            (self.results,) = self.predict([self.atoms])
+
+    def predict(self, structures: Iterable[Any], progress: bool | None = None) -> list[_Results]:
+        """Predict many structures in batches; nothing is kept in the calculator.
+
+        Where memory ends, smaller batches are tried.
+
+        Args:
+            structures: ASE ``Atoms``, pymatgen ``Structure`` or ``Molecule``, in any mixture.
+            progress: whether there is a progress bar; None shows one where more than one batch is due.
+
+        Returns:
+            What ``results`` would hold, one dictionary for each structure, in their order; equal to what one at a time
+            gives, up to rounding.
+
+        Raises:
+            MemoryError: if one structure alone does not fit.
+            TypeError: if this is one structure and not a list of them.
+            ValueError: if a structure is bad or of unknown elements; names its place in the list.
+        """
+        if isinstance(structures, Atoms) or not isinstance(structures, Iterable) or hasattr(structures, "lattice"):
+            raise TypeError(f"give a list of structures, got one {type(structures).__name__}: predict([structure])")
+        structures = list(structures)
+        with self._lock:
+            answers = []
+            for number, model in enumerate(self.models):
+                graphs = self._graphs(model, structures)
+                known = [graph for graph in graphs if graph is not None]
+                shown = progress if progress is not None else len(known) > self.batch_size
+                label = f"model {number + 1} of {len(self.models)}" if len(self.models) > 1 else "predict"
+                found = iter(self._evaluate(model, known, label if shown else None))
+                answers.append([None if graph is None else next(found) for graph in graphs])
+        joined = [self._together(several) for several in zip(*answers, strict=True)]
+        lost = sum(result is None for result in joined)
+        if lost:
+            warnings.warn(f"{lost} of {len(joined)} structures have unknown elements, and NaN as answer", stacklevel=2)
+        given = zip(structures, joined, strict=True)
+        results = [self._unknown(structure) if result is None else result for structure, result in given]
+        for structure, result in zip(structures, results, strict=True):
+            if "stress" in result and np.linalg.matrix_rank(read_structure(structure)[2]) < 3:
+                del result["stress"]  # there is no volume
+        return results
+
+    def annotate(self, atoms: Atoms | Sequence[Atoms]) -> None:
+        """Write the predictions into ``atoms.info``, which files keep, as ``prism_<target>`` in the model's unit.
+
+        ASE writes energies, forces and stresses of a calculator into files, but no other property: a band gap or a
+        committee's spread (``prism_<target>_std``) is lost without this.
+
+        Args:
+            atoms: one or several.
+        """
+        several = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        for one, result in zip(several, self.predict(several), strict=True):
+            names = {"energy": self.model.target, "energy_std": f"{self.model.target}_std"}
+            share = len(one) if self.model.unit == "eV/atom" else 1
+            for name, value in result.items():
+                if name in names:
+                    one.info[f"prism_{names[name]}"] = value / share
+                elif not self._gives_energy:
+                    one.info[f"prism_{name}"] = value
+
+    def _graphs(self, model: PRISM, structures: Sequence[Any]) -> list[CrystalGraph | None]:
+        """Build graphs; None where elements are unknown and that is no error."""
+        graphs: list[CrystalGraph | None] = []
+        for number, structure in enumerate(structures):
+            place = f"structure {number} of the list: " if len(structures) > 1 else ""
+            try:
+                graph = build_graph(structure, model.cutoff, model.cell_cutoff)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{place}{error}") from error
+            try:
+                model.check_elements(graph.atomic_numbers)
+            except ValueError as error:
+                if self.on_unknown_element == "error":
+                    raise ValueError(f"{place}{error}") from error
+                graphs.append(None)
+            else:
+                graphs.append(graph)
+        return graphs
+
+    def _evaluate(self, model: PRISM, graphs: Sequence[CrystalGraph], shown: str | None) -> list[_Results]:
+        """Evaluate one model on graphs, batch by batch."""
+        results: list[_Results] = []
+        limits = (self.batch_size, _EDGES_WITH_GRADIENTS) if self.compute_forces else (self.batch_size,)
+        with tqdm(total=len(graphs), desc=shown, unit="crystal", disable=shown is None) as bar:
+            for part in split_graphs(graphs, *limits):
+                results += _halved(lambda some: self._evaluate_batch(model, some), part)
+                bar.update(len(part))
+        return results
+
+    def _evaluate_batch(self, model: PRISM, graphs: Sequence[CrystalGraph]) -> list[_Results]:
+        batch = model.as_batch(batch_graphs(graphs))
+        sizes = [len(graph) for graph in graphs]
         if not self._gives_energy:
-            self.results = {self.model.target: prediction}
-            return
-        energies = self.model.feature_dict["readout"].double().cpu().numpy()
-        energy = float(energies.sum())
-        self.results = {"energy": energy, "free_energy": energy, "energies": energies}
+            with torch.no_grad(), evaluation(model):
+                return [{model.target: value} for value in model(batch).double().tolist()]
+        if self.compute_forces:
+            found = energies_with_gradients(model, batch)
+        else:
+            with torch.no_grad(), evaluation(model):
+                found = {"energies": model.atom_outputs(batch)}
+        parts = {
+            name: [part.cpu().numpy() for part in found[name].double().split(sizes)]
+            for name in ("energies", "forces")
+            if name in found
+        }
+        results: list[_Results] = []
+        for number, (graph, energies) in enumerate(zip(graphs, parts["energies"], strict=True)):
+            energy = float(energies.sum())
+            result: _Results = {"energy": energy, "free_energy": energy, "energies": energies}
+            if self.compute_forces:
+                result["forces"] = parts["forces"][number]
+                volume = float(torch.linalg.det(graph.lattice).abs())
+                stress = found["virial"][number].double().cpu().numpy() / volume
+                result["stress"] = full_3x3_to_voigt_6_stress(stress)
+            results.append(result)
+        return results
+
+    def _together(self, answers: Sequence[_Results | None]) -> _Results | None:
+        """Mean of the models' answers, and the spread of the number that counts; None if one model has none."""
+        given = [answer for answer in answers if answer is not None]
+        if len(given) < len(answers):
+            return None
+        if len(given) == 1:
+            return given[0]
+        name = "energy" if self._gives_energy else self.model.target
+        means = {key: np.mean([answer[key] for answer in given], axis=0) for key in given[0]}
+        spread = float(np.std([answer[name] for answer in given], ddof=1))
+        return {key: value if value.ndim else float(value) for key, value in means.items()} | {f"{name}_std": spread}
+
+    def _unknown(self, structure: Any) -> _Results:
+        """NaN for everything."""
+        shapes = {"energies": (len(structure),), "forces": (len(structure), 3), "stress": (6,)}
+        names = self.implemented_properties
+        return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
+
+
+def _placed(model: str | Path | PRISM, device: str, dtype: str) -> PRISM:
+    """Load a model, or copy a given one, so that it has the device and the dtype."""
+    given = isinstance(model, PRISM)
+    found = model if isinstance(model, PRISM) else load_prism(model)
+    place = found.device if given and device == "auto" else find_device(device)
+    kind = _DTYPES.get(dtype, found.dtype)
+    if given and (found.device, found.dtype) != (place, kind):
+        found = copy.deepcopy(found)
+    return found.to(place, kind)
+
+
+def _halved(
+    evaluate: Callable[[Sequence[CrystalGraph]], list[_Answer]], graphs: Sequence[CrystalGraph]
+) -> list[_Answer]:
+    """Evaluate graphs together or, where memory ends, in halves."""
+    try:
+        return evaluate(graphs)
+    except RuntimeError as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+    if len(graphs) == 1:
+        raise MemoryError(f"one structure of {len(graphs[0])} atoms does not fit into memory: {reason}")
+    middle = len(graphs) // 2
+    return _halved(evaluate, graphs[:middle]) + _halved(evaluate, graphs[middle:])

@@ -305,6 +305,22 @@ class PRISM(MatGLModel):
             Of a regression the prediction, of a classification its log-odds, shape ``(crystals,)``.
         """
         batch = self.as_batch(g)
+        outputs = self.atom_outputs(batch)
+        prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
+        if self.readout == "mean" and not inside_potential(g):
+            prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
+        self.feature_dict["final"] = prediction.detach()
+        return prediction
+
+    def atom_outputs(self, batch: CrystalBatch) -> Tensor:
+        """Give what the head makes of each atom, whose mean or sum is read out (PRISM Eq. 15).
+
+        Args:
+            batch: crystals as :meth:`as_batch` gives them.
+
+        Returns:
+            Shape ``(atoms,)``.
+        """
         atoms = self.atom_encoder(batch.atomic_numbers)
         superatoms = atoms.new_zeros(len(batch), 0)
         if self.has_superatom:
@@ -322,14 +338,10 @@ class PRISM(MatGLModel):
             atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
-        outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean  # Eq. 15
-        prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
-        if self.readout == "mean" and not inside_potential(g):
-            prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
+        outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
         features["readout"] = outputs.detach()
-        features["final"] = prediction.detach()
         self.feature_dict = features
-        return prediction
+        return outputs
 
     @torch.no_grad()
     def predict_graphs(
@@ -414,8 +426,10 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def split_graphs(graphs: Sequence[CrystalGraph], batch_size: int) -> Iterator[list[CrystalGraph]]:
-    """Cut a sequence into consecutive lists of at most ``batch_size`` graphs and 200,000 atomistic edges.
+def split_graphs(
+    graphs: Sequence[CrystalGraph], batch_size: int, most_edges: int = _EDGES_PER_BATCH
+) -> Iterator[list[CrystalGraph]]:
+    """Cut a sequence into consecutive lists of at most ``batch_size`` graphs and ``most_edges`` atomistic edges.
 
     A single larger graph makes a list of its own.
     """
@@ -425,7 +439,7 @@ def split_graphs(graphs: Sequence[CrystalGraph], batch_size: int) -> Iterator[li
     edges = 0
     for graph in graphs:
         count = graph.edge_index.shape[1]
-        if part and (len(part) == batch_size or edges + count > _EDGES_PER_BATCH):
+        if part and (len(part) == batch_size or edges + count > most_edges):
             yield part
             part, edges = [], 0
         part.append(graph)

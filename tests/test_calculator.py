@@ -61,8 +61,10 @@ def test_results_follow_the_atoms_and_are_kept_while_nothing_changes(calculator:
 def test_what_it_does_not_predict_is_refused(calculator: PRISMCalculator) -> None:
     atoms = bulk("NaCl", "rocksalt", a=5.69)
     atoms.calc = calculator
-    with pytest.raises(PropertyNotImplementedError, match="not forces; ask for: energy, free_energy, energies"):
+    with pytest.raises(PropertyNotImplementedError, match=r"no forces, .*compute_forces=True.*has never been tested"):
         atoms.get_forces()
+    with pytest.raises(PropertyNotImplementedError, match="not magmom; ask for: energy, free_energy, energies"):
+        calculator.get_property("magmom", atoms)
     gap = PRISMCalculator(small_model(target="band_gap", unit="eV"), dtype="float64")
     atoms.calc = gap
     with pytest.raises(PropertyNotImplementedError, match=r"predicts band_gap \(eV\), not energy; ask for: band_gap"):

@@ -85,7 +85,14 @@ def test_doctests(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("README.md", 3), ("docs/elra.md", 2), ("docs/rod_flow.md", 1), ("docs/training.md", 1)]
+    ("name", "count"),
+    [
+        ("README.md", 3),
+        ("docs/elra.md", 2),
+        ("docs/rod_flow.md", 1),
+        ("docs/training.md", 1),
+        ("docs/calculator.md", 1),
+    ],
 )
 def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +102,18 @@ def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:
         exec(compile(block, name, "exec"), {})
 
 
-@pytest.mark.parametrize("example", ["01_predict.py", "02_train.py", "elra_toy_problems.py", "elra_digits.py"])
+@pytest.mark.parametrize(
+    "example",
+    [
+        "01_predict.py",
+        "02_train.py",
+        "03_screen.py",
+        "04_relax.py",
+        "05_committee.py",
+        "elra_toy_problems.py",
+        "elra_digits.py",
+    ],
+)
 def test_examples_run(example: str, tmp_path) -> None:
     command = [sys.executable, str(ROOT / "examples" / example), "--dry-run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,0 +1,47 @@
+"""Energies of a batch with their gradients: forces and stresses by automatic differentiation.
+
+The graph is fixed while the gradients are taken. Where edges come and go (an atom at a cutoff, two atoms at the
+feature distance of a similarity edge) their envelopes are zero, so that the energy is continuous. One jump is left: a
+similarity edge to the nearest image of an atom turns to another image where that becomes the nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prism_plugin.batch import CrystalBatch
+from prism_plugin.model import PRISM, evaluation
+
+__all__ = ["energies_with_gradients"]
+
+
+def energies_with_gradients(model: PRISM, batch: CrystalBatch) -> dict[str, Tensor]:
+    """Differentiate the energy of each crystal with respect to positions and strain, in eval mode.
+
+    Args:
+        model: a model of energies; the energy is the sum of its outputs over the atoms.
+        batch: the crystals.
+
+    Returns:
+        Detached, in the model's dtype: ``"energies"`` of the atoms, shape ``(atoms,)``; ``"forces"``, minus the
+        gradient with respect to the positions (per Å), shape ``(atoms, 3)``; ``"virial"``, the gradient with respect to
+        a symmetric strain that moves atoms and lattice together, shape ``(crystals, 3, 3)``; the stress is the virial
+        over the volume.
+
+    Raises:
+        ValueError: if the batch does not fit the model (:meth:`~prism_plugin.PRISM.as_batch`).
+    """
+    batch = model.as_batch(batch)
+    positions = batch.positions.detach().requires_grad_()
+    strain = batch.lattice.new_zeros(len(batch), 3, 3).requires_grad_()
+    with torch.enable_grad(), evaluation(model):
+        deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.mT) / 2
+        moved = (positions.unsqueeze(1) @ deformation.index_select(0, batch.atom_crystal)).squeeze(1)
+        outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))
+        of_positions, of_strain = torch.autograd.grad(
+            outputs.sum(), (positions, strain), allow_unused=True, materialize_grads=True
+        )
+    return {"energies": outputs.detach(), "forces": -of_positions, "virial": of_strain}

@@ -1,0 +1,395 @@
+"""Forces and stress of the calculator, many structures at once, committees, threads, and inputs of every bad kind."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, make_supercell
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.filters import FrechetCellFilter
+from ase.io import read, write
+from ase.optimize import FIRE, LBFGS
+from pymatgen.core import Lattice, Molecule, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from prism_plugin import PRISM, PRISMCalculator
+from prism_plugin.pretrained import load_prism
+from tests.conftest import crystal_zoo, small_model
+
+
+def energy_model(**arguments: object) -> PRISM:
+    return small_model(target="formation_energy", unit="eV/atom", **arguments)
+
+
+@pytest.fixture(scope="module")
+def default() -> PRISMCalculator:
+    """The default model in float64, with forces."""
+    return PRISMCalculator(dtype="float64", compute_forces=True)
+
+
+def hundred_atoms() -> Atoms:
+    """A cell of 100 atoms of four elements, rattled and sheared."""
+    atoms = make_supercell(bulk("NaCl", "rocksalt", a=5.7), np.diag([2, 5, 5]))
+    atoms.symbols[10], atoms.symbols[51] = "K", "Br"
+    atoms.rattle(0.1, seed=4)
+    shear = np.array([[1.01, 0.02, 0], [0, 0.98, 0], [0, 0.03, 1]])
+    atoms.set_cell(atoms.cell.array @ shear, scale_atoms=True)
+    return atoms
+
+
+STRUCTURES = {**crystal_zoo(), "hundred atoms": hundred_atoms()}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("which", ["small", "default"])
+def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default) -> None:
+    atoms = STRUCTURES[name].copy()
+    if which == "default" and name == "far apart":
+        atoms.symbols[1] = "Xe"  # the default model does not know neon
+    atoms.calc = default if which == "default" else PRISMCalculator(energy_model(), compute_forces=True)
+    some = [0, 17, 51] if len(atoms) > 20 else list(range(len(atoms)))
+    numerical = calculate_numerical_forces(atoms, eps=1e-5, iatoms=some)
+    assert np.abs(atoms.get_forces()[some] - numerical).max() < 1e-6
+    assert np.abs(atoms.get_forces().sum(axis=0)).max() < 1e-9
+    if atoms.cell.rank == 3:
+        assert np.abs(atoms.get_stress() - calculate_numerical_stress(atoms, eps=1e-6)).max() < 1e-6
+    else:
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_stress()
+
+
+def test_results_are_plain_numbers_and_arrays_in_float64() -> None:
+    atoms = STRUCTURES["low symmetry"].copy()
+    atoms.calc = PRISMCalculator(compute_forces=True)  # float32
+    assert isinstance(atoms.get_potential_energy(), float)
+    assert atoms.get_potential_energies().dtype == np.float64
+    assert (atoms.get_forces().dtype, atoms.get_forces().shape) == (np.float64, (4, 3))
+    assert (atoms.get_stress().dtype, atoms.get_stress().shape) == (np.float64, (6,))
+    assert atoms.calc.implemented_properties == ["energy", "free_energy", "energies", "forces", "stress"]
+    assert PRISMCalculator.implemented_properties == ["energy", "free_energy", "energies"]
+    assert Calculator.implemented_properties == []
+
+
+def test_relaxations_of_ase_run(default) -> None:
+    atoms = bulk("NaCl", "rocksalt", a=5.9, cubic=True)
+    atoms.rattle(0.05, seed=1)
+    atoms.calc = default
+    before = atoms.get_potential_energy()
+    assert LBFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.02, steps=200)
+    assert atoms.get_potential_energy() < before - 0.1
+    np.testing.assert_allclose(atoms.cell.lengths(), 5.69, atol=0.06)  # Materials Project
+    atoms = crystal_zoo()["low symmetry"]
+    atoms.calc = PRISMCalculator(energy_model(), compute_forces=True)
+    before = atoms.get_potential_energy()
+    assert FIRE(atoms, logfile=None).run(fmax=0.05, steps=500)
+    assert atoms.get_potential_energy() < before
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def same(one: dict, other: dict, tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+def test_alone_in_a_batch_and_in_any_order_the_answer_is_the_same(dtype, tolerance) -> None:
+    calculator = PRISMCalculator(energy_model(), dtype=dtype, compute_forces=True, batch_size=5)
+    zoo = list(crystal_zoo().values())
+    alone = [calculator.predict([atoms])[0] for atoms in zoo]
+    order = np.random.default_rng(0).permutation(len(zoo))
+    scale = 10 if dtype == "float32" else 1  # forces of several eV/Å
+    for index, result in zip(order, calculator.predict([zoo[index] for index in order]), strict=True):
+        same(result, alone[index], scale * tolerance)
+    for atoms, result in zip(zoo, alone, strict=True):
+        atoms.calc = calculator
+        assert atoms.get_potential_energy() == result["energy"]  # to the last bit
+
+
+def test_structures_of_both_libraries_may_be_mixed() -> None:
+    calculator = PRISMCalculator(compute_forces=True)
+    atoms = bulk("NaCl", "rocksalt", a=5.69)
+    water = Molecule(["O", "H", "H"], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    results = calculator.predict([AseAtomsAdaptor.get_structure(atoms), water, atoms])
+    same(results[0], results[2], 1e-5)
+    assert "stress" in results[0]
+    assert "stress" not in results[1]
+    assert calculator.predict([]) == []
+    assert calculator.results == {}
+
+
+def test_long_lists_have_a_progress_bar(capsys) -> None:
+    calculator = PRISMCalculator(energy_model(), batch_size=2)
+    calculator.predict([bulk("Cu")] * 3)
+    assert "3/3" in capsys.readouterr().err
+    calculator.predict([bulk("Cu")] * 2)
+    calculator.predict([bulk("Cu")] * 3, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+)
+def test_where_memory_ends_smaller_batches_are_tried(error, monkeypatch) -> None:
+    calculator = PRISMCalculator(energy_model(), compute_forces=True)
+    zoo = list(crystal_zoo().values())
+    expected = calculator.predict(zoo)
+    real = PRISM.atom_outputs
+    sizes: list[int] = []
+
+    def narrow(model: PRISM, batch: object) -> torch.Tensor:
+        sizes.append(len(batch))
+        if len(batch) > limit:
+            raise error
+        return real(model, batch)
+
+    monkeypatch.setattr(PRISM, "atom_outputs", narrow)
+    limit = 3
+    for result, wanted in zip(calculator.predict(zoo), expected, strict=True):
+        same(result, wanted, 1e-12)
+    assert sizes[0] == len(zoo)
+    limit = 0
+    with pytest.raises(MemoryError, match="one structure of 2 atoms does not fit into memory"):
+        calculator.predict(zoo)
+
+
+def test_an_error_of_another_kind_is_not_taken_for_one_of_memory(monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(PRISM, "atom_outputs", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        PRISMCalculator(energy_model()).predict([bulk("Cu"), bulk("Al")])
+
+
+# --- committees, files ------------------------------------------------------------------------------------------------
+
+
+def committee(**arguments: object) -> list[PRISM]:
+    models = [small_model(**arguments) for _ in range(3)]
+    for number, model in enumerate(models):
+        model.head[-1].bias.data += 0.1 * number
+    return models
+
+
+def test_a_committee_answers_mean_and_spread() -> None:
+    models = committee(target="formation_energy", unit="eV/atom")
+    atoms = crystal_zoo()["low symmetry"]
+    each = [PRISMCalculator(model, compute_forces=True).predict([atoms])[0] for model in models]
+    together = PRISMCalculator(models, compute_forces=True)
+    atoms.calc = together
+    energies = [result["energy"] for result in each]
+    assert atoms.get_potential_energy() == pytest.approx(np.mean(energies), rel=1e-12)
+    assert together.get_property("energy_std", atoms) == pytest.approx(np.std(energies, ddof=1), rel=1e-9)
+    assert together.get_property("energy_std", atoms) > 0.01
+    for name in ("energies", "forces", "stress"):
+        np.testing.assert_allclose(
+            together.results[name], np.mean([result[name] for result in each], axis=0), atol=1e-12
+        )
+    assert together.results["energies"].sum() == pytest.approx(together.results["energy"])
+
+
+def test_a_committee_of_different_cutoffs_and_of_another_property() -> None:
+    models = [small_model(target="band_gap", unit="eV", cutoff=cutoff) for cutoff in (3.0, 3.4)]
+    calculator = PRISMCalculator(models)
+    atoms = bulk("Cu")
+    values = [float(model.predict_structure(atoms)) for model in models]
+    assert calculator.get_property("band_gap", atoms) == pytest.approx(np.mean(values))
+    assert calculator.get_property("band_gap_std", atoms) == pytest.approx(np.std(values, ddof=1))
+    with pytest.raises(ValueError, match=r"the models predict different things: \('band_gap', 'eV'.*formation_energy"):
+        PRISMCalculator([models[0], energy_model()])
+    with pytest.raises(ValueError, match="the list of models is empty"):
+        PRISMCalculator([])
+    with pytest.raises(ValueError, match=r"band_gap \(eV\) is no energy and has no forces: leave compute_forces out"):
+        PRISMCalculator(models, compute_forces=True)
+
+
+def test_annotations_survive_in_files(tmp_path) -> None:
+    atoms = bulk("NaCl", "rocksalt", a=5.69)
+    PRISMCalculator(committee(target="band_gap", unit="eV")).annotate(atoms)
+    calculator = PRISMCalculator([energy_model(), "prism-mp2018-eform"])
+    calculator.annotate([atoms])
+    assert atoms.calc is None
+    (result,) = calculator.predict([atoms])
+    for name in ("a.extxyz", "a.traj"):
+        write(tmp_path / name, atoms)
+        info = read(tmp_path / name).info
+        assert info["prism_formation_energy"] == pytest.approx(result["energy"] / 2)
+        assert info["prism_formation_energy_std"] == pytest.approx(result["energy_std"] / 2)
+        assert {"prism_band_gap", "prism_band_gap_std"} <= info.keys()
+
+
+def test_unknown_elements_can_be_nan() -> None:
+    good, bad = bulk("NaCl", "rocksalt", a=5.69), bulk("Lr", "fcc", a=5.0)
+    calculator = PRISMCalculator(compute_forces=True, on_unknown_element="nan")
+    with pytest.warns(UserWarning, match="1 of 3 structures have unknown elements, and NaN as answer"):
+        results = calculator.predict([good, bad, good])
+    same(results[0], results[2], 1e-6)
+    assert np.isnan(results[1]["energy"])
+    assert results[1]["forces"].shape == (1, 3)
+    assert np.isnan(results[1]["forces"]).all()
+    with pytest.raises(ValueError, match="structure 1 of the list: unknown element Lr"):
+        PRISMCalculator().predict([good, bad])
+
+
+# --- threads, copies, what is left alone ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_eight_threads_get_their_own_answers() -> None:
+    calculator = PRISMCalculator(energy_model(), compute_forces=True)
+    crystals = [atoms for name, atoms in crystal_zoo().items() if name != "tiny cell"][:8]
+    right = [calculator.predict([atoms])[0] for atoms in crystals]
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        for call in range(200):
+            atoms = crystals[(number + call) % len(crystals)].copy()
+            expected = right[(number + call) % len(crystals)]
+            atoms.calc = calculator
+            if atoms.get_potential_energy(force_consistent=call % 2 == 0) != expected["energy"]:
+                wrong.append(f"energy in thread {number}, call {call}")
+            if call % 4 == 0 and not np.array_equal(atoms.get_forces(), expected["forces"]):
+                wrong.append(f"forces in thread {number}, call {call}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda calculator: pickle.loads(pickle.dumps(calculator))])
+def test_copies_answer_the_same(clone: Callable) -> None:
+    calculator = PRISMCalculator(energy_model(), compute_forces=True)
+    atoms = crystal_zoo()["skewed"]
+    atoms.calc = calculator
+    energy = atoms.get_potential_energy()
+    other = clone(calculator)
+    assert other.get_potential_energy(atoms.copy()) == energy
+    assert np.array_equal(other.get_forces(atoms), atoms.get_forces())
+
+
+def test_nothing_else_is_changed() -> None:
+    model = energy_model()
+    model.train()
+    before = (torch.get_default_dtype(), torch.is_grad_enabled(), {n: p.clone() for n, p in model.state_dict().items()})
+    atoms = crystal_zoo()["low symmetry"]
+    given = atoms.copy()
+    PRISMCalculator(model, compute_forces=True).predict([atoms])
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before[:2]
+    assert all(torch.equal(before[2][name], value) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert atoms == given
+
+
+def test_forces_do_not_depend_on_a_caller_without_gradients() -> None:
+    calculator = PRISMCalculator(energy_model(), compute_forces=True)
+    atoms = crystal_zoo()["skewed"]
+    with torch.no_grad():
+        (inside,) = calculator.predict([atoms])
+    same(inside, calculator.predict([atoms])[0], 0)
+
+
+# --- malformed input --------------------------------------------------------------------------------------------------
+
+CU = bulk("Cu", cubic=True)
+
+
+def moved(**changes: object) -> Atoms:
+    atoms = CU.copy()
+    for name, value in changes.items():
+        setattr(atoms, name, value) if name != "position" else atoms.positions.__setitem__(0, value)
+    return atoms
+
+
+NO_STRUCTURES: list[object] = [
+    *(None, True, 5, 2.5, 1j, "Cu", b"Cu", {}, {"Cu": 1}, set(), object(), float("nan"), Exception("x")),
+    *(np.zeros(3), np.zeros((3, 3)), torch.zeros(3), [CU], (CU,), range(3), Lattice.cubic(3.0)),
+    *(Atoms, Structure, bulk, lambda: CU),
+]
+BAD_ELEMENTS = [
+    Atoms(),
+    Atoms(cell=[3, 3, 3], pbc=True),
+    Atoms("X", cell=[3, 3, 3], pbc=True),
+    Atoms("CuX", [[0, 0, 0], [0, 0, 2]]),
+    Atoms(numbers=[119], cell=[3, 3, 3], pbc=True),
+    Atoms(numbers=[-1], cell=[3, 3, 3], pbc=True),
+    bulk("Lr", "fcc", a=5.0),
+    Structure(Lattice.cubic(3.0), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]]),
+    Structure(Lattice.cubic(3.0), [{"Cu": 0.5}], [[0, 0, 0]]),
+]
+BAD_POSITIONS = [
+    moved(position=[np.nan, 0, 0]),
+    moved(position=[np.inf, 0, 0]),
+    moved(position=[-np.inf, 0, 0]),
+    moved(position=CU.positions[1]),
+    moved(position=CU.positions[1] + 1e-4),
+    Atoms("Cu2"),
+    Atoms("Cu2", [[0, 0, 0], [0, 0, 1e9]]),
+    Atoms("Cu2", [[0, 0, 0], [0, 0, 1e300]]),
+]
+BAD_CELLS = [
+    moved(cell=np.zeros((3, 3))),
+    moved(cell=[[3, 0, 0], [6, 0, 0], [0, 0, 3]]),
+    moved(cell=[3, 3, 0]),
+    moved(cell=[[np.nan, 0, 0], [0, 3, 0], [0, 0, 3]]),
+    moved(cell=[[np.inf, 0, 0], [0, 3, 0], [0, 0, 3]]),
+    moved(cell=[1e-3, 3, 3]),
+    moved(cell=[1e-200, 3, 3]),
+    Atoms("Cu", cell=[0.01, 0.01, 0.01], pbc=True),
+    Atoms("Cu", pbc=True),
+    Atoms("Cu", cell=[3, 0, 0], pbc=[True, True, False]),
+]
+MALFORMED = [*NO_STRUCTURES, *BAD_ELEMENTS, *BAD_POSITIONS, *BAD_CELLS]
+
+
+def test_there_are_fifty_malformed_inputs() -> None:
+    assert len(MALFORMED) >= 50
+
+
+@pytest.mark.parametrize("number", range(len(MALFORMED)))
+def test_malformed_input_ends_in_a_named_error(number, default) -> None:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        default.predict([CU, MALFORMED[number]])
+    message = str(caught.value)
+    assert message.startswith("structure 1 of the list: ")
+    assert len(message) > 40
+
+
+@pytest.mark.parametrize("one", [CU, Structure(Lattice.cubic(3.0), ["Cu"], [[0, 0, 0]]), 5, None])
+def test_one_structure_is_no_list(one, default) -> None:
+    with pytest.raises(TypeError, match="give a list of structures, got one"):
+        default.predict(one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
+        ({"on_unknown_element": "skip"}, "unknown on_unknown_element 'skip'; choose one of: error, nan"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'; choose one of: auto, float32, float64"),
+        ({"device": "tpu9"}, "unknown device 'tpu9'"),
+    ],
+)
+def test_bad_options_are_named(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        PRISMCalculator(energy_model(), **arguments)
+
+
+def test_the_default_model_is_the_shipped_one() -> None:
+    (one,) = PRISMCalculator().predict([bulk("MgO", "rocksalt", a=4.25)])
+    assert one["energy"] / 2 == pytest.approx(float(load_prism().predict_structure(bulk("MgO", "rocksalt", a=4.25))))
