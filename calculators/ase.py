@@ -6,7 +6,6 @@ model was trained on; from several models their mean and spread.
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -21,15 +20,13 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from tqdm import tqdm
 
 from prism_plugin.batch import batch_graphs
-from prism_plugin.devices import find_device
 from prism_plugin.gradients import energies_with_gradients
 from prism_plugin.graph import CrystalGraph, build_graph, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
-from prism_plugin.pretrained import DEFAULT_MODEL, load_prism
+from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
 
 __all__ = ["PRISMCalculator"]
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _UNKNOWN = ("error", "nan")
 # With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
 _EDGES_WITH_GRADIENTS = 20_000
@@ -91,8 +88,6 @@ class PRISMCalculator(Calculator):
         on_unknown_element: str = "error",
     ) -> None:
         super().__init__()
-        if dtype not in ("auto", *_DTYPES):
-            raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
         if on_unknown_element not in _UNKNOWN:
             raise ValueError(f"unknown on_unknown_element {on_unknown_element!r}; choose one of: {', '.join(_UNKNOWN)}")
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -100,7 +95,7 @@ class PRISMCalculator(Calculator):
         given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
         if not given:
             raise ValueError("the list of models is empty; leave it out for the default model")
-        self.models = [_placed(one, device, dtype) for one in given]
+        self.models = [load_on(one, device, dtype) for one in given]
         self.model: PRISM = self.models[0]
         self.compute_forces = bool(compute_forces)
         self.batch_size = batch_size
@@ -131,8 +126,7 @@ class PRISMCalculator(Calculator):
 
     @property
     def _gives_energy(self) -> bool:
-        fits = (self.model.unit, self.model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
-        return fits and self.model.task_type == "regression"
+        return gives_energy(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock, which cannot be pickled or copied."""
@@ -316,17 +310,6 @@ class PRISMCalculator(Calculator):
         shapes = {"energies": (len(structure),), "forces": (len(structure), 3), "stress": (6,)}
         names = self.implemented_properties
         return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
-
-
-def _placed(model: str | Path | PRISM, device: str, dtype: str) -> PRISM:
-    """Load a model, or copy a given one, so that it has the device and the dtype."""
-    given = isinstance(model, PRISM)
-    found = model if isinstance(model, PRISM) else load_prism(model)
-    place = found.device if given and device == "auto" else find_device(device)
-    kind = _DTYPES.get(dtype, found.dtype)
-    if given and (found.device, found.dtype) != (place, kind):
-        found = copy.deepcopy(found)
-    return found.to(place, kind)
 
 
 def _halved(

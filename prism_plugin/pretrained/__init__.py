@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import matgl
+import torch
 
+from prism_plugin.devices import find_device
 from prism_plugin.model import PRISM
 
-__all__ = ["DEFAULT_MODEL", "available_models", "load_prism", "model_folder", "saved_metadata"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "available_models",
+    "gives_energy",
+    "load_on",
+    "load_prism",
+    "model_folder",
+    "saved_metadata",
+]
 
 DEFAULT_MODEL = "prism-mp2018-eform"
 _HERE = Path(__file__).parent
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FILES = ("model.json", "model.pt", "state.pt")
 
 
@@ -60,6 +72,37 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
         raise ValueError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
     loaded.eval()
     return loaded
+
+
+def load_on(model: str | Path | PRISM, device: str = "auto", dtype: str = "auto") -> PRISM:
+    """Load a model on a device and in a dtype, or take one that was given.
+
+    Args:
+        model: name of a shipped model, folder of a saved one, or a PRISM.
+        device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
+        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device
+            is copied, not changed.
+
+    Raises:
+        TypeError: if ``model`` is none of these.
+        FileNotFoundError: if there is no such name or folder.
+        ValueError: if the folder is no saved PRISM, or device or dtype is unknown.
+    """
+    if dtype not in ("auto", *_DTYPES):
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
+    given = isinstance(model, PRISM)
+    found = model if isinstance(model, PRISM) else load_prism(model)
+    place = found.device if given and device == "auto" else find_device(device)
+    kind = _DTYPES.get(dtype, found.dtype)
+    if given and (found.device, found.dtype) != (place, kind):
+        found = copy.deepcopy(found)
+    return found.to(place, kind)
+
+
+def gives_energy(model: PRISM) -> bool:
+    """Whether the sum of a model's outputs over the atoms is an energy in eV."""
+    fits = (model.unit, model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
+    return fits and model.task_type == "regression"
 
 
 def saved_metadata(model: str | Path) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""PRISM as a model of torch-sim: many relaxations or dynamics at once (extra ``torchsim``).
+
+In comes the state of several systems, out go energies, forces and stresses of all of them. Their graphs are built on
+the CPU, anew for every call; all else happens on the device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from prism_plugin.batch import batch_graphs
+from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.graph import build_graph
+from prism_plugin.model import PRISM
+from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
+
+try:
+    from torch_sim import SimState
+    from torch_sim.models.interface import ModelInterface
+except ImportError as error:
+    raise ImportError("torch-sim is not installed: pip install 'prism-plugin[torchsim]'") from error
+
+__all__ = ["TorchSimPRISM"]
+
+
+class TorchSimPRISM(ModelInterface):
+    """Energies (eV), forces (eV/Å) and stresses (eV/Å^3) of the systems of a torch-sim state.
+
+    What was said of forces in :class:`~prism_plugin.PRISMCalculator` holds here, too.
+
+    Args:
+        model: name of a shipped model, folder of a saved one, or a PRISM; it must predict energies.
+        device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
+        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        TypeError: if ``model`` is neither a name, a folder nor a PRISM.
+        ValueError: if the model predicts no energy, or device or dtype is unknown.
+
+    Example:
+        >>> import torch_sim
+        >>> from ase.build import bulk
+        >>> crystals = [bulk("NaCl", "rocksalt", a=5.7), bulk("MgO", "rocksalt", a=4.2)]
+        >>> results = torch_sim.static(crystals, TorchSimPRISM(device="cpu"))
+        >>> [tuple(result["forces"].shape) for result in results]
+        [(2, 3), (2, 3)]
+    """
+
+    def __init__(self, model: str | Path | PRISM = DEFAULT_MODEL, device: str = "auto", dtype: str = "auto") -> None:
+        super().__init__()
+        self.prism = load_on(model, device, dtype)
+        if not gives_energy(self.prism):
+            raise ValueError(
+                f"this model predicts {self.prism.target} ({self.prism.unit or 'no unit'}), which is no energy: "
+                "torch-sim needs a model whose unit is 'eV/atom'"
+            )
+        self._device = self.prism.device
+        self._dtype = self.prism.dtype
+        self._compute_forces = True
+        self._compute_stress = True
+
+    def forward(self, state: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Compute all systems of a state.
+
+        Args:
+            state: a ``SimState``, or a dictionary of what makes one.
+            **kwargs: part of torch-sim's contract; not read.
+
+        Returns:
+            ``"energy"``, shape ``(systems,)``; ``"forces"``, shape ``(atoms, 3)``; ``"stress"``, shape
+            ``(systems, 3, 3)``; on the state's device, in the model's dtype.
+
+        Raises:
+            ValueError: if a system is bad or has an unknown element; says which.
+        """
+        if isinstance(state, dict):
+            state = SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
+        cells = state.cell.detach().mT.cpu().double().numpy()  # torch-sim's cell vectors are columns
+        positions = state.positions.detach().cpu().double().numpy()
+        numbers, system = state.atomic_numbers.cpu().numpy(), state.system_idx.cpu().numpy()
+        graphs = []
+        for index, cell in enumerate(cells):
+            members = system == index
+            atoms = Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc)
+            try:
+                graphs.append(build_graph(atoms, self.prism.cutoff, self.prism.cell_cutoff))
+                self.prism.check_elements(graphs[-1].atomic_numbers)
+            except ValueError as error:
+                raise ValueError(f"system {index}: {error}") from error
+        batch = self.prism.as_batch(batch_graphs(graphs))
+        found = energies_with_gradients(self.prism, batch)
+        energy = found["energies"].new_zeros(len(batch)).index_add(0, batch.atom_crystal, found["energies"])
+        volume = torch.linalg.det(batch.lattice).abs().reshape(-1, 1, 1)
+        answer = {"energy": energy, "forces": found["forces"], "stress": found["virial"] / volume}
+        return {name: value.to(state.positions.device) for name, value in answer.items()}

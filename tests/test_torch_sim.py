@@ -1,0 +1,87 @@
+"""PRISM in torch-sim: its own validator, the ASE calculator's numbers, a batched relaxation, dynamics."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch_sim
+from ase.build import bulk
+from ase.stress import voigt_6_to_full_3x3_stress
+from torch_sim.models.interface import validate_model_outputs
+
+from prism_plugin import PRISM, PRISMCalculator
+from prism_plugin.calculators.torch_sim import TorchSimPRISM
+from tests.conftest import crystal_zoo, small_model
+
+
+def energy_model(**arguments: object) -> PRISM:
+    return small_model(target="formation_energy", unit="eV/atom", **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_validator_of_torch_sim_takes_it(dtype) -> None:
+    model = TorchSimPRISM(dtype=dtype, device="cpu")
+    validate_model_outputs(model, torch.device("cpu"), getattr(torch, dtype))
+    assert (model.device, model.dtype) == (torch.device("cpu"), getattr(torch, dtype))
+
+
+def test_the_numbers_are_those_of_the_ase_calculator() -> None:
+    crystals = [crystal_zoo()[name] for name in ("low symmetry", "skewed", "rocksalt")]
+    state = torch_sim.initialize_state(crystals, torch.device("cpu"), torch.float64)
+    before = {name: getattr(state, name).clone() for name in ("positions", "cell", "atomic_numbers")}
+    answer = TorchSimPRISM(energy_model())(state)
+    for name, value in before.items():
+        assert torch.equal(getattr(state, name), value)
+    start = 0
+    for index, expected in enumerate(PRISMCalculator(energy_model(), compute_forces=True).predict(crystals)):
+        end = start + len(crystals[index])
+        assert float(answer["energy"][index]) == pytest.approx(expected["energy"], rel=1e-12)
+        np.testing.assert_allclose(answer["forces"][start:end], expected["forces"], atol=1e-10)
+        np.testing.assert_allclose(answer["stress"][index], voigt_6_to_full_3x3_stress(expected["stress"]), atol=1e-10)
+        start = end
+    as_dictionary = {name: getattr(state, name) for name in (*before, "system_idx", "pbc")}
+    assert torch.equal(TorchSimPRISM(energy_model())(as_dictionary)["energy"], answer["energy"])
+
+
+def test_relaxations_run_together() -> None:
+    crystals = [bulk("NaCl", "rocksalt", a=6.0), bulk("MgO", "rocksalt", a=4.4)]
+    relaxed = torch_sim.optimize(
+        crystals, TorchSimPRISM(dtype="float64", device="cpu"), optimizer=torch_sim.frechet_cell_fire, max_steps=200
+    )
+    constants = [float(torch.linalg.det(cell).abs() * 4) ** (1 / 3) for cell in relaxed.cell]
+    np.testing.assert_allclose(constants, [5.6, 4.2], atol=0.1)
+
+
+def test_dynamics_of_a_smooth_model_keep_the_energy() -> None:
+    # Without similarity edges the energy has no jumps. Random weights; 0.2 ps in steps of 0.5 fs.
+    model = TorchSimPRISM(energy_model(experts=("atomistic", "cell", "multiscale")))
+    crystals = [crystal_zoo()["low symmetry"], bulk("Cu", cubic=True)]
+    energies = []
+    for steps in (1, 400):
+        torch.manual_seed(0)
+        state = torch_sim.integrate(
+            crystals, model, integrator=torch_sim.integrators.nve, n_steps=steps, temperature=300, timestep=0.0005
+        )
+        kinetic = torch_sim.quantities.calc_kinetic_energy(
+            masses=state.masses, momenta=state.momenta, system_idx=state.system_idx
+        )
+        energies.append((state.energy + kinetic).numpy())
+    np.testing.assert_allclose(energies[1], energies[0], atol=1e-6)  # 0.1 eV of them are kinetic
+
+
+def test_what_cannot_be_computed_is_named() -> None:
+    with pytest.raises(ValueError, match=r"predicts band_gap \(eV\), which is no energy"):
+        TorchSimPRISM(small_model(target="band_gap", unit="eV"))
+    state = torch_sim.initialize_state([bulk("Cu"), bulk("Lr", "fcc", a=5)], torch.device("cpu"), torch.float64)
+    with pytest.raises(ValueError, match="system 1: unknown element Lr"):
+        TorchSimPRISM(device="cpu")(state)
+
+
+def test_without_torch_sim_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['torch_sim'] = None\nimport prism_plugin.calculators.torch_sim"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: torch-sim is not installed: pip install 'prism-plugin[torchsim]'" in result.stderr
