@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "atomistic only (CartNet)": {"experts": ("atomistic",), "atom_encoder": "cartnet"},
     "similarity envelope: cosine": {"similarity_envelope": "cosine"},
     "similarity envelope: none": {"similarity_envelope": None},
+    "similarity image: blended": {"similarity_image": "blended"},
     "fusion: gated": {"fusion": "gated"},
     "superatom readout: mean": {"superatom_readout": "mean"},
     "superatom readout and messages: mean": {"superatom_readout": "mean", "multiscale_aggregation": "mean"},

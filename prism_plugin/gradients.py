@@ -1,8 +1,9 @@
 """Energies of a batch with their gradients: forces and stresses by automatic differentiation.
 
 The graph is fixed while the gradients are taken. Where edges come and go (an atom at a cutoff, two atoms at the
-feature distance of a similarity edge) their envelopes are zero, so that the energy is continuous. One jump is left: a
-similarity edge to the nearest image of an atom turns to another image where that becomes the nearest.
+feature distance of a similarity edge) their envelopes are zero, so that the energy is continuous. One jump is left,
+unless the model has ``similarity_image="blended"``: a similarity edge turns to another image where that becomes the
+nearest.
 """
 
 from __future__ import annotations

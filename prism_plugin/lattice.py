@@ -19,6 +19,7 @@ __all__ = ["find_neighbors", "lattice_translations", "minimum_image", "reduced_b
 # Images closer than this to the nearest one (in Å) count as equally near; far above the rounding of a float32
 # position in a 100 Å cell (1e-5 Å), far below any real difference of neighbor shells.
 _TIE = 1e-4
+_BLEND = 0.5  # Å
 # Which of several equally near images is taken: the one furthest along this fixed Cartesian direction. Its
 # components are linearly independent over the rationals, so that crystal symmetry leaves no second tie.
 _TIE_DIRECTION = (1.0, 2**0.5 / 2, 3**0.5 / 5)
@@ -132,18 +133,51 @@ def minimum_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduct
     """
     basis = (reduction.to(lattice.dtype).unsqueeze(-1) * lattice.unsqueeze(-3)).sum(dim=-2)
     with torch.no_grad():
-        # Directions that are not periodic are zero rows of the basis and zero columns of its pseudo-inverse.
-        inverse = torch.linalg.pinv(basis).index_select(0, crystal)
-        periodic = (reduction != 0).any(dim=-1).index_select(0, crystal)
-        of_pair = basis.detach().index_select(0, crystal)
-        fractional = (displacement.unsqueeze(-1) * inverse).sum(dim=1)
-        fold = -torch.round(fractional) * periodic
-        folded = displacement + (fold.unsqueeze(-1) * of_pair).sum(dim=1)
+        fold, candidates = _candidates(displacement, crystal, basis, reduction)
         images = torch.as_tensor(_IMAGES, dtype=lattice.dtype, device=lattice.device)
-        candidates = folded.unsqueeze(1) + (images @ basis.detach()).index_select(0, crystal)
         length = candidates.norm(dim=-1)
         nearest = length <= length.min(dim=1, keepdim=True).values + _TIE
         direction = torch.tensor(_TIE_DIRECTION, dtype=lattice.dtype, device=lattice.device)
         score = (candidates @ direction).masked_fill(~nearest, -torch.inf)
         chosen = fold + images.index_select(0, score.argmax(dim=1))
     return (chosen.unsqueeze(-1) * basis.index_select(0, crystal)).sum(dim=1)
+
+
+def blended_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduction: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the minimum image of each displacement, blending it with images that are at most 0.5 Å further away.
+
+    Where one image is nearest by 0.5 Å the answer is its direction and length. Else it is the mean of these over all
+    that are near, with weights that fall from 1 to 0 as (1 + cos(pi x / 0.5 Å)) / 2, x being how much further away one
+    is: the answer then has a continuous derivative where another image becomes the nearest, which that of
+    :func:`minimum_image` has not. Our own; the paper does not say (CHOICES.md #58).
+
+    Args:
+        displacement: Cartesian vectors in Å, shape ``(pairs, 3)``.
+        crystal: crystal of each pair, shape ``(pairs,)``.
+        lattice: lattice vectors as rows in Å, shape ``(crystals, 3, 3)``.
+        reduction: integer matrices of :func:`reduced_basis`, shape ``(crystals, 3, 3)``.
+
+    Returns:
+        Mean unit vector, shape ``(pairs, 3)``, shorter than 1 where images differ, and mean length in Å, shape
+        ``(pairs,)``.
+    """
+    basis = (reduction.to(lattice.dtype).unsqueeze(-1) * lattice.unsqueeze(-3)).sum(dim=-2)
+    _, candidates = _candidates(displacement, crystal, basis, reduction)
+    length = candidates.norm(dim=-1)
+    excess = (length - length.min(dim=1, keepdim=True).values).clamp(max=_BLEND)
+    weight = (1 + torch.cos(torch.pi * excess / _BLEND)) / 2
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    direction = ((weight / length).unsqueeze(-1) * candidates).sum(dim=1)
+    return direction, (weight * length).sum(dim=1)
+
+
+def _candidates(displacement: Tensor, crystal: Tensor, basis: Tensor, reduction: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold displacements into the reduced cell (by ``fold``, in its vectors), and give the 27 images around them."""
+    with torch.no_grad():
+        # Directions that are not periodic are zero rows of the basis and zero columns of its pseudo-inverse.
+        inverse = torch.linalg.pinv(basis).index_select(0, crystal)
+        periodic = (reduction != 0).any(dim=-1).index_select(0, crystal)
+        fold = -torch.round((displacement.unsqueeze(-1) * inverse).sum(dim=1)) * periodic
+    folded = displacement + (fold.unsqueeze(-1) * basis.index_select(0, crystal)).sum(dim=1)
+    images = torch.as_tensor(_IMAGES, dtype=basis.dtype, device=basis.device)
+    return fold, folded.unsqueeze(1) + (images @ basis).index_select(0, crystal)

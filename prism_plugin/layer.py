@@ -16,7 +16,7 @@ from prism_plugin.batch import CrystalBatch
 from prism_plugin.encoders import EdgeEncoder, cosine_envelope, feature_envelope
 from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing, similar_pairs
 from prism_plugin.fusion import Fusion
-from prism_plugin.lattice import minimum_image
+from prism_plugin.lattice import blended_image, minimum_image
 
 __all__ = ["Edges", "PRISMLayer", "encode_edges"]
 
@@ -36,9 +36,15 @@ class Edges:
     envelope: Tensor | None
 
 
-def encode_edges(encoder: EdgeEncoder, vector: Tensor, index: Tensor, cutoff: float) -> Edges:
-    """Encode edges by their vectors (Å, shape ``(edges, 3)``) and weigh them with the cosine envelope."""
-    distance = vector.norm(dim=1)
+def encode_edges(
+    encoder: EdgeEncoder, vector: Tensor, index: Tensor, cutoff: float, distance: Tensor | None = None
+) -> Edges:
+    """Encode edges by their vectors (Å, shape ``(edges, 3)``) and weigh them with the cosine envelope.
+
+    The distances are the vectors' lengths, unless others are given, Å, shape ``(edges,)``.
+    """
+    if distance is None:
+        distance = vector.norm(dim=1)
     return Edges(encoder(vector, distance), index, cosine_envelope(distance, cutoff))
 
 
@@ -51,6 +57,7 @@ class PRISMLayer(nn.Module):
         similarity_encoder: encoder of this layer's similarity edges, where there is that expert.
         similarity_cutoff: largest feature distance of a similarity edge.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None (CHOICES.md #3).
+        similarity_image: ``"nearest"`` or ``"blended"`` (CHOICES.md #58).
         cutoff: radius of the atomistic edges, Å; the cosine envelope of similarity edges ends there.
         multiscale_aggregation: ``"sum"`` or ``"mean"``.
         fusion: ``"scalar"`` or ``"gated"``.
@@ -65,11 +72,13 @@ class PRISMLayer(nn.Module):
         similarity_encoder: EdgeEncoder | None,
         similarity_cutoff: float,
         similarity_envelope: str | None,
+        similarity_image: str,
         cutoff: float,
         multiscale_aggregation: str,
         fusion: str,
     ) -> None:
         super().__init__()
+        self.similarity_image = similarity_image
         self.similarity_cutoff = similarity_cutoff
         self.similarity_envelope = similarity_envelope
         self.cutoff = cutoff
@@ -131,8 +140,14 @@ class PRISMLayer(nn.Module):
         receiver, sender = index
         displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
         crystal = batch.atom_crystal.index_select(0, receiver)
-        vector = displacement + minimum_image(displacement, crystal, batch.lattice, batch.reduction)
-        edges = encode_edges(cast("EdgeEncoder", self.similarity_encoder), vector, index, self.cutoff)
+        encoder = cast("EdgeEncoder", self.similarity_encoder)
+        if self.similarity_image == "blended":
+            direction, distance = blended_image(displacement, crystal, batch.lattice, batch.reduction)
+            vector = direction * distance.unsqueeze(1)
+            edges = encode_edges(encoder, vector, index, self.cutoff, distance)
+        else:
+            vector = displacement + minimum_image(displacement, crystal, batch.lattice, batch.reduction)
+            edges = encode_edges(encoder, vector, index, self.cutoff)
         if self.similarity_envelope == "feature":
             return replace(edges, envelope=feature_envelope(squared, self.similarity_cutoff))
         return edges if self.similarity_envelope == "cosine" else replace(edges, envelope=None)

@@ -34,6 +34,7 @@ _OPTIONS = {
     "superatom_readout": ("sum", "mean"),
     "multiscale_aggregation": ("sum", "mean"),
     "similarity_envelope": ("feature", "cosine", None),
+    "similarity_image": ("nearest", "blended"),
     "fusion": ("scalar", "gated"),
     "readout": ("mean", "sum"),
     "task_type": ("regression", "classification"),
@@ -68,6 +69,8 @@ class PRISM(MatGLModel):
         std: factor of each atom's output; the standard deviation of the training targets.
         task_type: ``"regression"``, or ``"classification"`` into two classes: the readout then is the log-odds of the
             second one and the prediction its probability (a sigmoid).
+        similarity_image: ``"nearest"``, or ``"blended"``: the geometry of a similarity edge goes over smoothly where
+            another image becomes the nearest, so that the energy has no jumps.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -106,6 +109,7 @@ class PRISM(MatGLModel):
         mean: float = 0.0,
         std: float = 1.0,
         task_type: str = "regression",
+        similarity_image: str = "nearest",
     ) -> None:
         super().__init__()
         if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
@@ -151,6 +155,7 @@ class PRISM(MatGLModel):
                 EdgeEncoder(dim, cutoff, num_rbf, rbf_scale) if "similarity" in experts else None,
                 similarity_cutoff,
                 similarity_envelope,
+                similarity_image,
                 cutoff,
                 multiscale_aggregation,
                 fusion,

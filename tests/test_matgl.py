@@ -140,6 +140,7 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "mean": -1.0,
         "std": 2.0,
         "task_type": "regression",
+        "similarity_image": "blended",
     }
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})

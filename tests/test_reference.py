@@ -18,6 +18,8 @@ VARIANTS = [
     {"similarity_cutoff": 3.0},
     {"similarity_cutoff": 3.0, "similarity_envelope": "cosine", "cutoff": 4.5},
     {"similarity_cutoff": 3.0, "similarity_envelope": None},
+    {"similarity_cutoff": 3.0, "similarity_image": "blended"},
+    {"similarity_cutoff": 3.0, "similarity_image": "blended", "similarity_envelope": "cosine", "cutoff": 4.5},
     {"rbf_scale": "paper", "atom_encoder": "cartnet"},
     {"superatom_readout": "mean", "multiscale_aggregation": "mean"},
     {"fusion": "gated", "similarity_cutoff": 3.0},

@@ -13,10 +13,11 @@ from prism_plugin import PRISM, batch_graphs, build_graph
 from tests.conftest import crystal_zoo, small_model
 
 
-@pytest.fixture(params=["feature", "cosine"])
+@pytest.fixture(params=[("feature", "nearest"), ("cosine", "nearest"), ("feature", "blended")], ids=" ".join)
 def model(request: pytest.FixtureRequest) -> PRISM:
     """All experts, with many similarity edges, so that minimum images matter."""
-    return small_model(similarity_cutoff=50.0, similarity_envelope=request.param)
+    envelope, image = request.param
+    return small_model(similarity_cutoff=50.0, similarity_envelope=envelope, similarity_image=image)
 
 
 def assert_same(model: PRISM, first: Atoms, second: Atoms) -> None:

@@ -56,21 +56,23 @@ def test_relaxations_run_together() -> None:
     np.testing.assert_allclose(constants, [5.6, 4.2], atol=0.1)
 
 
-def test_dynamics_of_a_smooth_model_keep_the_energy() -> None:
-    # Without similarity edges the energy has no jumps. Random weights; 0.2 ps in steps of 0.5 fs.
-    model = TorchSimPRISM(energy_model(experts=("atomistic", "cell", "multiscale")))
+@pytest.mark.parametrize("smooth", [{"experts": ("atomistic", "cell", "multiscale")}, {"similarity_image": "blended"}])
+def test_dynamics_of_a_smooth_model_keep_the_energy(smooth) -> None:
+    # Random weights, 0.08 ps in steps of 0.2 fs; with edges to the nearest image the copper's energy jumps by 0.1 eV.
+    model = TorchSimPRISM(energy_model(**smooth))
     crystals = [crystal_zoo()["low symmetry"], bulk("Cu", cubic=True)]
     energies = []
     for steps in (1, 400):
         torch.manual_seed(0)
         state = torch_sim.integrate(
-            crystals, model, integrator=torch_sim.integrators.nve, n_steps=steps, temperature=300, timestep=0.0005
+            crystals, model, integrator=torch_sim.integrators.nve, n_steps=steps, temperature=300, timestep=0.0002
         )
         kinetic = torch_sim.quantities.calc_kinetic_energy(
             masses=state.masses, momenta=state.momenta, system_idx=state.system_idx
         )
+        assert kinetic.min() > 0.03  # eV
         energies.append((state.energy + kinetic).numpy())
-    np.testing.assert_allclose(energies[1], energies[0], atol=1e-6)  # 0.1 eV of them are kinetic
+    np.testing.assert_allclose(energies[1], energies[0], atol=2e-6)
 
 
 def test_what_cannot_be_computed_is_named() -> None:

@@ -64,6 +64,17 @@ def nearest_image(crystal: Crystal, i: int, j: int) -> np.ndarray:
     return max(ties, key=lambda c: c @ np.array([1.0, 2**0.5 / 2, 3**0.5 / 5]))
 
 
+def blended_image(crystal: Crystal, i: int, j: int) -> tuple[np.ndarray, float]:
+    """Mean direction and length of r_j + T - r_i over the images at most 0.5 Å further away than the nearest."""
+    difference = crystal.positions[j] - crystal.positions[i]
+    candidates = [difference + t for t in crystal.translations(2 * np.linalg.norm(difference) + 0.6)]
+    shortest = min(np.linalg.norm(c) for c in candidates)
+    near = [(c, np.linalg.norm(c)) for c in candidates if np.linalg.norm(c) < shortest + 0.5]
+    weights = [(1 + math.cos(math.pi * (d - shortest) / 0.5)) / 2 for _, d in near]
+    direction = sum(w * c / d for w, (c, d) in zip(weights, near, strict=True)) / sum(weights)
+    return direction, sum(w * d for w, (_, d) in zip(weights, near, strict=True)) / sum(weights)
+
+
 def silu(x: Tensor) -> Tensor:
     """X times sigmoid(x)."""
     return x / (1 + torch.exp(-x))
@@ -90,16 +101,15 @@ def batchnorm(norm: nn.BatchNorm1d, rows: list[Tensor], training: bool) -> list[
     return [(row - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias for row in rows]
 
 
-def edge_encoder(encoder: nn.Module, vector: Tensor, cutoff: float, num_rbf: int, scale: str) -> Tensor:
-    """Eq. 5-8."""
-    d = torch.sqrt((vector**2).sum())
+def edge_encoder(encoder: nn.Module, direction: Tensor, d: Tensor, cutoff: float, num_rbf: int, scale: str) -> Tensor:
+    """Eq. 7-8."""
     a = 5 / cutoff if scale == "cutoff" else 1.0
     first = math.exp(-a * cutoff)
     beta = (2 / num_rbf * (1 - first)) ** -2
     centers = [first + k * (1 - first) / (num_rbf - 1) for k in range(num_rbf)]
     rho = torch.stack([torch.exp(-beta * (torch.exp(-a * d) - mu) ** 2) for mu in centers])
     linear1, _, linear2, _ = encoder.mlp
-    hidden = silu(linear1.weight @ torch.cat([rho, vector / d]) + linear1.bias)
+    hidden = silu(linear1.weight @ torch.cat([rho, direction]) + linear1.bias)
     return silu(linear2.weight @ hidden + linear2.bias)
 
 
@@ -176,7 +186,12 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
     experts, cutoff, cell_cutoff, threshold = a["experts"], a["cutoff"], a["cell_cutoff"], a["similarity_cutoff"]
 
     def encode(encoder: nn.Module, vector: np.ndarray, radius: float) -> Tensor:
-        return edge_encoder(encoder, torch.tensor(vector), radius, a["num_rbf"], a["rbf_scale"])
+        d = np.linalg.norm(vector)  # Eq. 5-6
+        return encode_parts(encoder, vector / d, d, radius)
+
+    def encode_parts(encoder: nn.Module, direction: np.ndarray, d: float, radius: float) -> Tensor:
+        parts = torch.tensor(direction), torch.tensor(d, dtype=torch.float64)
+        return edge_encoder(encoder, *parts, radius, a["num_rbf"], a["rbf_scale"])
 
     crystal_of = [c for c, crystal in enumerate(crystals) for _ in crystal.numbers]
     inside = [k for crystal in crystals for k in range(len(crystal.numbers))]
@@ -221,12 +236,18 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
                 if i == j or crystal_of[i] != crystal_of[j] or distance > threshold:
                     continue
                 vector = nearest_image(crystals[crystal_of[i]], inside[i], inside[j])
+                far = length(torch.tensor(vector))
+                features = encode(layer.similarity_encoder, vector, cutoff)
+                if a["similarity_image"] == "blended":
+                    direction, mean_length = blended_image(crystals[crystal_of[i]], inside[i], inside[j])
+                    far = torch.tensor(mean_length, dtype=torch.float64)
+                    features = encode_parts(layer.similarity_encoder, direction, mean_length, cutoff)
                 weight = {
                     "feature": envelope(distance, threshold),
-                    "cosine": envelope(length(torch.tensor(vector)), cutoff),
+                    "cosine": envelope(far, cutoff),
                     None: torch.tensor(1.0),
                 }[a["similarity_envelope"]]
-                similar.append((i, j, encode(layer.similarity_encoder, vector, cutoff), weight))
+                similar.append((i, j, features, weight))
             of_atoms["similarity"], _ = gated(layer.experts["similarity"], h, similar, training)
         if "multiscale" in experts:
             mean = a["multiscale_aggregation"] == "mean"
