@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes, all_properties
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
+from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
 from prism_plugin.batch import batch_graphs
-from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.gradients import energies_with_gradients, plain_computation
 from prism_plugin.graph import CrystalGraph, build_graph, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
@@ -43,19 +45,19 @@ class PRISMCalculator(Calculator):
     asked for. Its card says what it must not be used for
     (``prism_plugin/pretrained/prism-mp2018-eform/README.md``).
 
-    A model whose unit is ``"eV/atom"`` answers ``energy``, ``free_energy`` and ``energies`` (per atom; they sum to
-    ``energy``), with ``compute_forces=True`` also ``forces`` (eV/Å) and, where the cell has three vectors, ``stress``
-    (Voigt, eV/Å^3). A model of another property answers under its own name through ``calc.get_property(name, atoms)``
-    and refuses ``energy``. Several models answer their mean, and as ``energy_std`` (or the property's name with
-    ``_std``) the standard deviation of their answers.
+    A model whose unit is ``"eV/atom"`` (or ``"eV"`` with ``readout="sum"``) answers ``energy``, ``free_energy`` and
+    ``energies`` (per atom; they sum to ``energy``), with ``compute_forces=True`` also ``forces`` (eV/Å) and, where the
+    cell has three vectors, ``stress`` (Voigt, eV/Å^3). A model of another property answers under its own name through
+    ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean, and as ``energy_std``
+    (or the property's name with ``_std``) the standard deviation of their answers.
 
     Safe to share between threads, which then take turns.
 
     Args:
         model: name of a shipped model, folder of a saved one, a PRISM, or a list of these that predict one property.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
-        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device
-            is copied, not changed.
+        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device,
+            or in train mode, is copied, not changed.
         compute_forces: whether there are forces and stress.
         batch_size: most crystals that :meth:`predict` computes together.
         on_unknown_element: ``"error"``, or ``"nan"`` for a warning and NaN as the answer.
@@ -90,7 +92,7 @@ class PRISMCalculator(Calculator):
         super().__init__()
         if on_unknown_element not in _UNKNOWN:
             raise ValueError(f"unknown on_unknown_element {on_unknown_element!r}; choose one of: {', '.join(_UNKNOWN)}")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
         if not given:
@@ -141,8 +143,13 @@ class PRISMCalculator(Calculator):
         """Give one property; all of ASE's ``get_...`` methods come here.
 
         Raises:
-            PropertyNotImplementedError: if the model does not predict it; says what it does predict.
+            PropertyNotImplementedError: if the model does not predict it, or there is no volume for a stress; says what
+                can be asked for.
+            TypeError: if ``atoms`` are none.
         """
+        given = self.atoms if atoms is None else atoms
+        if not isinstance(given, Atoms):
+            raise TypeError(f"give an ase.Atoms, got {type(given).__name__}; predict([...]) takes pymatgen, too")
         if name not in self.implemented_properties:
             if name in ("forces", "stress") and self._gives_energy:
                 raise PropertyNotImplementedError(
@@ -152,10 +159,19 @@ class PRISMCalculator(Calculator):
                 )
             raise PropertyNotImplementedError(
                 f"this model predicts {self.model.target} ({self.model.unit or 'no unit'}), not {name}; ask for: "
-                f"{', '.join(self.implemented_properties)}. Energies need a model whose unit is exactly 'eV/atom'"
+                f"{', '.join(self.implemented_properties)}"
+                + ("" if self._gives_energy else ". Energies need a model whose unit is exactly 'eV/atom'")
+            )
+        if name == "stress" and given.cell.rank < 3:
+            raise PropertyNotImplementedError(
+                f"no stress: the cell has {given.cell.rank} vectors and no volume; give it three"
             )
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
+
+    def export_properties(self) -> Properties:
+        """Give the results that ASE has a name for."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def get_potential_energy(self, atoms: Atoms | None = None, force_consistent: bool = False) -> float:
         """Give the energy, eV; ``force_consistent`` makes no difference."""
@@ -179,7 +195,7 @@ class PRISMCalculator(Calculator):
     def predict(self, structures: Iterable[Any], progress: bool | None = None) -> list[_Results]:
         """Predict many structures in batches; nothing is kept in the calculator.
 
-        Where memory ends, smaller batches are tried.
+        Where memory ends, smaller batches are tried; a CPU's memory may end without a word to the program.
 
         Args:
             structures: ASE ``Atoms``, pymatgen ``Structure`` or ``Molecule``, in any mixture.
@@ -194,10 +210,10 @@ class PRISMCalculator(Calculator):
             TypeError: if this is one structure and not a list of them.
             ValueError: if a structure is bad or of unknown elements; names its place in the list.
         """
-        if isinstance(structures, Atoms) or not isinstance(structures, Iterable) or hasattr(structures, "lattice"):
+        if isinstance(structures, (Atoms, IStructure, IMolecule, str, Mapping)) or not isinstance(structures, Iterable):
             raise TypeError(f"give a list of structures, got one {type(structures).__name__}: predict([structure])")
         structures = list(structures)
-        with self._lock:
+        with self._lock, plain_computation(self.model):
             answers = []
             for number, model in enumerate(self.models):
                 graphs = self._graphs(model, structures)
@@ -212,9 +228,13 @@ class PRISMCalculator(Calculator):
             warnings.warn(f"{lost} of {len(joined)} structures have unknown elements, and NaN as answer", stacklevel=2)
         given = zip(structures, joined, strict=True)
         results = [self._unknown(structure) if result is None else result for structure, result in given]
-        for structure, result in zip(structures, results, strict=True):
-            if "stress" in result and np.linalg.matrix_rank(read_structure(structure)[2]) < 3:
-                del result["stress"]  # there is no volume
+        if self.compute_forces:
+            for structure, result in zip(structures, results, strict=True):
+                cell = read_structure(structure)[2]  # not the graph's, which is another where it is not periodic
+                virial = result.pop("virial", np.full((3, 3), np.nan))
+                result.pop("stress", None)
+                if np.linalg.matrix_rank(cell) == 3:
+                    result["stress"] = full_3x3_to_voigt_6_stress(virial) / abs(np.linalg.det(cell))
         return results
 
     def annotate(self, atoms: Atoms | Sequence[Atoms]) -> None:
@@ -225,8 +245,14 @@ class PRISMCalculator(Calculator):
 
         Args:
             atoms: one or several.
+
+        Raises:
+            TypeError: if there is anything else than ``Atoms``.
+            ValueError: as :meth:`predict`.
         """
-        several = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        several = [atoms] if isinstance(atoms, Atoms) else atoms
+        if not isinstance(several, Sequence) or not all(isinstance(one, Atoms) for one in several):
+            raise TypeError(f"give an ase.Atoms or a list of them, got {type(atoms).__name__}")
         for one, result in zip(several, self.predict(several), strict=True):
             names = {"energy": self.model.target, "energy_std": f"{self.model.target}_std"}
             share = len(one) if self.model.unit == "eV/atom" else 1
@@ -282,14 +308,12 @@ class PRISMCalculator(Calculator):
             if name in found
         }
         results: list[_Results] = []
-        for number, (graph, energies) in enumerate(zip(graphs, parts["energies"], strict=True)):
+        for number, energies in enumerate(parts["energies"]):
             energy = float(energies.sum())
             result: _Results = {"energy": energy, "free_energy": energy, "energies": energies}
             if self.compute_forces:
                 result["forces"] = parts["forces"][number]
-                volume = float(torch.linalg.det(graph.lattice).abs())
-                stress = found["virial"][number].double().cpu().numpy() / volume
-                result["stress"] = full_3x3_to_voigt_6_stress(stress)
+                result["virial"] = found["virial"][number].double().cpu().numpy()
             results.append(result)
         return results
 
@@ -307,7 +331,7 @@ class PRISMCalculator(Calculator):
 
     def _unknown(self, structure: Any) -> _Results:
         """NaN for everything."""
-        shapes = {"energies": (len(structure),), "forces": (len(structure), 3), "stress": (6,)}
+        shapes = {"energies": (len(structure),), "forces": (len(structure), 3)}
         names = self.implemented_properties
         return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
 

@@ -14,7 +14,7 @@ from ase import Atoms
 from torch import Tensor
 
 from prism_plugin.batch import batch_graphs
-from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.gradients import energies_with_gradients, plain_computation
 from prism_plugin.graph import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
@@ -81,6 +81,11 @@ class TorchSimPRISM(ModelInterface):
         """
         if isinstance(state, dict):
             state = SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
+        with plain_computation(self.prism):
+            answer = self._compute(state)
+        return {name: value.to(state.positions.device) for name, value in answer.items()}
+
+    def _compute(self, state: Any) -> dict[str, Tensor]:
         cells = state.cell.detach().mT.cpu().double().numpy()  # torch-sim's cell vectors are columns
         positions = state.positions.detach().cpu().double().numpy()
         numbers, system = state.atomic_numbers.cpu().numpy(), state.system_idx.cpu().numpy()
@@ -96,6 +101,5 @@ class TorchSimPRISM(ModelInterface):
         batch = self.prism.as_batch(batch_graphs(graphs))
         found = energies_with_gradients(self.prism, batch)
         energy = found["energies"].new_zeros(len(batch)).index_add(0, batch.atom_crystal, found["energies"])
-        volume = torch.linalg.det(batch.lattice).abs().reshape(-1, 1, 1)
-        answer = {"energy": energy, "forces": found["forces"], "stress": found["virial"] / volume}
-        return {name: value.to(state.positions.device) for name, value in answer.items()}
+        volume = torch.linalg.det(state.cell.detach()).abs().reshape(-1, 1, 1).to(batch.lattice)
+        return {"energy": energy, "forces": found["forces"], "stress": found["virial"] / volume}

@@ -24,8 +24,12 @@ def find_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
+    try:
+        torch.ones(1, device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"the device {device!r} is not here: {str(error).splitlines()[0]}") from error
     return place

@@ -1,13 +1,15 @@
 """Energies of a batch with their gradients: forces and stresses by automatic differentiation.
 
 The graph is fixed while the gradients are taken. Where edges come and go (an atom at a cutoff, two atoms at the
-feature distance of a similarity edge) their envelopes are zero, so that the energy is continuous. One jump is left,
-unless the model has ``similarity_image="blended"``: a similarity edge turns to another image where that becomes the
-nearest.
+feature distance of a similarity edge) the default envelopes are zero, so that the energy is continuous. One jump is
+left, unless the model has ``similarity_image="blended"``: a similarity edge turns to another image where that becomes
+the nearest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -16,7 +18,14 @@ from torch import Tensor
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.model import PRISM, evaluation
 
-__all__ = ["energies_with_gradients"]
+__all__ = ["energies_with_gradients", "plain_computation"]
+
+
+@contextmanager
+def plain_computation(model: PRISM) -> Iterator[None]:
+    """Compute as if the caller had neither inference mode nor autocast switched on; graphs are built inside as well."""
+    with torch.inference_mode(False), torch.autocast(model.device.type, enabled=False):
+        yield
 
 
 def energies_with_gradients(model: PRISM, batch: CrystalBatch) -> dict[str, Tensor]:
@@ -35,10 +44,10 @@ def energies_with_gradients(model: PRISM, batch: CrystalBatch) -> dict[str, Tens
     Raises:
         ValueError: if the batch does not fit the model (:meth:`~prism_plugin.PRISM.as_batch`).
     """
-    batch = model.as_batch(batch)
-    positions = batch.positions.detach().requires_grad_()
-    strain = batch.lattice.new_zeros(len(batch), 3, 3).requires_grad_()
     with torch.enable_grad(), evaluation(model):
+        batch = model.as_batch(batch)
+        positions = batch.positions.detach().requires_grad_()
+        strain = batch.lattice.new_zeros(len(batch), 3, 3).requires_grad_()
         deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.mT) / 2
         moved = (positions.unsqueeze(1) @ deformation.index_select(0, batch.atom_crystal)).squeeze(1)
         outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))

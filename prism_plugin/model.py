@@ -39,7 +39,7 @@ _OPTIONS = {
     "readout": ("mean", "sum"),
     "task_type": ("regression", "classification"),
 }
-# A batch for prediction is closed when it holds this many atomistic edges: about 1 GB at dim 256 in float32.
+# A batch for prediction is closed when it holds this many edges: about 1 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
 
 
@@ -434,16 +434,18 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 def split_graphs(
     graphs: Sequence[CrystalGraph], batch_size: int, most_edges: int = _EDGES_PER_BATCH
 ) -> Iterator[list[CrystalGraph]]:
-    """Cut a sequence into consecutive lists of at most ``batch_size`` graphs and ``most_edges`` atomistic edges.
+    """Cut a sequence into consecutive lists of at most ``batch_size`` graphs and ``most_edges`` edges.
 
-    A single larger graph makes a list of its own.
+    These are the atomistic ones, and pairs of atoms of one element, which may be similar. A single larger graph makes a
+    list of its own.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     part: list[CrystalGraph] = []
     edges = 0
     for graph in graphs:
-        count = graph.edge_index.shape[1]
+        pairs = torch.bincount(graph.atomic_numbers).square().sum()
+        count = graph.edge_index.shape[1] + int(pairs)
         if part and (len(part) == batch_size or edges + count > most_edges):
             yield part
             part, edges = [], 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, make_supercell
+from ase.build import bulk, fcc111, make_supercell, molecule
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.filters import FrechetCellFilter
@@ -20,7 +20,8 @@ from ase.optimize import FIRE, LBFGS
 from pymatgen.core import Lattice, Molecule, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from prism_plugin import PRISM, PRISMCalculator
+from prism_plugin import PRISM, PRISMCalculator, build_graph
+from prism_plugin.model import split_graphs
 from prism_plugin.pretrained import load_prism
 from tests.conftest import crystal_zoo, small_model
 
@@ -45,7 +46,20 @@ def hundred_atoms() -> Atoms:
     return atoms
 
 
-STRUCTURES = {**crystal_zoo(), "hundred atoms": hundred_atoms()}
+def boxed() -> dict[str, Atoms]:
+    """Partly periodic and isolated systems whose cells have three vectors, and a left-handed cell."""
+    slab = fcc111("Al", (1, 1, 3), vacuum=8)
+    slab.rattle(0.1, seed=2)
+    wire = crystal_zoo()["wire"]
+    wire.set_cell([[2.5, 0, 0], [0, 12, 0], [1, 0, 12]])
+    alone = molecule("H2O")
+    alone.center(vacuum=5)
+    left = crystal_zoo()["low symmetry"]
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    return {"slab in a box": slab, "wire in a box": wire, "molecule in a box": alone, "left-handed": left}
+
+
+STRUCTURES = {**crystal_zoo(), **boxed(), "hundred atoms": hundred_atoms()}
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -62,7 +76,7 @@ def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default)
     if atoms.cell.rank == 3:
         assert np.abs(atoms.get_stress() - calculate_numerical_stress(atoms, eps=1e-6)).max() < 1e-6
     else:
-        with pytest.raises(PropertyNotImplementedError):
+        with pytest.raises(PropertyNotImplementedError, match=r"no stress: the cell has \d vectors and no volume"):
             atoms.get_stress()
 
 
@@ -295,12 +309,43 @@ def test_nothing_else_is_changed() -> None:
     assert atoms == given
 
 
-def test_forces_do_not_depend_on_a_caller_without_gradients() -> None:
-    calculator = PRISMCalculator(energy_model(), compute_forces=True)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("forces", [True, False])
+def test_answers_do_not_depend_on_the_modes_of_the_caller(around, forces) -> None:
+    calculator = PRISMCalculator(energy_model(), compute_forces=forces, dtype="float32")
     atoms = crystal_zoo()["skewed"]
-    with torch.no_grad():
+    with around():
         (inside,) = calculator.predict([atoms])
     same(inside, calculator.predict([atoms])[0], 0)
+
+
+def test_a_model_in_train_mode_is_copied() -> None:
+    model = energy_model()
+    expected = PRISMCalculator(model).predict([bulk("Cu")])
+    model.train()
+    calculators = [PRISMCalculator(model) for _ in range(4)]
+    for calculator in calculators:
+        assert calculator.model is not model
+        same(calculator.predict([bulk("Cu")])[0], expected[0], 1e-12)
+    assert model.training
+    with pytest.raises(ValueError, match=r"the model is of torch\.bfloat16; choose a dtype: float32, float64"):
+        PRISMCalculator(energy_model().bfloat16())
+
+
+def test_large_crystals_of_one_element_are_not_put_together() -> None:
+    """Pairs of atoms of one element may be similar: their number counts for the size of a batch."""
+    graphs = [build_graph(bulk("Cu", cubic=True).repeat(5), 3.0, 5.0)] * 3  # 500 atoms: 250,000 pairs
+    assert [len(part) for part in split_graphs(graphs, 64)] == [1, 1, 1]
+    assert [len(part) for part in split_graphs([build_graph(bulk("Cu"), 3.0, 5.0)] * 3, 64)] == [3]
+
+
+def test_ase_exports_what_it_has_a_name_for() -> None:
+    atoms = bulk("Cu")
+    atoms.calc = PRISMCalculator(committee(target="formation_energy", unit="eV/atom"))
+    assert set(atoms.get_properties(["energy"])) == {"energy", "free_energy", "energies", "natoms"}
+    gap = PRISMCalculator(small_model(target="band_gap", unit="eV"))
+    gap.get_property("band_gap", atoms)
+    assert dict(gap.export_properties()) == {}
 
 
 # --- malformed input --------------------------------------------------------------------------------------------------
@@ -315,6 +360,11 @@ def moved(**changes: object) -> Atoms:
     return atoms
 
 
+NO_LISTS: list[object] = [
+    Structure(Lattice.cubic(3.0), ["Cu"], [[0, 0, 0]]),
+    Molecule(["O"], [[0, 0, 0]]),
+    *("NaCl", {"Cu": 1}, 5, None),
+]
 NO_STRUCTURES: list[object] = [
     *(None, True, 5, 2.5, 1j, "Cu", b"Cu", {}, {"Cu": 1}, set(), object(), float("nan"), Exception("x")),
     *(np.zeros(3), np.zeros((3, 3)), torch.zeros(3), [CU], (CU,), range(3), Lattice.cubic(3.0)),
@@ -369,7 +419,7 @@ def test_malformed_input_ends_in_a_named_error(number, default) -> None:
     assert len(message) > 40
 
 
-@pytest.mark.parametrize("one", [CU, Structure(Lattice.cubic(3.0), ["Cu"], [[0, 0, 0]]), 5, None])
+@pytest.mark.parametrize("one", [CU, *NO_LISTS])
 def test_one_structure_is_no_list(one, default) -> None:
     with pytest.raises(TypeError, match="give a list of structures, got one"):
         default.predict(one)
@@ -382,12 +432,27 @@ def test_one_structure_is_no_list(one, default) -> None:
         ({"batch_size": 2.5}, "batch_size must be a whole number of at least 1, got 2.5"),
         ({"on_unknown_element": "skip"}, "unknown on_unknown_element 'skip'; choose one of: error, nan"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; choose one of: auto, float32, float64"),
+        ({"batch_size": True}, "batch_size must be a whole number of at least 1, got True"),
         ({"device": "tpu9"}, "unknown device 'tpu9'"),
+        ({"device": None}, "unknown device None"),
+        ({"device": "meta"}, "the device 'meta' is not here"),
+        ({"device": "mps"}, "the device 'mps' is not here"),
     ],
 )
 def test_bad_options_are_named(arguments, message) -> None:
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         PRISMCalculator(energy_model(), **arguments)
+
+
+@pytest.mark.parametrize("given", ["NaCl", 5, Structure(Lattice.cubic(3.0), ["Cu"], [[0, 0, 0]])])
+def test_what_are_no_atoms_is_refused_at_every_door(given) -> None:
+    calculator = PRISMCalculator(energy_model(), batch_size=np.int64(8))
+    with pytest.raises(TypeError, match=r"give an ase\.Atoms, got .*predict\(\[\.\.\.\]\) takes pymatgen"):
+        calculator.get_potential_energy(given)
+    with pytest.raises(TypeError, match=r"give an ase\.Atoms or a list of them, got"):
+        calculator.annotate(given)
+    with pytest.raises(TypeError, match=r"give an ase\.Atoms, got NoneType"):
+        calculator.get_potential_energy()
 
 
 def test_the_default_model_is_the_shipped_one() -> None:

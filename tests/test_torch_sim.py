@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch_sim
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch_sim.models.interface import validate_model_outputs
 
@@ -45,6 +45,14 @@ def test_the_numbers_are_those_of_the_ase_calculator() -> None:
         start = end
     as_dictionary = {name: getattr(state, name) for name in (*before, "system_idx", "pbc")}
     assert torch.equal(TorchSimPRISM(energy_model())(as_dictionary)["energy"], answer["energy"])
+
+
+def test_the_volume_of_an_isolated_system_is_that_of_its_cell() -> None:
+    water = molecule("H2O")
+    water.center(vacuum=5)
+    (expected,) = PRISMCalculator(energy_model(), compute_forces=True).predict([water])
+    (answer,) = torch_sim.static([water], TorchSimPRISM(energy_model()))
+    np.testing.assert_allclose(answer["stress"][0], voigt_6_to_full_3x3_stress(expected["stress"]), atol=1e-12)
 
 
 def test_relaxations_run_together() -> None:

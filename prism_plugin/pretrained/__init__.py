@@ -80,8 +80,8 @@ def load_on(model: str | Path | PRISM, device: str = "auto", dtype: str = "auto"
     Args:
         model: name of a shipped model, folder of a saved one, or a PRISM.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
-        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device
-            is copied, not changed.
+        dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device,
+            or in train mode, is copied, not changed.
 
     Raises:
         TypeError: if ``model`` is none of these.
@@ -94,9 +94,11 @@ def load_on(model: str | Path | PRISM, device: str = "auto", dtype: str = "auto"
     found = model if isinstance(model, PRISM) else load_prism(model)
     place = found.device if given and device == "auto" else find_device(device)
     kind = _DTYPES.get(dtype, found.dtype)
-    if given and (found.device, found.dtype) != (place, kind):
+    if kind not in _DTYPES.values():
+        raise ValueError(f"the model is of {kind}; choose a dtype: {', '.join(_DTYPES)}")
+    if given and ((found.device, found.dtype) != (place, kind) or any(part.training for part in found.modules())):
         found = copy.deepcopy(found)
-    return found.to(place, kind)
+    return found.to(place, kind).eval()
 
 
 def gives_energy(model: PRISM) -> bool:
