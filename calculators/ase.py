@@ -190,7 +190,10 @@ class PRISMCalculator(Calculator):
         """
         with self._lock:
             super().calculate(atoms, properties, system_changes)
-            (self.results,) = self.predict([self.atoms])
+            try:
+                (self.results,) = self.predict([self.atoms])
+            except ValueError as error:
+                raise ValueError(str(error).removeprefix("structure 0 of the list: ")) from error
 
     def predict(self, structures: Iterable[Any], progress: bool | None = None) -> list[_Results]:
         """Predict many structures in batches; nothing is kept in the calculator.
@@ -215,13 +218,17 @@ class PRISMCalculator(Calculator):
         structures = list(structures)
         with self._lock, plain_computation(self.model):
             answers = []
+            built: dict[tuple[float, float], list[CrystalGraph]] = {}
             for number, model in enumerate(self.models):
-                graphs = self._graphs(model, structures)
-                known = [graph for graph in graphs if graph is not None]
+                cutoffs = (model.cutoff, model.cell_cutoff)
+                if cutoffs not in built:
+                    built[cutoffs] = [_graph(*numbered, *cutoffs) for numbered in enumerate(structures)]
+                knows = [self._knows(model, *numbered) for numbered in enumerate(built[cutoffs])]
+                known = [graph for graph, is_known in zip(built[cutoffs], knows, strict=True) if is_known]
                 shown = progress if progress is not None else len(known) > self.batch_size
                 label = f"model {number + 1} of {len(self.models)}" if len(self.models) > 1 else "predict"
                 found = iter(self._evaluate(model, known, label if shown else None))
-                answers.append([None if graph is None else next(found) for graph in graphs])
+                answers.append([next(found) if is_known else None for is_known in knows])
         joined = [self._together(several) for several in zip(*answers, strict=True)]
         lost = sum(result is None for result in joined)
         if lost:
@@ -262,24 +269,15 @@ class PRISMCalculator(Calculator):
                 elif not self._gives_energy:
                     one.info[f"prism_{name}"] = value
 
-    def _graphs(self, model: PRISM, structures: Sequence[Any]) -> list[CrystalGraph | None]:
-        """Build graphs; None where elements are unknown and that is no error."""
-        graphs: list[CrystalGraph | None] = []
-        for number, structure in enumerate(structures):
-            place = f"structure {number} of the list: " if len(structures) > 1 else ""
-            try:
-                graph = build_graph(structure, model.cutoff, model.cell_cutoff)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{place}{error}") from error
-            try:
-                model.check_elements(graph.atomic_numbers)
-            except ValueError as error:
-                if self.on_unknown_element == "error":
-                    raise ValueError(f"{place}{error}") from error
-                graphs.append(None)
-            else:
-                graphs.append(graph)
-        return graphs
+    def _knows(self, model: PRISM, number: int, graph: CrystalGraph) -> bool:
+        """Whether a model knows all elements; if it is an error that it does not, that is raised."""
+        try:
+            model.check_elements(graph.atomic_numbers)
+        except ValueError as error:
+            if self.on_unknown_element == "error":
+                raise ValueError(f"structure {number} of the list: {error}") from error
+            return False
+        return True
 
     def _evaluate(self, model: PRISM, graphs: Sequence[CrystalGraph], shown: str | None) -> list[_Results]:
         """Evaluate one model on graphs, batch by batch."""
@@ -334,6 +332,14 @@ class PRISMCalculator(Calculator):
         shapes = {"energies": (len(structure),), "forces": (len(structure), 3)}
         names = self.implemented_properties
         return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
+
+
+def _graph(number: int, structure: Any, cutoff: float, cell_cutoff: float) -> CrystalGraph:
+    """Build the graph of one structure of a list."""
+    try:
+        return build_graph(structure, cutoff, cell_cutoff)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"structure {number} of the list: {error}") from error
 
 
 def _halved(

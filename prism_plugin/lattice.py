@@ -149,13 +149,7 @@ def blended_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduct
     Where one image is nearest by 0.5 Å the answer is its direction and length. Else it is the mean of these over all
     that are near, with weights that fall from 1 to 0 as (1 + cos(pi x / 0.5 Å)) / 2, x being how much further away one
     is: the answer then has a continuous derivative where another image becomes the nearest, which that of
-    :func:`minimum_image` has not. Our own; the paper does not say (CHOICES.md #58).
-
-    Args:
-        displacement: Cartesian vectors in Å, shape ``(pairs, 3)``.
-        crystal: crystal of each pair, shape ``(pairs,)``.
-        lattice: lattice vectors as rows in Å, shape ``(crystals, 3, 3)``.
-        reduction: integer matrices of :func:`reduced_basis`, shape ``(crystals, 3, 3)``.
+    :func:`minimum_image`, which takes the same arguments, has not. Our own; the paper does not say (CHOICES.md #58).
 
     Returns:
         Mean unit vector, shape ``(pairs, 3)``, shorter than 1 where images differ, and mean length in Å, shape
