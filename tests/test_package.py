@@ -70,6 +70,8 @@ def test_the_wheel_holds_calculators_and_the_default_model(tmp_path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "prism_plugin/calculators/ase.py",
+        "prism_plugin/calculators/torch_sim.py",
+        "prism_plugin/matbench/leaderboard.json",
         "prism_plugin/py.typed",
         "prism_plugin/pretrained/prism-mp2018-eform/state.pt",
         "prism_plugin/pretrained/prism-mp2018-eform/README.md",
