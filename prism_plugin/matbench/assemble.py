@@ -253,6 +253,8 @@ def _report(
 ) -> str:
     """Lay out a task's scores beside the published top ten, and draw them."""
     ((name, target),) = DATASETS[task].targets.items()
+    if not comparable:
+        name = f"{name} (other data)"
     classes = target.task_type == "classification"
     metric = "rocauc" if classes else "mae"
     mean, std = float(scores[metric].mean), float(scores[metric].std)
