@@ -190,10 +190,7 @@ class PRISMCalculator(Calculator):
         """
         with self._lock:
             super().calculate(atoms, properties, system_changes)
-            try:
-                (self.results,) = self.predict([self.atoms])
-            except ValueError as error:
-                raise ValueError(str(error).removeprefix("structure 0 of the list: ")) from error
+            (self.results,) = self._answer([self.atoms], [""], False)
 
     def predict(self, structures: Iterable[Any], progress: bool | None = None) -> list[_Results]:
         """Predict many structures in batches; nothing is kept in the calculator.
@@ -216,14 +213,19 @@ class PRISMCalculator(Calculator):
         if isinstance(structures, (Atoms, IStructure, IMolecule, str, Mapping)) or not isinstance(structures, Iterable):
             raise TypeError(f"give a list of structures, got one {type(structures).__name__}: predict([structure])")
         structures = list(structures)
+        places = [f"structure {number} of the list: " for number in range(len(structures))]
+        return self._answer(structures, places, progress)
+
+    def _answer(self, structures: Sequence[Any], places: Sequence[str], progress: bool | None) -> list[_Results]:
+        """Answer structures; errors begin with their places."""
         with self._lock, plain_computation(self.model):
             answers = []
             built: dict[tuple[float, float], list[CrystalGraph]] = {}
             for number, model in enumerate(self.models):
                 cutoffs = (model.cutoff, model.cell_cutoff)
                 if cutoffs not in built:
-                    built[cutoffs] = [_graph(*numbered, *cutoffs) for numbered in enumerate(structures)]
-                knows = [self._knows(model, *numbered) for numbered in enumerate(built[cutoffs])]
+                    built[cutoffs] = [_graph(*one, *cutoffs) for one in zip(places, structures, strict=True)]
+                knows = [self._knows(model, *one) for one in zip(places, built[cutoffs], strict=True)]
                 known = [graph for graph, is_known in zip(built[cutoffs], knows, strict=True) if is_known]
                 shown = progress if progress is not None else len(known) > self.batch_size
                 label = f"model {number + 1} of {len(self.models)}" if len(self.models) > 1 else "predict"
@@ -232,7 +234,7 @@ class PRISMCalculator(Calculator):
         joined = [self._together(several) for several in zip(*answers, strict=True)]
         lost = sum(result is None for result in joined)
         if lost:
-            warnings.warn(f"{lost} of {len(joined)} structures have unknown elements, and NaN as answer", stacklevel=2)
+            warnings.warn(f"{lost} of {len(joined)} structures have unknown elements, and NaN as answer", stacklevel=3)
         given = zip(structures, joined, strict=True)
         results = [self._unknown(structure) if result is None else result for structure, result in given]
         if self.compute_forces:
@@ -260,22 +262,20 @@ class PRISMCalculator(Calculator):
         several = [atoms] if isinstance(atoms, Atoms) else atoms
         if not isinstance(several, Sequence) or not all(isinstance(one, Atoms) for one in several):
             raise TypeError(f"give an ase.Atoms or a list of them, got {type(atoms).__name__}")
+        value = "energy" if self._gives_energy else self.model.target
         for one, result in zip(several, self.predict(several), strict=True):
-            names = {"energy": self.model.target, "energy_std": f"{self.model.target}_std"}
-            share = len(one) if self.model.unit == "eV/atom" else 1
-            for name, value in result.items():
-                if name in names:
-                    one.info[f"prism_{names[name]}"] = value / share
-                elif not self._gives_energy:
-                    one.info[f"prism_{name}"] = value
+            share = len(one) if self._gives_energy and self.model.unit == "eV/atom" else 1
+            for suffix in ("", "_std"):
+                if value + suffix in result:
+                    one.info[f"prism_{self.model.target}{suffix}"] = result[value + suffix] / share
 
-    def _knows(self, model: PRISM, number: int, graph: CrystalGraph) -> bool:
+    def _knows(self, model: PRISM, place: str, graph: CrystalGraph) -> bool:
         """Whether a model knows all elements; if it is an error that it does not, that is raised."""
         try:
             model.check_elements(graph.atomic_numbers)
         except ValueError as error:
             if self.on_unknown_element == "error":
-                raise ValueError(f"structure {number} of the list: {error}") from error
+                raise ValueError(f"{place}{error}") from error
             return False
         return True
 
@@ -334,12 +334,12 @@ class PRISMCalculator(Calculator):
         return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
 
 
-def _graph(number: int, structure: Any, cutoff: float, cell_cutoff: float) -> CrystalGraph:
-    """Build the graph of one structure of a list."""
+def _graph(place: str, structure: Any, cutoff: float, cell_cutoff: float) -> CrystalGraph:
+    """Build a graph; errors begin with the structure's place."""
     try:
         return build_graph(structure, cutoff, cell_cutoff)
     except (ValueError, TypeError) as error:
-        raise type(error)(f"structure {number} of the list: {error}") from error
+        raise type(error)(f"{place}{error}") from error
 
 
 def _halved(

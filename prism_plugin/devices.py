@@ -30,6 +30,6 @@ def find_device(device: str) -> torch.device:
         raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
     try:
         torch.ones(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device raises its own
         raise ValueError(f"the device {device!r} is not here: {str(error).splitlines()[0]}") from error
     return place

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replaced"]
+__all__ = ["replaced", "write_json_gz"]
 
 
 @contextmanager
@@ -33,3 +36,9 @@ def replaced(target: str | Path) -> Iterator[Path]:
         os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)
+
+
+def write_json_gz(path: Path, content: Any) -> None:
+    """Write JSON as gzip; equal contents give equal bytes."""
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        file.write(json.dumps(content).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
@@ -79,8 +78,8 @@ def test_a_similarity_edge_appears_smoothly() -> None:
     assert jumps[None][0] > 20 * jumps["feature"][0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64])
-def test_a_blended_image_is_the_nearest_where_no_other_is_near(dtype) -> None:
+def test_a_blended_image_is_the_nearest_where_no_other_is_near() -> None:
+    dtype = torch.float64
     lattice = torch.tensor([[[4.0, 0, 0], [1.0, 5.0, 0], [0, 0.5, 6.0]]], dtype=dtype)
     reduction = reduced_bases(lattice, torch.ones(1, 3, dtype=torch.bool))
     displacement = torch.tensor([[0.3, 5.5, -6.2], [2.0, 0, 0], [0.9, 1.0, 0.4]], dtype=dtype)

@@ -27,7 +27,6 @@ class GraphDataset(Dataset):
         records: crystals and targets.
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
-        name: shown at the progress bar.
         progress: whether there is a progress bar.
         cache: folder for the graphs on disk, where another run finds them; None keeps them in memory.
 
@@ -40,13 +39,12 @@ class GraphDataset(Dataset):
         records: Sequence[Record],
         cutoff: float,
         cell_cutoff: float,
-        name: str = "",
         progress: bool = True,
         cache: str | Path | None = None,
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        self.graphs = graph_store(records, cutoff, cell_cutoff, name, progress, cache)
+        self.graphs = graph_store(records, cutoff, cell_cutoff, progress, cache)
 
     def subset(self, indices: np.ndarray) -> GraphDataset:
         """Some of the crystals, in this order; the graphs are shared."""
@@ -90,7 +88,7 @@ def make_datasets(
     filled = {name: records for name, records in parts.items() if records}
     records = [record for part in filled.values() for record in part]
     by_name = sorted(range(len(records)), key=lambda index: records[index].name)
-    together = GraphDataset([records[index] for index in by_name], cutoff, cell_cutoff, "", progress, cache)
+    together = GraphDataset([records[index] for index in by_name], cutoff, cell_cutoff, progress, cache)
     ends = np.cumsum([len(part) for part in filled.values()])
     return {
         name: together.subset(places)

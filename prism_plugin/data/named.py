@@ -29,7 +29,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from prism_plugin.data.download import cache_home, fetch
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.records import Record, as_atoms, split_records
-from prism_plugin.files import replaced
+from prism_plugin.files import replaced, write_json_gz
 
 __all__ = [
     "DATASETS",
@@ -347,21 +347,19 @@ def _matbench_rows(task: str) -> Iterator[_Row]:
     yield from read_frame(matbench_file(task))
 
 
-def matbench_records(task: str, path: str | Path | None = None) -> list[Record]:
+def matbench_records(task: str, path: Path) -> list[Record]:
     """Read a Matbench task in its order, its crystals named as the benchmark does: ``mb-jdft2d-001``.
 
     Args:
         task: name of a structure task.
-        path: another file in the same format; None takes the official one.
+        path: the file of :func:`matbench_file`, or another one in its format.
 
     Raises:
-        ImportError: if the extra ``data`` is not installed.
-        OSError: if the download fails.
+        OSError: if it cannot be read.
         ValueError: if the file is damaged, lacks the target somewhere, or is not in the order of its index.
     """
     (target,) = DATASETS[task].targets.values()
-    rows = DATASETS[task].rows() if path is None else read_frame(Path(path))
-    return _matbench_names(task, _records(task, rows, target))
+    return _matbench_names(task, _records(task, read_frame(path), target))
 
 
 def _matbench_names(task: str, records: Sequence[Record]) -> list[Record]:
@@ -500,5 +498,5 @@ def write_matbench_file(task: str, records: Sequence[Record], path: str | Path) 
         "index": list(range(len(records))),
         "data": [[structure, kind(record.target)] for structure, record in zip(structures, records, strict=True)],
     }
-    with replaced(path) as aside, open(aside, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-        file.write(json.dumps(frame).encode())
+    with replaced(path) as aside:
+        write_json_gz(aside, frame)

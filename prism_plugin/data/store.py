@@ -115,7 +115,6 @@ def graph_store(
     records: Sequence[Record],
     cutoff: float,
     cell_cutoff: float,
-    name: str = "",
     progress: bool = True,
     cache: str | Path | None = None,
 ) -> GraphStore:
@@ -125,14 +124,13 @@ def graph_store(
         records: the crystals.
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
-        name: shown at the progress bar.
         progress: whether there is a progress bar.
         cache: folder for arrays on disk, found again by a hash of crystals and cutoffs; None keeps them in memory.
 
     Raises:
         ValueError: if a crystal is bad; the message names it.
     """
-    pieces = _pieces(records, cutoff, cell_cutoff, name, progress)
+    pieces = _pieces(records, cutoff, cell_cutoff, progress)
     if cache is None:
         gathered = list(pieces)
         joined = {
@@ -154,9 +152,7 @@ def graph_store(
     return GraphStore(arrays, cutoff, cell_cutoff)
 
 
-def _pieces(
-    records: Sequence[Record], cutoff: float, cell_cutoff: float, name: str, progress: bool
-) -> Iterator[_Piece]:
+def _pieces(records: Sequence[Record], cutoff: float, cell_cutoff: float, progress: bool) -> Iterator[_Piece]:
     """Arrays of consecutive chunks of records, in order."""
     chunks = [
         [(record.name, record.atoms) for record in records[start : start + _CHUNK]]
@@ -169,7 +165,7 @@ def _pieces(
         made = Parallel(n_jobs=workers, return_as="generator")(tasks)
     else:
         made = (_build(chunk, cutoff, cell_cutoff) for chunk in chunks)
-    with tqdm(total=len(records), desc=f"graphs {name}".rstrip(), unit="crystal", disable=not progress) as bar:
+    with tqdm(total=len(records), desc="graphs", unit="crystal", disable=not progress) as bar:
         for piece in made:
             yield piece
             bar.update(len(piece["sizes"]))

@@ -5,7 +5,6 @@ Beside it goes a folder of pictures: of each task our score beside the published
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 from prism_plugin.data import DATASETS
 from prism_plugin.data.named import FOLDS
-from prism_plugin.files import replaced
+from prism_plugin.files import replaced, write_json_gz
 from prism_plugin.matbench.official import check_results, leaderboard, new_benchmark, official_hash
 from prism_plugin.matbench.run import CONFIGURATION, key_of, read_predictions
 from prism_plugin.training.plots import plot_classes, plot_parity, save_figure
@@ -110,8 +109,7 @@ def assemble(
     with replaced(out / f"{name}-pictures") as pictures, replaced(out / name) as aside:
         pictures.mkdir()
         aside.mkdir()
-        with open(aside / "results.json.gz", "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
-            file.write(json.dumps(benchmark.as_dict()).encode())
+        write_json_gz(aside / "results.json.gz", benchmark.as_dict())
         (aside / "info.json").write_text(json.dumps(info, indent=1))
         for script in map(Path, scripts):
             (aside / script.name).write_bytes(script.read_bytes())

@@ -30,7 +30,7 @@ from prism_plugin.matbench.official import fold_names, new_benchmark
 from prism_plugin.recipes import presets
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.job import Job
-from prism_plugin.training.scores import METRICS
+from prism_plugin.training.scores import METRICS, NAMES
 
 __all__ = ["CONFIGURATION", "TaskRun", "key_of", "read_predictions"]
 
@@ -198,9 +198,9 @@ class TaskRun:
 
     def _told(self, found: Mapping[str, Any]) -> str:
         metric = METRICS[self.settings.model.get("task_type", "regression")]
-        words = "MAE" if metric == "mae" else "cross-entropy"
         unit = f" {self.settings.unit}" if self.settings.unit else ""
-        return f"{words} {found['test'][metric]:.4f}{unit} on test, {found['validation'][metric]:.4f} on validation"
+        test, validation = found["test"][metric], found["validation"][metric]
+        return f"{NAMES[metric]} {test:.4f}{unit} on test, {validation:.4f} on validation"
 
     def try_out(self, folds: Sequence[int] = (0,), seeds: Sequence[int] = (0,), progress: bool = True) -> str:
         """Train the first of these folds on a few crystals for two epochs, keep nothing, and say what all of them take.

@@ -13,13 +13,13 @@ from torchmetrics.functional.classification import binary_auroc
 
 from prism_plugin.data import Record
 
-__all__ = ["METRICS", "Scores", "check_classes", "format_score", "format_scores", "loss", "score"]
+__all__ = ["METRICS", "NAMES", "Scores", "check_classes", "format_score", "format_scores", "loss", "score"]
 
 # Part -> name of the score -> number; None where it has no meaning, as ROC AUC among crystals of one class.
 Scores: TypeAlias = dict[str, dict[str, Any]]
 # What is trained, and what decides which epoch is the best.
 METRICS = {"regression": "mae", "classification": "cross_entropy"}
-_NAMES = {
+NAMES = {
     "mae": "MAE",
     "rmse": "RMSE",
     "mean_predictor_mae": "MAE of the mean",
@@ -96,17 +96,17 @@ def _cross_entropy(target: np.ndarray, probability: np.ndarray) -> float:
 
 def format_score(scores: Mapping[str, Any]) -> str:
     """Lay out the scores of one part in a line."""
-    told = [f"{_NAMES[name]} {_number(value)}" for name, value in scores.items() if name in _NAMES]
+    told = [f"{NAMES[name]} {_number(value)}" for name, value in scores.items() if name in NAMES]
     return f"{', '.join(told)}, {scores['crystals']:,} crystals"
 
 
 def format_scores(scores: Mapping[str, Mapping[str, Any]], target: str, unit: str) -> str:
     """Lay out the scores of parts as a table."""
     head = f"{target} ({unit})" if unit else target
-    columns = [name for name in _NAMES if name in next(iter(scores.values()))]
-    widths = {name: max(9, len(_NAMES[name])) for name in columns}
+    columns = [name for name in NAMES if name in next(iter(scores.values()))]
+    widths = {name: max(9, len(NAMES[name])) for name in columns}
     lines = [
-        " ".join([f"{'split':<6} {'crystals':>9}", *(f"{_NAMES[name]:>{widths[name]}}" for name in columns)])
+        " ".join([f"{'split':<6} {'crystals':>9}", *(f"{NAMES[name]:>{widths[name]}}" for name in columns)])
         + f"   {head}"
     ]
     for part, found in scores.items():
