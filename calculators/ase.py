@@ -22,7 +22,7 @@ from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
 from prism_plugin.batch import batch_graphs
-from prism_plugin.gradients import energies_with_gradients, plain_computation
+from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
 from prism_plugin.graph import CrystalGraph, build_graph, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
@@ -30,8 +30,6 @@ from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
 __all__ = ["PRISMCalculator"]
 
 _UNKNOWN = ("error", "nan")
-# With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
-_EDGES_WITH_GRADIENTS = 20_000
 _Results = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
@@ -282,7 +280,7 @@ class PRISMCalculator(Calculator):
     def _evaluate(self, model: PRISM, graphs: Sequence[CrystalGraph], shown: str | None) -> list[_Results]:
         """Evaluate one model on graphs, batch by batch."""
         results: list[_Results] = []
-        limits = (self.batch_size, _EDGES_WITH_GRADIENTS) if self.compute_forces else (self.batch_size,)
+        limits = (self.batch_size, EDGES_WITH_GRADIENTS) if self.compute_forces else (self.batch_size,)
         with tqdm(total=len(graphs), desc=shown, unit="crystal", disable=shown is None) as bar:
             for part in split_graphs(graphs, *limits):
                 results += _halved(lambda some: self._evaluate_batch(model, some), part)

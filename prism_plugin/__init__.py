@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prism_plugin.calculators import PRISMCalculator
     from prism_plugin.graph import CrystalGraph, build_graph
     from prism_plugin.model import PRISM
+    from prism_plugin.potential import PRISMPotential
     from prism_plugin.recipes import presets
 
 __version__ = "0.1.0"
@@ -19,11 +20,21 @@ _HOMES = {
     "CrystalBatch": "batch",
     "CrystalGraph": "graph",
     "PRISMCalculator": "calculators",
+    "PRISMPotential": "potential",
     "batch_graphs": "batch",
     "build_graph": "graph",
     "presets": "recipes",
 }
-__all__ = ["PRISM", "CrystalBatch", "CrystalGraph", "PRISMCalculator", "batch_graphs", "build_graph", "presets"]
+__all__ = [
+    "PRISM",
+    "CrystalBatch",
+    "CrystalGraph",
+    "PRISMCalculator",
+    "PRISMPotential",
+    "batch_graphs",
+    "build_graph",
+    "presets",
+]
 
 
 def __getattr__(name: str) -> Any:

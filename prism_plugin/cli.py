@@ -77,7 +77,7 @@ def _add_train(commands: Any) -> None:
         help=".jsonl or .extxyz file (also .xz, .gz); folder with id_prop.csv and structure files; or a data set: "
         "emt-alloys, jarvis, mp2018, matbench_... (prism info lists them)",
     )
-    add("--target", help="what to predict: its key in the data")
+    add("--target", help="what to predict: its key in the data; pes: a potential of energies, forces and stresses")
     add("--unit", help="its unit; with eV/atom the model can be an ASE energy; a data set knows its own")
     _add_parts(what)
     add("--init", metavar="MODEL", help="start from the weights of this model: a folder, or the name of a shipped one")
@@ -132,14 +132,21 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         help="an argument of PRISM, for example --set dim=128 --set cutoff=6.0; may be repeated",
         **pairs,
     )
+    add(
+        "--weight",
+        dest="weights",
+        help="of energy, forces or stress in the loss of a potential, for example --weight energy=50; may be repeated",
+        **pairs,
+    )
+    add("--clip", type=float, help="largest norm of the gradient (default: none; 1 for a potential)")
     add("--no-rotate", dest="rotate", action="store_false", help="no random rotation of training crystals")
     add("--no-normalize", dest="normalize", action="store_false", help="no mean and spread of the targets in the model")
     add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics (default: all)")
 
 
 def training_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make tables of the repeated options ``--set`` and ``--option``."""
-    return {name: dict(value) if name in ("model", "options") else value for name, value in given.items()}
+    """Make tables of the repeated options ``--set``, ``--option`` and ``--weight``."""
+    return {name: dict(value) if name in ("model", "options", "weights") else value for name, value in given.items()}
 
 
 def _add_presets(commands: Any) -> None:
@@ -337,15 +344,16 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from prism_plugin.data import DATASETS, read_records
+    from prism_plugin.data import DATASETS, PES, read_records
     from prism_plugin.devices import find_device
+    from prism_plugin.potential import PRISMPotential
     from prism_plugin.pretrained import load_prism, saved_metadata
     from prism_plugin.training import evaluate
     from prism_plugin.training.job import load_parts
     from prism_plugin.training.scores import format_scores
 
     model = load_prism(arguments.model).to(find_device(arguments.device))
-    target = arguments.target or model.target
+    target = arguments.target or (PES if isinstance(model, PRISMPotential) else model.target)
     named = arguments.data in DATASETS
     if all(value is None for value in (arguments.part, arguments.splits, arguments.fold)) and not named:
         parts = {"all": read_records(arguments.data, target, arguments.skip_missing)}
@@ -360,7 +368,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError(f"no part {part!r}; choose one of: {', '.join(divided)}")
         parts = {part: divided[part]}
     scores = evaluate(model, parts, arguments.out, arguments.batch_size)
-    if target != model.target:
+    if target not in (model.target, PES):
         print(f"the model's {model.target} against {target!r} of the data: are they the same?")
     print(format_scores(scores, model.target, model.unit))
     print(f"predictions, plots: {arguments.out}")

@@ -56,21 +56,29 @@ class FeatureNorm(nn.BatchNorm1d):
         return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
+def _norm(kind: str | None, dim: int) -> nn.Module:
+    return FeatureNorm(dim) if kind == "batch" else nn.Identity()
+
+
 class GatedMessagePassing(nn.Module):
     """Gated messages along edges with geometry (PRISM Eq. 9-14).
 
     The first layers of both MLPs act on [h_i || e_ij || h_j]. They are one matrix here, and its node parts are applied
     once per node, not once per edge: W [h_i || e || h_j] = (W_1 h)_i + W_2 e + (W_3 h)_j.
+
+    Args:
+        dim: width of the features.
+        norm: ``"batch"`` or None.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm: str | None = "batch") -> None:
         super().__init__()
         self.dim = dim
         self.project = nn.Linear(3 * dim, 2 * dim)  # first layers of MLP_gate and MLP_msg, in this order
         self.gate = nn.Linear(dim, dim)
         self.message = nn.Linear(dim, dim)
-        self.gate_norm = FeatureNorm(dim)
-        self.norm = FeatureNorm(dim)
+        self.gate_norm = _norm(norm, dim)
+        self.norm = _norm(norm, dim)
 
     def forward(
         self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
@@ -109,16 +117,17 @@ class MultiscaleMessagePassing(nn.Module):
     Args:
         dim: width of the features.
         aggregation: ``"sum"`` or ``"mean"`` over the atoms that send to a superatom.
+        norm: ``"batch"`` or None.
     """
 
-    def __init__(self, dim: int, aggregation: str = "sum") -> None:
+    def __init__(self, dim: int, aggregation: str = "sum", norm: str | None = "batch") -> None:
         super().__init__()
         self.dim = dim
         self.aggregation = aggregation
         self.project = nn.Linear(2 * dim, dim)
         self.message = nn.Linear(dim, dim)
-        self.atom_norm = FeatureNorm(dim)
-        self.superatom_norm = FeatureNorm(dim)
+        self.atom_norm = _norm(norm, dim)
+        self.superatom_norm = _norm(norm, dim)
 
     def forward(
         self, atoms: Tensor, superatoms: Tensor, atom_crystal: Tensor, update_superatoms: bool

@@ -18,7 +18,10 @@ from torch import Tensor
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.model import PRISM, evaluation
 
-__all__ = ["energies_with_gradients", "plain_computation"]
+__all__ = ["EDGES_WITH_GRADIENTS", "energies_with_gradients", "plain_computation"]
+
+# With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
+EDGES_WITH_GRADIENTS = 20_000
 
 
 @contextmanager
@@ -28,18 +31,19 @@ def plain_computation(model: PRISM) -> Iterator[None]:
         yield
 
 
-def energies_with_gradients(model: PRISM, batch: CrystalBatch) -> dict[str, Tensor]:
+def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: bool = False) -> dict[str, Tensor]:
     """Differentiate the energy of each crystal with respect to positions and strain, in eval mode.
 
     Args:
         model: a model of energies; the energy is the sum of its outputs over the atoms.
         batch: the crystals.
+        create_graph: whether the answer can be differentiated with respect to the weights, as training needs.
 
     Returns:
-        Detached, in the model's dtype: ``"energies"`` of the atoms, shape ``(atoms,)``; ``"forces"``, minus the
-        gradient with respect to the positions (per Å), shape ``(atoms, 3)``; ``"virial"``, the gradient with respect to
-        a symmetric strain that moves atoms and lattice together, shape ``(crystals, 3, 3)``; the stress is the virial
-        over the volume.
+        In the model's dtype, detached unless ``create_graph``: ``"energies"`` of the atoms, shape ``(atoms,)``;
+        ``"forces"``, minus the gradient with respect to the positions (per Å), shape ``(atoms, 3)``; ``"virial"``, the
+        gradient with respect to a symmetric strain that moves atoms and lattice together, shape ``(crystals, 3, 3)``;
+        the stress is the virial over the volume.
 
     Raises:
         ValueError: if the batch does not fit the model (:meth:`~prism_plugin.PRISM.as_batch`).
@@ -52,6 +56,6 @@ def energies_with_gradients(model: PRISM, batch: CrystalBatch) -> dict[str, Tens
         moved = (positions.unsqueeze(1) @ deformation.index_select(0, batch.atom_crystal)).squeeze(1)
         outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))
         of_positions, of_strain = torch.autograd.grad(
-            outputs.sum(), (positions, strain), allow_unused=True, materialize_grads=True
+            outputs.sum(), (positions, strain), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-    return {"energies": outputs.detach(), "forces": -of_positions, "virial": of_strain}
+    return {"energies": outputs if create_graph else outputs.detach(), "forces": -of_positions, "virial": of_strain}

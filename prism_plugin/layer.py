@@ -61,6 +61,7 @@ class PRISMLayer(nn.Module):
         cutoff: radius of the atomistic edges, Å; the cosine envelope of similarity edges ends there.
         multiscale_aggregation: ``"sum"`` or ``"mean"``.
         fusion: ``"scalar"`` or ``"gated"``.
+        norm: ``"batch"`` or None.
     """
 
     experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
@@ -76,6 +77,7 @@ class PRISMLayer(nn.Module):
         cutoff: float,
         multiscale_aggregation: str,
         fusion: str,
+        norm: str | None,
     ) -> None:
         super().__init__()
         self.similarity_image = similarity_image
@@ -84,9 +86,9 @@ class PRISMLayer(nn.Module):
         self.cutoff = cutoff
         self.experts = nn.ModuleDict(  # type: ignore[assignment]  # typed by what it holds
             {
-                name: MultiscaleMessagePassing(dim, multiscale_aggregation)
+                name: MultiscaleMessagePassing(dim, multiscale_aggregation, norm)
                 if name == "multiscale"
-                else GatedMessagePassing(dim)
+                else GatedMessagePassing(dim, norm)
                 for name in experts
             }
         )

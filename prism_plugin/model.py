@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prism_plugin.batch import CrystalBatch, batch_graphs
-from prism_plugin.encoders import AtomEncoder, EdgeEncoder, SuperatomEncoder
+from prism_plugin.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.experts import EXPERTS
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.layer import Edges, PRISMLayer, encode_edges
@@ -38,6 +38,7 @@ _OPTIONS = {
     "fusion": ("scalar", "gated"),
     "readout": ("mean", "sum"),
     "task_type": ("regression", "classification"),
+    "norm": ("batch", None),
 }
 # A batch for prediction is closed when it holds this many edges: about 1 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
@@ -71,6 +72,9 @@ class PRISM(MatGLModel):
             second one and the prediction its probability (a sigmoid).
         similarity_image: ``"nearest"``, or ``"blended"``: the geometry of a similarity edge goes over smoothly where
             another image becomes the nearest, so that the energy has no jumps.
+        norm: ``"batch"`` (BatchNorm, as in the paper), or None: then no crystal of a batch touches another one while
+            training, which forces need.
+        element_refs: added to the output of each atom, one number for each of ``element_types``; None means 0.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -85,6 +89,7 @@ class PRISM(MatGLModel):
     __version__ = 1
 
     layers: Sequence[PRISMLayer]
+    _element_refs: Tensor | None
 
     def __init__(
         self,
@@ -110,6 +115,8 @@ class PRISM(MatGLModel):
         std: float = 1.0,
         task_type: str = "regression",
         similarity_image: str = "nearest",
+        norm: str | None = "batch",
+        element_refs: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
@@ -126,6 +133,12 @@ class PRISM(MatGLModel):
         cutoff, cell_cutoff = _number("cutoff", cutoff), _number("cell_cutoff", cell_cutoff)
         similarity_cutoff, dropout = _number("similarity_cutoff", similarity_cutoff), _number("dropout", dropout)
         mean, std = _number("mean", mean), _number("std", std)
+        if isinstance(element_refs, str) or not isinstance(element_refs, Iterable | None):
+            raise ValueError(f"element_refs must be a tuple of numbers, got {element_refs!r}")
+        if element_refs is not None:
+            element_refs = tuple(_number("element_refs", value) for value in element_refs)
+            if len(element_refs) != len(element_types):
+                raise ValueError(f"{len(element_refs)} element_refs are given for {len(element_types)} element_types")
         self._check_arguments(locals())
         self.save_args(locals())
         self.element_types = element_types
@@ -139,6 +152,11 @@ class PRISM(MatGLModel):
         self.mean = mean
         self.std = std
         self.task_type = task_type
+        self.register_buffer("_element_refs", None, persistent=False)
+        if element_refs is not None:
+            table = torch.zeros(NUM_EMBEDDINGS, dtype=torch.float64)
+            table[[number_of[symbol] for symbol in element_types]] = torch.tensor(element_refs, dtype=torch.float64)
+            self._element_refs = table
 
         self.atom_encoder = AtomEncoder(dim, atom_encoder)
         if "atomistic" in experts:
@@ -159,6 +177,7 @@ class PRISM(MatGLModel):
                 cutoff,
                 multiscale_aggregation,
                 fusion,
+                norm,
             )
             for _ in range(num_layers)
         )
@@ -344,6 +363,8 @@ class PRISM(MatGLModel):
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
+        if self._element_refs is not None:
+            outputs = outputs + self._element_refs.to(outputs.dtype).index_select(0, batch.atomic_numbers)
         features["readout"] = outputs.detach()
         self.feature_dict = features
         return outputs

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Preset", "format_presets", "presets"]
+__all__ = ["POTENTIAL", "Preset", "format_presets", "presets"]
+
+# How prism train learns energies, forces and stresses, where nothing else is said (docs/potential.md).
+POTENTIAL: Mapping[str, Any] = MappingProxyType(
+    {"optimizer": "muon", "lr": 1e-2, "batch_size": 4, "epochs": 100, "clip": 1.0}
+)
 
 
 @dataclass(frozen=True)

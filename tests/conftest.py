@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import matgl
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
-from prism_plugin import PRISM
+from prism_plugin import PRISM, PRISMPotential
 
 torch.set_num_threads(1)  # the models are small: threads would only wait for each other
 
@@ -86,3 +87,29 @@ def small_model(**arguments: object) -> PRISM:
 def model() -> PRISM:
     """A small float64 model with all four experts."""
     return small_model()
+
+
+@pytest.fixture
+def float64():
+    """Matgl builds its graphs in its own default dtype; switch it and torch's for one test."""
+    matgl.set_default_dtype("float", 64)
+    yield
+    matgl.set_default_dtype("float", 32)
+
+
+SMALL_POTENTIAL = {"dim": 16, "num_rbf": 12, "cutoff": 4.0, "cell_cutoff": 6.0}
+
+
+def random_potential(elements: tuple[str, ...] | None = None, **arguments: object) -> PRISMPotential:
+    """A small float64 potential in eval mode, with forces of the order of 1 eV/Å."""
+    torch.manual_seed(1)
+    refs = None if elements is None else tuple(-1.5 - 0.5 * number for number in range(len(elements)))
+    given = {**SMALL_POTENTIAL, "similarity_cutoff": 3.0, "std": 1.3, **arguments}
+    model = PRISMPotential(elements, element_refs=refs, **given).double()
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in model.named_parameters():
+        if name.endswith("bias"):
+            tensor.data.copy_(0.3 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+        elif "embedding" not in name:
+            tensor.data.mul_(2.0)
+    return model.eval()

@@ -21,9 +21,10 @@ from pymatgen.core import Lattice, Molecule, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin import PRISM, PRISMCalculator, build_graph
+from prism_plugin.experts import EXPERTS
 from prism_plugin.model import split_graphs
 from prism_plugin.pretrained import load_prism
-from tests.conftest import crystal_zoo, small_model
+from tests.conftest import crystal_zoo, random_potential, small_model
 
 
 def energy_model(**arguments: object) -> PRISM:
@@ -63,12 +64,16 @@ STRUCTURES = {**crystal_zoo(), **boxed(), "hundred atoms": hundred_atoms()}
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
-@pytest.mark.parametrize("which", ["small", "default"])
+@pytest.mark.parametrize("which", ["small", "default", "potential"])
 def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default) -> None:
     atoms = STRUCTURES[name].copy()
     if which == "default" and name == "far apart":
         atoms.symbols[1] = "Xe"  # the default model does not know neon
-    atoms.calc = default if which == "default" else PRISMCalculator(energy_model(), compute_forces=True)
+    if which == "default":
+        atoms.calc = default
+    else:
+        model = energy_model() if which == "small" else random_potential(experts=EXPERTS)
+        atoms.calc = PRISMCalculator(model, compute_forces=True)
     some = [0, 17, 51] if len(atoms) > 20 else list(range(len(atoms)))
     numerical = calculate_numerical_forces(atoms, eps=1e-5, iatoms=some)
     assert np.abs(atoms.get_forces()[some] - numerical).max() < 1e-6

@@ -37,14 +37,6 @@ def as_matgl(graph, lattice):
     return graph
 
 
-@pytest.fixture
-def float64():
-    """Matgl builds its graphs in its own default dtype; switch it and torch's for one test."""
-    matgl.set_default_dtype("float", 64)
-    yield
-    matgl.set_default_dtype("float", 32)
-
-
 @pytest.mark.usefixtures("float64")
 def test_matgl_graphs_give_the_same_as_our_own(model: PRISM) -> None:
     structures = [AseAtomsAdaptor.get_structure(crystal_zoo()[name]) for name in PERIODIC]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from prism_plugin.data.augmentation import rotate_batch
-from prism_plugin.data.loading import GraphDataset, make_datasets, make_loader
+from prism_plugin.data.loading import EnergyLabels, GraphDataset, make_datasets, make_loader
 from prism_plugin.data.named import DATASETS, load_named
-from prism_plugin.data.records import Record, assign_splits, read_records, split_records
+from prism_plugin.data.records import PES, Record, assign_splits, read_records, split_records
 
 __all__ = [
     "DATASETS",
+    "PES",
+    "EnergyLabels",
     "GraphDataset",
     "Record",
     "assign_splits",

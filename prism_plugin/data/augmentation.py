@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from prism_plugin.batch import CrystalBatch
+from prism_plugin.data.loading import EnergyLabels
 
-__all__ = ["random_rotations", "rotate_batch"]
+__all__ = ["random_rotations", "rotate_batch", "rotate_labels"]
 
 
 def random_rotations(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -42,3 +43,18 @@ def rotate_batch(batch: CrystalBatch, rotations: Tensor) -> CrystalBatch:
         positions=(batch.positions.unsqueeze(-1) * of_atom).sum(dim=1),
         lattice=batch.lattice @ turned,
     )
+
+
+def rotate_labels(labels: Tensor | EnergyLabels, atom_crystal: Tensor, rotations: Tensor) -> Tensor | EnergyLabels:
+    """Rotate forces and stresses with their crystals; numbers stay as they are.
+
+    Args:
+        labels: of the crystals.
+        atom_crystal: crystal of each atom, shape ``(atoms,)``.
+        rotations: one matrix per crystal, shape ``(crystals, 3, 3)``.
+    """
+    if not isinstance(labels, EnergyLabels):
+        return labels
+    turn = rotations.to(labels.forces)
+    forces = (turn.index_select(0, atom_crystal) @ labels.forces.unsqueeze(-1)).squeeze(-1)
+    return labels._replace(forces=forces, stress=turn @ labels.stress @ turn.mT)

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from prism_plugin.data.records import Record
+from prism_plugin.data.records import PES, Record
 
 __all__ = ["emt_alloys"]
 
@@ -27,8 +27,8 @@ _PROTOTYPES = {
 }
 
 
-def emt_alloys(count: int = 600, seed: int = 0) -> list[Record]:
-    """Make strained and rattled alloys with their EMT formation energies per atom.
+def emt_alloys(count: int = 600, seed: int = 0, target: str = "formation_energy") -> list[Record]:
+    """Make strained and rattled alloys with their EMT formation energies per atom, or energies, forces and stresses.
 
     Each crystal: a random prototype (fcc, L1_2, L1_0, B2), two random metals, the volume of Vegard's law, a random
     symmetric strain of about 4 % and random displacements of about 0.1 Å. The reference of each element is its fcc
@@ -37,9 +37,10 @@ def emt_alloys(count: int = 600, seed: int = 0) -> list[Record]:
     Args:
         count: number of crystals.
         seed: of all random choices.
+        target: ``"formation_energy"``, or ``"pes"``.
 
     Returns:
-        Records with the formation energy in eV/atom; no split is named.
+        Records with the formation energy in eV/atom, or of a potential energy surface; no split is named.
     """
     rng = np.random.default_rng(seed)
     reference = {metal: _equilibrium(metal) for metal in METALS}
@@ -55,9 +56,14 @@ def emt_alloys(count: int = 600, seed: int = 0) -> list[Record]:
         atoms = Atoms(symbols, scaled_positions=sites, cell=cell, pbc=True)
         atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
         atoms.calc = EMT()
-        energy = atoms.get_potential_energy() - sum(reference[symbol][0] for symbol in symbols)
+        row = f"{number}-{name}-{first}-{second}"
+        if target == PES:
+            gradients = {"forces": atoms.get_forces(), "stress": atoms.get_stress(voigt=False)}
+            records.append(Record(atoms, float(atoms.get_potential_energy()), row, **gradients))
+        else:
+            energy = atoms.get_potential_energy() - sum(reference[symbol][0] for symbol in symbols)
+            records.append(Record(atoms, energy / len(atoms), row))
         atoms.calc = None
-        records.append(Record(atoms, energy / len(atoms), f"{number}-{name}-{first}-{second}"))
     return records
 
 

@@ -1,10 +1,14 @@
-"""Records -> crystal graphs -> batches of (graphs, targets)."""
+"""Records -> crystal graphs -> batches of (graphs, targets).
+
+Targets are one number for each crystal, or :class:`EnergyLabels`.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +21,21 @@ from prism_plugin.data.store import graph_store
 from prism_plugin.distributed import rank_and_size
 from prism_plugin.graph import CrystalGraph
 
-__all__ = ["GraphDataset", "make_datasets", "make_loader"]
+__all__ = ["EnergyLabels", "GraphDataset", "make_datasets", "make_loader"]
+
+
+class EnergyLabels(NamedTuple):
+    """What a potential learns, in float64.
+
+    Attributes:
+        energy: total energies, eV, shape ``(crystals,)``.
+        forces: eV/Å, shape ``(atoms, 3)``.
+        stress: eV/Å^3, shape ``(crystals, 3, 3)``; NaN where it is unknown.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
 
 
 class GraphDataset(Dataset):
@@ -45,6 +63,7 @@ class GraphDataset(Dataset):
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
         self.graphs = graph_store(records, cutoff, cell_cutoff, progress, cache)
+        self.gradients = [(record.forces, record.stress) for record in records]
 
     def subset(self, indices: np.ndarray) -> GraphDataset:
         """Some of the crystals, in this order; the graphs are shared."""
@@ -52,15 +71,22 @@ class GraphDataset(Dataset):
         part.names = [self.names[index] for index in indices]
         part.targets = self.targets[indices]
         part.graphs = self.graphs.subset(indices)
+        part.gradients = [self.gradients[index] for index in indices]
         return part
 
     def __len__(self) -> int:
         """Number of crystals."""
         return len(self.graphs)
 
-    def __getitem__(self, index: int) -> tuple[CrystalGraph, Tensor]:
-        """One graph and its target."""
-        return self.graphs[index], self.targets[index]
+    def __getitem__(self, index: int) -> tuple[CrystalGraph, Any]:
+        """One graph and its target; where there are forces, its labels, shape ``()`` and ``(3, 3)`` for one crystal."""
+        forces, stress = self.gradients[index]
+        target = self.targets[index]
+        if forces is None:
+            return self.graphs[index], target
+        unknown = torch.full((3, 3), torch.nan, dtype=torch.float64)
+        of_cell = unknown if stress is None else torch.from_numpy(stress)
+        return self.graphs[index], EnergyLabels(target, torch.from_numpy(forces), of_cell)
 
 
 def make_datasets(
@@ -118,9 +144,12 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
-def collate(samples: Sequence[tuple[CrystalGraph, Tensor]]) -> tuple[CrystalBatch, Tensor]:
-    """Join samples into a batch and its targets, shape ``(crystals,)``."""
+def collate(samples: Sequence[tuple[CrystalGraph, Any]]) -> tuple[CrystalBatch, Any]:
+    """Join samples into a batch and its targets, shape ``(crystals,)``, or its labels."""
     graphs, targets = zip(*samples, strict=True)
+    if isinstance(targets[0], EnergyLabels):
+        energy, forces, stress = zip(*targets, strict=True)
+        return batch_graphs(graphs), EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(stress))
     return batch_graphs(graphs), torch.stack(targets)
 
 

@@ -28,7 +28,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin.data.download import cache_home, fetch
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.records import Record, as_atoms, split_records
+from prism_plugin.data.records import PES, Record, as_atoms, split_records
 from prism_plugin.files import replaced, write_json_gz
 
 __all__ = [
@@ -77,6 +77,7 @@ class NamedData:
         rows: gives ``(name, function that makes the structure, columns)`` one by one.
         split: divides the records with a target into parts, given fold and seed.
         folds: whether it has cross-validation folds.
+        downloaded: whether the rows come from a file that was downloaded.
     """
 
     about: str
@@ -84,11 +85,7 @@ class NamedData:
     rows: Callable[[], Iterable[_Row]]
     split: Callable[[list[Record], int, int], dict[str, list[Record]]]
     folds: bool = False
-
-    @property
-    def downloaded(self) -> bool:
-        """Whether the rows come from a file that was downloaded."""
-        return self.rows is not _emt_rows
+    downloaded: bool = True
 
     def unit(self, target: str) -> str:
         """Unit of a target.
@@ -148,7 +145,8 @@ def _records(name: str, rows: Iterable[_Row], wanted: Target) -> list[Record]:
             atoms = structure()
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"crystal {row_name!r} of {name}: {error}") from error
-        records.append(Record(atoms, math.log10(number) if wanted.log10 else number, row_name))
+        gradients = {name: columns.get(name) for name in ("forces", "stress")} if wanted.column == "energy" else {}
+        records.append(Record(atoms, math.log10(number) if wanted.log10 else number, row_name, **gradients))
     return records
 
 
@@ -447,16 +445,31 @@ def _split_mp(records: list[Record], fold: int, seed: int) -> dict[str, list[Rec
     return published_split(records, 5000, 4239) if len(records) == 69_239 else published_split(records, 0.1, 0.1)
 
 
-def _emt_rows() -> Sequence[_Row]:
-    return [(record.name, partial(Atoms, record.atoms), {"formation_energy": record.target}) for record in emt_alloys()]
+def _emt_rows(target: str, column: str) -> Sequence[_Row]:
+    return [
+        (
+            record.name,
+            partial(Atoms, record.atoms),
+            {column: record.target, "forces": record.forces, "stress": record.stress},
+        )
+        for record in emt_alloys(target=target)
+    ]
 
 
 DATASETS: dict[str, NamedData] = {
     "emt-alloys": NamedData(
         "600 alloys computed here by ASE's EMT, for trying out",
         {"formation_energy": Target("formation_energy", "eV/atom")},
-        _emt_rows,
+        partial(_emt_rows, "formation_energy", "formation_energy"),
         lambda records, fold, seed: split_records(records, seed),
+        downloaded=False,
+    ),
+    "emt-alloys-pes": NamedData(
+        "the same alloys with energies, forces and stresses",
+        {PES: Target("energy", "eV")},
+        partial(_emt_rows, PES, "energy"),
+        lambda records, fold, seed: split_records(records, seed),
+        downloaded=False,
     ),
     "jarvis": NamedData(
         "JARVIS dft_3d 2021.8.18, 80/10/10 by seed 123",

@@ -23,12 +23,14 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_extxyz
+from ase.stress import voigt_6_to_full_3x3_stress
 from pymatgen.core import Structure
 from pymatgen.io.vasp import Poscar
 
 from prism_plugin.graph import read_structure
 
 __all__ = [
+    "PES",
     "Record",
     "as_atoms",
     "assign_splits",
@@ -42,6 +44,8 @@ __all__ = [
 
 OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 SPLITS = ("train", "val", "test")
+# A target of this name is a potential energy surface: energy, forces and, where there is one, stress.
+PES = "pes"
 _Row = tuple[str, str, str | None, Atoms, Any]  # place for messages, name, split, structure, target
 
 
@@ -54,12 +58,16 @@ class Record:
         target: the number to predict.
         name: what to call it in logs and tables.
         split: ``"train"``, ``"val"``, ``"test"``, or None where the file does not say.
+        forces: eV/Å, shape ``(atoms, 3)``; with the target ``"pes"`` only, which then is the total energy in eV.
+        stress: eV/Å^3, positive where the crystal wants to shrink (as in ASE), shape ``(3, 3)``; None if unknown.
     """
 
     atoms: Atoms
     target: float
     name: str
     split: str | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
 
 
 def elements_of(records: Iterable[Record]) -> list[str]:
@@ -88,10 +96,12 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     Args:
         path: ``.jsonl`` (one object a line: ``lattice`` as rows in Å, ``species``, ``frac_coords``, the target, and
             optionally ``id``, ``split``, ``pbc``) or ``.extxyz`` / ``.xyz`` (ASE; the target in the comment line);
-            either may be compressed (``.xz``, ``.gz``, ``.bz2``). Or a folder with ``id_prop.csv`` (the convention of
+            either may be compressed (``.xz``, ``.gz``, ``.bz2``). For the target ``"pes"`` they need ``energy`` (total,
+            eV) and ``forces`` (eV/Å), and may have ``stress`` (eV/Å^3, ASE's sign, 3 x 3 or xx, yy, zz, yz, xz, xy).
+            Or a folder with ``id_prop.csv`` (the convention of
             CGCNN and ALIGNN: ``file,target`` a line, no header) and the structures it names (CIF, POSCAR, or whatever
             ASE reads; ``.cif`` may be left out).
-        target: key of the target; in a folder only a name for it.
+        target: key of the target, or ``"pes"`` for energies, forces and stresses; in a folder only a name for it.
         skip_missing: leave out rows without the target, where False is an error.
 
     Raises:
@@ -99,6 +109,10 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         ValueError: if the kind of file is unknown, a line is bad, or a target is missing or not finite.
     """
     path = Path(path)
+    if path.is_dir() and target == PES:
+        raise ValueError(
+            f"{str(path)!r} is a folder, whose table has one number a crystal: forces need an .extxyz or .jsonl file"
+        )
     if path.is_dir():
         return _gather(_read_folder(path), path, target, skip_missing)
     if not path.is_file():
@@ -125,13 +139,16 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
             read_structure(atoms)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
+        gradients = _gradients(value, len(atoms), place) if target == PES and value is not None else {}
+        if target == PES and value is not None:
+            value = value["energy"]
         if value is None:
             missing.append(place)
             continue
         number = _number(value, place, target)
         if split is not None and split not in SPLITS:
             raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
-        records.append(Record(atoms, number, name, split))
+        records.append(Record(atoms, number, name, split, **gradients))
     if missing and not records:
         raise ValueError(f"{path}: none of the {len(missing)} rows has the target {target!r}; look for its name there")
     if missing and not skip_missing:
@@ -152,6 +169,41 @@ def _number(value: Any, place: str, target: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{place}: the target {target!r} is not finite: {value!r}; remove the row")
     return number
+
+
+def _gradients(labels: Mapping[str, Any], atoms: int, place: str) -> dict[str, np.ndarray]:
+    """Read forces and stress of a row.
+
+    Raises:
+        ValueError: if the forces are missing, or the shape is wrong or a number not finite.
+    """
+    found = {}
+    for name, shapes in (("forces", ((atoms, 3),)), ("stress", ((3, 3), (6,), (9,)))):
+        if labels.get(name) is None:
+            continue
+        try:
+            values = np.asarray(labels[name], dtype=float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: in {name} there is something else than numbers: {error}") from error
+        if values.shape not in shapes:
+            raise ValueError(
+                f"{place}: the shape of {name} is {values.shape}; needed is {' or '.join(map(str, shapes))}"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{place}: a number in {name} is not finite; remove the row")
+        found[name] = values
+    if "forces" not in found:
+        raise ValueError(
+            f"{place}: there are no forces (energy and forces make a potential energy surface); to learn the energies "
+            "alone give their key as the target"
+        )
+    if "stress" in found:
+        found["stress"] = _matrix(found["stress"])
+    return found
+
+
+def _matrix(stress: np.ndarray) -> np.ndarray:
+    return voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
 
 
 def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
@@ -189,7 +241,10 @@ def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
             atoms, row = parse_jsonl(line)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        yield place, str(row.get("id", number)), row.get("split"), atoms, row.get(target)
+        value = row.get(target)
+        if target == PES:
+            value = row if row.get("energy") is not None else None
+        yield place, str(row.get("id", number)), row.get("split"), atoms, value
 
 
 def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
@@ -205,9 +260,15 @@ def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
             return
         except Exception as error:  # ASE raises whatever its parser meets: name the place, whatever it was
             raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
-        value = atoms.info.get(target)
-        if value is None and atoms.calc is not None and target in atoms.calc.results:
-            value = atoms.calc.results[target]
+        computed = {} if atoms.calc is None else atoms.calc.results
+        if target == PES:
+            # Where a file has no Lattice, or names of its own, ASE leaves the numbers in info and arrays.
+            known = {**atoms.arrays, **atoms.info, **computed}
+            value = known if known.get("energy") is not None else None
+        else:
+            value = atoms.info.get(target)
+            if value is None:
+                value = computed.get(target)
         yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, value
 
 
@@ -318,9 +379,11 @@ def split_records(
 
 
 def fingerprint(parts: Mapping[str, Sequence[Record]]) -> str:
-    """Hash names, sizes and targets of all crystals, by which a run knows its own data."""
+    """Hash names, sizes and targets of all crystals, with forces and stresses, by which a run knows its own data."""
     digest = hashlib.sha256()
     for split in sorted(parts):
         for record in parts[split]:
             digest.update(f"{split} {record.name} {len(record.atoms)} {record.target!r}\n".encode())
+            for values in (record.forces, record.stress):
+                digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

@@ -64,7 +64,7 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
             "model.save(...) or prism train wrote (RUN/model)"
         )
     name = _saved_class(folder)
-    if name != "PRISM":
+    if name not in ("PRISM", "PRISMPotential"):
         raise ValueError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
     try:
         loaded = matgl.load_model(folder)

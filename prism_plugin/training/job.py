@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.data import Record, assign_splits, read_records, split_records
+from prism_plugin.data import PES, Record, assign_splits, read_records, split_records
 from prism_plugin.data.download import cache_home
 from prism_plugin.data.named import DATASETS, load_named
 from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
 from prism_plugin.pretrained import available_models
-from prism_plugin.recipes import presets
+from prism_plugin.recipes import POTENTIAL, presets
 from prism_plugin.training.run import TrainingSettings
 
 __all__ = ["Job", "load_parts", "read_config"]
@@ -28,15 +28,16 @@ __all__ = ["Job", "load_parts", "read_config"]
 _SETTINGS = tuple(field.name for field in fields(TrainingSettings))
 _OTHERS = ("preset", "data", "fold", "splits", "skip_missing", "init", "cache")
 KEYS = (*_SETTINGS, *_OTHERS)
+TABLES = ("model", "options", "weights")
 # What may change when a run goes on.
 RESUMABLE = ("epochs", "device", "devices", "nodes", "cache")
 _CONFIG = "config.json"
 # Types in a config file; all others are texts.
 _KINDS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("model", "options"), (dict,)),
+    **dict.fromkeys(("model", "options", "weights"), (dict,)),
     **dict.fromkeys(("rotate", "normalize", "skip_missing"), (bool,)),
     **dict.fromkeys(("epochs", "batch_size", "seed", "devices", "nodes", "fold", "batchnorm_batches"), (int,)),
-    "lr": (int, float),
+    **dict.fromkeys(("lr", "clip"), (int, float)),
 }
 
 
@@ -93,6 +94,8 @@ class Job:
         config = config or {}
         preset = given.get("preset", config.get("preset"))
         values: dict[str, Any] = {}
+        if given.get("target", config.get("target")) == PES:
+            values = dict(POTENTIAL)
         if preset is not None:
             if preset not in presets:
                 raise ValueError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
@@ -102,7 +105,7 @@ class Job:
             optimizer = layer.get("optimizer", values.get("optimizer"))
             if optimizer != values.get("optimizer"):  # the options of another optimizer mean nothing to it
                 values = {name: value for name, value in values.items() if name not in ("lr", "options")}
-            tables = {name: {**values.get(name, {}), **layer[name]} for name in ("model", "options") if name in layer}
+            tables = {name: {**values.get(name, {}), **layer[name]} for name in TABLES if name in layer}
             values = {**values, **layer, **tables}
         known = DATASETS.get(values.get("data", ""))
         if known is not None and len(known.targets) == 1:

@@ -1,9 +1,9 @@
-"""The Lightning module that trains PRISM on one number per crystal.
+"""The Lightning modules that train PRISM on one number per crystal, and a potential on energies and forces.
 
-In come batches of (crystals, targets); the loss is L1 on the raw target, or for two classes the cross-entropy. The
-traps of optimizers that average (ScheduleFree, ELRA) are handled here: they are in train mode for updates only,
-evaluation and every checkpoint see the averaged weights x, and the BatchNorm statistics are re-estimated at x before
-each validation.
+In come batches of (crystals, targets); the loss is L1 on the raw target, for two classes the cross-entropy, of a
+potential the Huber loss of energies, forces and stresses. The traps of optimizers that average (ScheduleFree, ELRA) are
+handled here: they are in train mode for updates only, evaluation and every checkpoint see the averaged weights x, and
+the BatchNorm statistics are re-estimated at x before each validation.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from prism_plugin.batch import CrystalBatch
-from prism_plugin.data.augmentation import random_rotations, rotate_batch
+from prism_plugin.data import EnergyLabels
+from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
 from prism_plugin.distributed import rank_and_size, sum_over_processes
+from prism_plugin.gradients import energies_with_gradients
 from prism_plugin.model import PRISM
 from prism_plugin.optim import check_options, make_optimizer
 from prism_plugin.training.averaging import save_average, switch_mode
@@ -30,7 +33,7 @@ from prism_plugin.training.edge import EoSMonitor
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.scores import METRICS, loss
 
-__all__ = ["PropertyTraining", "split_options"]
+__all__ = ["PotentialTraining", "PropertyTraining", "split_options"]
 
 
 def split_options(optimizer: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,13 +75,21 @@ class PropertyTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.metric = METRICS[model.task_type]
+        self.metric = self._metric()
         self.optimizer_name = optimizer
         self.options, self.callback_options = split_options(optimizer, options or {})
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
         self.batchnorm_batches = batchnorm_batches
+
+    def _metric(self) -> str:
+        return METRICS[self.model.task_type]
+
+    def errors(self, crystals: CrystalBatch, targets: Any) -> Tensor:
+        """Loss of each crystal, shape ``(crystals,)``."""
+        output = self.model.read_out(crystals)
+        return loss(self.model.task_type, output, targets.to(output))
 
     def configure_callbacks(self) -> list[Callback]:
         """ELRA and rod flow bring their callbacks along."""
@@ -98,13 +109,16 @@ class PropertyTraining(L.LightningModule):
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _rotated(self, batch: CrystalBatch, total: int, stream: int, number: int) -> CrystalBatch:
+    def _rotated(
+        self, batch: CrystalBatch, targets: Any, total: int, stream: int, number: int
+    ) -> tuple[CrystalBatch, Any]:
         if not self.rotate:
-            return batch
+            return batch, targets
         generator = torch.Generator().manual_seed(hash((self.seed, stream, number)) % 2**63)
         rank, processes = rank_and_size()
         # Drawn for the batch of all processes: its crystals turn the same way however many there are.
-        return rotate_batch(batch, random_rotations(total, generator)[rank::processes])
+        rotations = random_rotations(total, generator)[rank::processes]
+        return rotate_batch(batch, rotations), rotate_labels(targets, batch.atom_crystal, rotations)
 
     def _total(self, count: int) -> int:
         """A number of all processes together; with one process nothing waits for the device."""
@@ -112,12 +126,11 @@ class PropertyTraining(L.LightningModule):
             return count
         return int(sum_over_processes(torch.tensor(count, device=self.device)))
 
-    def training_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[CrystalBatch, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         crystals, targets = batch
         total = self._total(len(crystals))
-        output = self.model.read_out(self._rotated(crystals, total, self.current_epoch, batch_idx))
-        error = loss(self.model.task_type, output, targets.to(output)).mean()
+        error = self.errors(*self._rotated(crystals, targets, total, self.current_epoch, batch_idx)).mean()
         shown = error.detach()
         processes = rank_and_size()[1]
         if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
@@ -133,11 +146,10 @@ class PropertyTraining(L.LightningModule):
             )
         return error
 
-    def validation_step(self, batch: tuple[CrystalBatch, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[CrystalBatch, Any], batch_idx: int) -> None:
         """Errors of one batch, without rotation."""
         crystals, targets = batch
-        output = self.model.read_out(crystals)
-        self.validation_errors[0] += loss(self.model.task_type, output, targets.to(output)).sum()
+        self.validation_errors[0] += self.errors(crystals, targets).detach().sum()
         self.validation_errors[1] += len(crystals)
 
     def on_validation_epoch_end(self) -> None:
@@ -148,7 +160,7 @@ class PropertyTraining(L.LightningModule):
     def _batchnorm_batches(self) -> Iterator[CrystalBatch]:
         if self.batchnorm_loader is not None:
             for number, (crystals, _) in enumerate(islice(self.batchnorm_loader, self.batchnorm_batches)):
-                yield self._rotated(crystals, self._total(len(crystals)), -1, number)
+                yield self._rotated(crystals, None, self._total(len(crystals)), -1, number)[0]
 
     def reestimate(self) -> None:
         """Compute the BatchNorm statistics of the present weights, if there is a loader for it."""
@@ -177,3 +189,58 @@ class PropertyTraining(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save x also in the middle of an epoch."""
         save_average(self.trainer, self, checkpoint)
+
+
+class PotentialTraining(PropertyTraining):
+    """Trains a potential on energies, forces and stresses; each step differentiates twice.
+
+    The loss of a crystal is in units of the model's ``std`` s (eV), with the Huber loss h of threshold 1:
+    w_energy h(dE / N s) + w_forces / (3 M) sum_i h(dF_i / s) + w_stress mean(h(V dS / N s)), with N the crystal's atoms
+    and M the mean of N over the training crystals: every atom's force counts alike. An unknown stress counts nothing.
+
+    Args:
+        model: a model of energies without BatchNorm.
+        weights: w of ``"energy"``, ``"forces"`` and ``"stress"``.
+        mean_atoms: M.
+        optimizer: as in :class:`PropertyTraining`.
+        options: as there.
+        rotate: as there; forces and stresses turn with their crystals.
+        seed: as there.
+    """
+
+    def __init__(
+        self,
+        model: PRISM,
+        weights: Mapping[str, float],
+        mean_atoms: float,
+        optimizer: str = "muon",
+        options: Mapping[str, Any] | None = None,
+        rotate: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, options, rotate, seed)
+        self.weights = weights
+        self.mean_atoms = mean_atoms
+
+    def _metric(self) -> str:
+        return METRICS["potential"]
+
+    def errors(self, crystals: CrystalBatch, targets: EnergyLabels) -> Tensor:
+        """Loss of each crystal, shape ``(crystals,)``."""
+        found = energies_with_gradients(self.model, crystals, create_graph=self.training)
+        scale = self.model.std
+        sizes = crystals.atoms_per_crystal.double()
+        energy = torch.zeros_like(targets.energy).index_add(0, crystals.atom_crystal, found["energies"].double())
+        of_energy = _huber((energy - targets.energy) / sizes / scale)
+        of_atoms = _huber((found["forces"] - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
+        of_forces = torch.zeros_like(of_energy).index_add(0, crystals.atom_crystal, of_atoms)
+        volume = torch.linalg.det(crystals.lattice).abs().double()
+        wanted = targets.stress * volume.view(-1, 1, 1)
+        difference = torch.where(wanted.isnan(), 0, found["virial"] - wanted)
+        of_stress = _huber(difference / sizes.view(-1, 1, 1) / scale).mean(dim=(1, 2))
+        weights = self.weights
+        return weights["energy"] * of_energy + weights["forces"] * of_forces + weights["stress"] * of_stress
+
+
+def _huber(values: Tensor) -> Tensor:
+    return functional.huber_loss(values, torch.zeros_like(values), reduction="none")

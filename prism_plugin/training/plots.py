@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.units import GPa
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -20,7 +21,7 @@ from pymatgen.core import Element
 from torchmetrics.functional.classification import binary_roc
 
 from prism_plugin.files import replaced
-from prism_plugin.training.scores import METRICS, score
+from prism_plugin.training.scores import score
 
 __all__ = [
     "plot_classes",
@@ -29,6 +30,7 @@ __all__ = [
     "plot_fusion",
     "plot_learning_curve",
     "plot_parity",
+    "plot_potential",
     "plot_rod_flow",
     "read_columns",
     "read_log",
@@ -67,6 +69,44 @@ def plot_parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], target: str,
         panel.set(title=f"{name}: {len(true):,} crystals, MAE {np.abs(predicted - true).mean():.4f} {unit}".rstrip())
         panel.set(xlabel=f"reference {label}", xlim=ends, ylim=ends, aspect="equal")
     panels[0].set_ylabel(f"predicted {label}")
+    save_figure(figure, Path(path))
+
+
+def plot_potential(
+    pairs: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    scores: Mapping[str, Mapping[str, Any]],
+    path: str | Path,
+) -> None:
+    """Draw energies, forces and stresses against their references.
+
+    Args:
+        pairs: of each split ``"energies"`` (eV/atom), ``"forces"`` (eV/Å) and ``"stresses"`` (eV/Å^3): references and
+            predictions.
+        scores: of each split (:func:`~prism_plugin.training.scores.score_potential`).
+        path: where the PNG goes.
+    """
+    kinds = {
+        "energies": ("energy", "eV/atom", 1.0, "energy_rmse", "meV/atom"),
+        "forces": ("force components", "eV/Å", 1.0, "forces_rmse", "eV/Å"),
+        "stresses": ("stress components", "GPa", GPa, "stress_rmse", "GPa"),
+    }
+    known = [
+        kind for kind in kinds if kind != "stresses" or any(one["stress_rmse"] is not None for one in scores.values())
+    ]
+    figure = Figure(figsize=(4.6 * len(known), 4.9), layout="constrained")
+    for panel, kind in zip(figure.subplots(1, len(known)), known, strict=True):
+        words, unit, one, name, unit_of_score = kinds[kind]
+        for split, found in pairs.items():
+            true, predicted = (values.ravel() / one for values in found[kind])
+            rmse = scores[split][name]
+            label = split if rmse is None else f"{split}, RMSE {rmse:.3g} {unit_of_score}"
+            style: dict[str, Any] = {"s": 2 if len(true) > 2000 else 9, "linewidths": 0, "rasterized": True}
+            panel.scatter(true, predicted, alpha=0.5, color=_COLORS[split], label=label, **style)
+        ends = [min(panel.get_xlim()[0], panel.get_ylim()[0]), max(panel.get_xlim()[1], panel.get_ylim()[1])]
+        panel.plot(ends, ends, color="0.6", linewidth=1, zorder=0)
+        panel.set(xlabel=f"reference {words} ({unit})", ylabel=f"predicted {words} ({unit})", xlim=ends, ylim=ends)
+        panel.set_aspect("equal")
+        panel.legend(fontsize=8, markerscale=3, loc="upper left")
     save_figure(figure, Path(path))
 
 
@@ -183,7 +223,7 @@ def read_log(folder: str | Path, metric: str = "mae") -> dict[str, np.ndarray]:
 
     Args:
         folder: the ``log`` folder of a run, with one ``version_N`` per start or resume.
-        metric: ``"mae"``, or ``"cross_entropy"`` of a classification.
+        metric: ``"mae"``, ``"cross_entropy"`` of a classification, or ``"loss"`` of a potential.
 
     Returns:
         ``"epoch"``, ``"train_mae"`` and ``"val_mae"`` (or another metric), shape ``(epochs,)`` each; NaN where nothing
@@ -218,20 +258,16 @@ def read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[s
     return {index: np.array(numbers), **columns}
 
 
-def plot_learning_curve(
-    log: str | Path, task_type: str, unit: str, scores: Mapping[str, Any], path: str | Path
-) -> None:
+def plot_learning_curve(log: str | Path, metric: str, unit: str, scores: Mapping[str, Any], path: str | Path) -> None:
     """Draw training and validation error over the epochs, with the mean predictor's as a line.
 
     Args:
         log: the ``log`` folder of a run.
-        task_type: of the model.
+        metric: ``"mae"``, ``"cross_entropy"``, or ``"loss"`` of a potential.
         unit: of the target.
         scores: of the validation part.
         path: where the PNG goes.
     """
-    metric = METRICS[task_type]
-    mean_predictor = scores[f"mean_predictor_{metric}"]
     curves = read_log(log, metric)
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
@@ -242,8 +278,15 @@ def plot_learning_curve(
         panel.plot(
             curves["epoch"] + 1, error, marker=".", color=_COLORS[name], label=f"{label}; best {np.nanmin(error):.4f}"
         )
-    panel.axhline(mean_predictor, color="0.5", linestyle="--", label=f"mean predictor on val, {mean_predictor:.4f}")
-    words = {"mae": f"MAE ({unit})" if unit else "MAE", "cross_entropy": "cross-entropy (nats)"}[metric]
+    mean_predictor = scores.get(f"mean_predictor_{metric}")
+    if mean_predictor is not None:
+        label = f"mean predictor on val, {mean_predictor:.4f}"
+        panel.axhline(mean_predictor, color="0.5", linestyle="--", label=label)
+    words = {
+        "mae": f"MAE ({unit})" if unit else "MAE",
+        "cross_entropy": "cross-entropy (nats)",
+        "loss": "loss of energies, forces, stresses",
+    }[metric]
     panel.set(xlabel="epoch", ylabel=words, yscale="log")
     low, high = panel.get_ylim()
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))

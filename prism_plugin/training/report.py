@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from prism_plugin.batch import batch_graphs
 from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.files import replaced
-from prism_plugin.model import PRISM
-from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity
-from prism_plugin.training.scores import Scores, check_classes, score
+from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
+from prism_plugin.model import PRISM, split_graphs
+from prism_plugin.pretrained import gives_energy
+from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity, plot_potential
+from prism_plugin.training.scores import Scores, check_classes, score, score_potential
 
-__all__ = ["evaluate", "write_report"]
+__all__ = ["evaluate", "write_potential_report", "write_report"]
 
 
 def write_report(
@@ -49,12 +53,7 @@ def write_report(
     for name, dataset in datasets.items():
         prediction = model.predict_graphs(dataset.graphs, batch_size, progress=progress and f"predict {name}")
         predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
-        bad = np.flatnonzero(~np.isfinite(predicted))
-        if len(bad):
-            raise ValueError(
-                f"the predictions of {len(bad)} of {len(dataset)} crystals of the {name} part are not finite, "
-                f"the first is that of {dataset.names[bad[0]]!r}: look at it, or train with a lower learning rate"
-            )
+        _check_finite(predicted, dataset.names, name)
         pairs[name] = (target, predicted)
         scores[name] = score(model.task_type, target, predicted, float(target.mean()) if mean is None else mean)
         for crystal, size, true, given in zip(dataset.names, dataset.graphs.atoms, target, predicted, strict=True):
@@ -72,6 +71,81 @@ def write_report(
     elements = [graph.atomic_numbers.unique().numpy() for name in scored for graph in datasets[name].graphs]
     plot_elements(elements, errors, label, model.unit, " + ".join(scored), folder / "elements.png")
     return scores
+
+
+def write_potential_report(
+    model: PRISM, datasets: Mapping[str, GraphDataset], folder: Path, batch_size: int, progress: bool
+) -> Scores:
+    """Predict every part; write ``predictions.csv`` and ``parity.png``, of energies, forces and stresses.
+
+    Args:
+        model: a model of energies.
+        datasets: the parts, with forces, built with the model's cutoffs.
+        folder: where the files go.
+        batch_size: most crystals of one batch.
+        progress: whether there are progress bars.
+
+    Returns:
+        The scores of each part (:func:`~prism_plugin.training.scores.score_potential`).
+
+    Raises:
+        ValueError: if a prediction is not finite; names the first.
+    """
+    rows: list[tuple[Any, ...]] = [("split", "name", "atoms", "energy", "predicted energy", "forces rmse")]
+    scores: Scores = {}
+    pairs: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for name, dataset in datasets.items():
+        found = _predict_potential(model, dataset, batch_size, progress and f"predict {name}")
+        labels = [label for _, label in (dataset[index] for index in range(len(dataset)))]
+        sizes = dataset.graphs.atoms
+        energies = dataset.targets.numpy()
+        forces = np.concatenate([label.forces.numpy() for label in labels])
+        errors = np.split(found["forces"] - forces, np.cumsum(sizes)[:-1])
+        rmse = np.array([np.sqrt(np.square(error).mean()) for error in errors])
+        _check_finite(found["energy"] + rmse, dataset.names, name)
+        pairs[name] = {
+            "energies": (energies / sizes, found["energy"] / sizes),
+            "forces": (forces, found["forces"]),
+            "stresses": (np.stack([label.stress.numpy() for label in labels]), found["stress"]),
+        }
+        scores[name] = score_potential(**pairs[name])
+        for crystal, *numbers in zip(dataset.names, sizes, energies, found["energy"], rmse, strict=True):
+            rows.append((name, crystal, *(f"{number:.8g}" for number in numbers)))
+    with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    plot_potential(pairs, scores, folder / "parity.png")
+    return scores
+
+
+def _check_finite(predicted: np.ndarray, names: Sequence[str], part: str) -> None:
+    """Raise ValueError if a crystal has a prediction that is not finite."""
+    bad = np.flatnonzero(~np.isfinite(predicted))
+    if len(bad):
+        raise ValueError(
+            f"the predictions of {len(bad)} of {len(names)} crystals of the {part} part are not finite, the first is "
+            f"that of {names[bad[0]]!r}: look at it, or train with a lower learning rate"
+        )
+
+
+def _predict_potential(
+    model: PRISM, dataset: GraphDataset, batch_size: int, progress: str | bool
+) -> dict[str, np.ndarray]:
+    """Total energies, forces and stresses of all crystals, in order."""
+    answers: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+    with (
+        plain_computation(model),
+        tqdm(total=len(dataset), desc=str(progress), unit="crystal", disable=not progress) as bar,
+    ):
+        for part in split_graphs(dataset.graphs, batch_size, EDGES_WITH_GRADIENTS):
+            batch = batch_graphs(part)
+            found = {name: value.double().cpu() for name, value in energies_with_gradients(model, batch).items()}
+            energy = torch.zeros(len(batch), dtype=torch.float64).index_add(0, batch.atom_crystal, found["energies"])
+            volume = torch.linalg.det(batch.lattice).abs().view(-1, 1, 1)
+            answers["energy"].append(energy.numpy())
+            answers["forces"].append(found["forces"].numpy())
+            answers["stress"].append((found["virial"] / volume).numpy())
+            bar.update(len(part))
+    return {name: np.concatenate(values) for name, values in answers.items()}
 
 
 def evaluate(
@@ -94,7 +168,8 @@ def evaluate(
         cache: folder for graphs on disk.
 
     Returns:
-        The scores of each part, beside those of its own mean (:func:`~prism_plugin.training.scores.score`).
+        The scores of each part, beside those of its own mean (:func:`~prism_plugin.training.scores.score`); where the
+        records have forces those of a potential (:func:`~prism_plugin.training.scores.score_potential`).
 
     Raises:
         ValueError: if the folder is that of a run, a crystal is bad or has an element that the model does not know,
@@ -111,7 +186,12 @@ def evaluate(
                 model.check_elements(torch.from_numpy(record.atoms.numbers))
             except ValueError as error:
                 raise ValueError(f"crystal {record.name!r}: {error}") from error
+    forces = any(record.forces is not None for records in parts.values() for record in records)
+    if forces and not gives_energy(model):
+        raise ValueError(f"the data have forces, and the model predicts {model.target}, which is no energy")
     datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress, cache)
     if not datasets:
         raise ValueError("there is no crystal to evaluate")
+    if forces:
+        return write_potential_report(model, datasets, folder, batch_size, progress)
     return write_report(model, datasets, folder, batch_size, progress)

@@ -4,13 +4,16 @@ The folder: ``settings.json``, ``log/version_*/metrics.csv``, ``checkpoints/{bes
 ``matgl.load_model``), ``predictions.csv``, ``learning_curve.png``, ``parity.png`` (of a classification
 ``classes.png``), ``elements.png`` (error by element),
 ``fusion.png`` (weights of the experts), ``summary.json``; with ELRA also ``elra.png``, with rod flow ``rod_flow.png``.
+A potential (target ``"pes"``) has no ``elements.png``, and three panels in ``parity.png``.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
+import math
 import os
 import pickle
 import platform
@@ -30,24 +33,32 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from prism_plugin import __version__
-from prism_plugin.data import GraphDataset, Record, make_datasets, make_loader
+from prism_plugin.data import PES, GraphDataset, Record, make_datasets, make_loader
 from prism_plugin.data.records import elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
+from prism_plugin.potential import PRISMPotential, fit_element_refs
 from prism_plugin.training.elra import ELRACallback
-from prism_plugin.training.module import PropertyTraining, split_options
+from prism_plugin.training.module import PotentialTraining, PropertyTraining, split_options
 from prism_plugin.training.plots import (
     plot_elra,
     plot_fusion,
     plot_learning_curve,
     plot_rod_flow,
 )
-from prism_plugin.training.report import write_report
-from prism_plugin.training.scores import check_classes
+from prism_plugin.training.report import write_potential_report, write_report
+from prism_plugin.training.scores import METRICS, check_classes
 
-__all__ = ["TrainingSettings", "train"]
+__all__ = ["WEIGHTS", "TrainingSettings", "train"]
+
+# Of the loss of a potential: see PotentialTraining.
+WEIGHTS = {"energy": 20.0, "forces": 1.0, "stress": 0.5}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -55,9 +66,10 @@ class TrainingSettings:
     """Everything that decides a training but the data.
 
     Attributes:
-        target: name of the predicted property.
+        target: name of the predicted property; ``"pes"`` for a potential of energies, forces and stresses.
         unit: its unit.
-        model: constructor arguments of PRISM, where they differ from its defaults.
+        model: constructor arguments of PRISM (of a potential those of PRISMPotential), where they differ from its
+            defaults.
         optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`, or the path of a class, ``"torch.optim.RAdam"``.
         lr: learning rate; None takes the optimizer's own.
         options: of the optimizer (arguments of its row in the table; with ``"elra"`` also those of ``ELRACallback``).
@@ -67,6 +79,9 @@ class TrainingSettings:
         seed: of weights, order and rotations.
         normalize: put mean and standard deviation of the training targets into the model.
         batchnorm_batches: training batches for the BatchNorm statistics before a validation; None takes all.
+        weights: of ``"energy"``, ``"forces"`` and ``"stress"`` in the loss of a potential, where they differ from
+            :data:`WEIGHTS`.
+        clip: largest norm of the gradient; longer ones are shortened. None leaves them.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
         devices: how many of them on each machine; with more than one, gradients and BatchNorm statistics are joined.
         nodes: number of machines, started by torchrun or SLURM.
@@ -84,6 +99,8 @@ class TrainingSettings:
     seed: int = 0
     normalize: bool = True
     batchnorm_batches: int | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    clip: float | None = None
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -104,10 +121,11 @@ class TrainingSettings:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"unknown device {self.device!r}; choose one of: auto, cpu, cuda")
         find_device(self.device)
-        known = inspect.signature(PRISM).parameters
+        known = inspect.signature(PRISMPotential if self.target == PES else PRISM).parameters
         for name in self.model:
             if name not in known:
                 raise ValueError(f"unknown model argument {name!r}; choose one of: {', '.join(known)}")
+        self._check_loss()
         if self.lr is not None and "lr" in self.options:
             raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
         _, of_callback = split_options(self.optimizer, self.all_options())
@@ -116,6 +134,21 @@ class TrainingSettings:
             self._check_optimizer_class()
         if of_callback:
             ELRACallback(**of_callback)
+
+    def _check_loss(self) -> None:
+        if self.weights and self.target != PES:
+            raise ValueError(f"weights are for the target {PES!r}; the loss of {self.target!r} has one part only")
+        for name, weight in self.weights.items():
+            if name not in WEIGHTS:
+                raise ValueError(f"unknown weight {name!r}; choose one of: {', '.join(WEIGHTS)}")
+            if not _is_number(weight) or weight < 0:
+                raise ValueError(f"the weight of {name} must be a number of at least 0, got {weight!r}")
+        if self.target == PES and not any({**WEIGHTS, **self.weights}.values()):
+            raise ValueError("all weights are 0: there is nothing to learn")
+        if self.clip is not None and (not _is_number(self.clip) or self.clip <= 0):
+            raise ValueError(f"clip must be a positive number, got {self.clip!r}")
+        if self.clip is not None and self.optimizer in ("elra", "rod-flow"):
+            raise ValueError(f"{self.optimizer} reads the gradient's length: leave clip out")
 
     @property
     def processes(self) -> int:
@@ -191,6 +224,7 @@ def train(
         check_classes(parts)
         if len({record.target for record in parts["train"]}) < 2:
             raise ValueError("all training crystals are of one class: there is nothing to tell apart")
+    _check_forces(settings, parts)
     model = _new_model(settings, parts["train"], init)
     _check_elements(model, parts)
     for name in ("train", "val"):
@@ -205,15 +239,7 @@ def train(
         if on_start is not None:
             on_start(folder)
 
-    module = PropertyTraining(
-        model,
-        settings.optimizer,
-        settings.all_options(),
-        settings.rotate,
-        settings.seed,
-        make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed + 1),
-        settings.batchnorm_batches,
-    )
+    module = _module(settings, model, datasets["train"])
     place = (folder / "checkpoints").resolve()
     checkpoint = ModelCheckpoint(place, "best", monitor=f"val_{module.metric}", enable_version_counter=False)
     # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
@@ -235,6 +261,8 @@ def train(
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        gradient_clip_val=settings.clip,
+        inference_mode=settings.target != PES,
     )
     started = time.perf_counter()
     with warnings.catch_warnings():
@@ -260,6 +288,14 @@ def train(
     if not trainer.is_global_zero:
         return {}
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
+
+
+def _module(settings: TrainingSettings, model: PRISM, dataset: GraphDataset) -> PropertyTraining:
+    how = (settings.optimizer, settings.all_options(), settings.rotate, settings.seed)
+    if settings.target == PES:
+        return PotentialTraining(model, {**WEIGHTS, **settings.weights}, float(dataset.graphs.atoms.mean()), *how)
+    loader = make_loader(dataset, settings.batch_size, shuffle_seed=settings.seed + 1)
+    return PropertyTraining(model, *how, loader, settings.batchnorm_batches)
 
 
 def _launched(settings: TrainingSettings) -> bool:
@@ -308,6 +344,18 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
+def _check_forces(settings: TrainingSettings, parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError unless all crystals have forces, for a potential, or else none has."""
+    for split, records in parts.items():
+        for record in records:
+            if (record.forces is None) == (settings.target == PES):
+                has = "has no forces" if record.forces is None else "has forces"
+                raise ValueError(
+                    f"crystal {record.name!r} of the {split} part {has}: the target {PES!r}, and no other, needs them "
+                    f"for all crystals (read_records(path, {PES!r}))"
+                )
+
+
 def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
     """Raise ValueError where a crystal has an element that the model does not know."""
     learned = set(elements_of(parts["train"]))
@@ -324,6 +372,8 @@ def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None
 
 def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
     """Make a model that knows the elements, the mean and the spread of its training data, or a copy of ``init``."""
+    if settings.target == PES:
+        return _new_potential(settings, records, init)
     arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
     if init is not None:
         _check_init(settings, init)
@@ -347,6 +397,23 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
     return model
 
 
+def _new_potential(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
+    """Make a potential with the elements' energies and the root mean square force of its training data, or a copy."""
+    if init is not None:
+        if not isinstance(init, PRISMPotential):
+            raise ValueError("forces need a potential to start from: a model that was trained with the target 'pes'")
+        _check_init(settings, init)
+        return copy.deepcopy(init).train()
+    elements = elements_of(records)
+    arguments: dict[str, Any] = {"element_types": tuple(elements)}
+    if settings.normalize:
+        forces = np.concatenate([record.forces for record in records if record.forces is not None])
+        energies = np.array([record.target for record in records])
+        arguments["std"] = float(np.sqrt(np.square(forces).mean())) or 1.0
+        arguments["element_refs"] = fit_element_refs([record.atoms for record in records], energies, elements)
+    return PRISMPotential(**{**arguments, **settings.model})
+
+
 def _check_init(settings: TrainingSettings, init: PRISM) -> None:
     for name, value in settings.model.items():
         had = init._init_args[name]
@@ -364,12 +431,14 @@ def _finish(
     progress: bool,
 ) -> dict[str, Any]:
     """Report on the best model; write it, the pictures of the training, and the summary."""
-    scores = write_report(
-        model, datasets, folder, settings.batch_size, progress, float(datasets["train"].targets.mean())
-    )
+    if settings.target == PES:
+        scores = write_potential_report(model, datasets, folder, settings.batch_size, progress)
+    else:
+        mean = float(datasets["train"].targets.mean())
+        scores = write_report(model, datasets, folder, settings.batch_size, progress, mean)
     summary = {
         "target": settings.target,
-        "unit": settings.unit,
+        "unit": model.unit,
         "scores": scores,
         "best_epoch": best_epoch,
         "epochs": settings.epochs,
@@ -383,7 +452,8 @@ def _finish(
     }
     model.save(folder / "model", metadata={"settings": asdict(settings), "scores": scores})
     plot_fusion(model.fusion_weights(), folder / "fusion.png")
-    plot_learning_curve(folder / "log", model.task_type, settings.unit, scores["val"], folder / "learning_curve.png")
+    metric = METRICS["potential" if settings.target == PES else model.task_type]
+    plot_learning_curve(folder / "log", metric, settings.unit, scores["val"], folder / "learning_curve.png")
     if settings.optimizer == "elra":
         plot_elra(folder / "log", folder / "elra.png")
     if settings.optimizer == "rod-flow":

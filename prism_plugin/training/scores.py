@@ -7,18 +7,29 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from ase.units import GPa
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.classification import binary_auroc
 
 from prism_plugin.data import Record
 
-__all__ = ["METRICS", "NAMES", "Scores", "check_classes", "format_score", "format_scores", "loss", "score"]
+__all__ = [
+    "METRICS",
+    "NAMES",
+    "Scores",
+    "check_classes",
+    "format_score",
+    "format_scores",
+    "loss",
+    "score",
+    "score_potential",
+]
 
 # Part -> name of the score -> number; None where it has no meaning, as ROC AUC among crystals of one class.
 Scores: TypeAlias = dict[str, dict[str, Any]]
 # What is trained, and what decides which epoch is the best.
-METRICS = {"regression": "mae", "classification": "cross_entropy"}
+METRICS = {"regression": "mae", "classification": "cross_entropy", "potential": "loss"}
 NAMES = {
     "mae": "MAE",
     "rmse": "RMSE",
@@ -28,6 +39,12 @@ NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "roc_auc": "ROC AUC",
+    "energy_mae": "E MAE (meV/atom)",
+    "energy_rmse": "E RMSE (meV/atom)",
+    "forces_mae": "F MAE (eV/Å)",
+    "forces_rmse": "F RMSE (eV/Å)",
+    "rms_forces": "rms F (eV/Å)",
+    "stress_rmse": "S RMSE (GPa)",
 }
 
 
@@ -72,7 +89,7 @@ def score(task_type: str, target: np.ndarray, prediction: np.ndarray, constant: 
         error = prediction - target
         scores: dict[str, Any] = {
             "mae": float(np.abs(error).mean()),
-            "rmse": float(np.sqrt((error**2).mean())),
+            "rmse": _rms(error),
             "mean_predictor_mae": float(np.abs(target - constant).mean()),
         }
     else:
@@ -88,6 +105,39 @@ def score(task_type: str, target: np.ndarray, prediction: np.ndarray, constant: 
             else None,
         }
     return {**scores, "crystals": len(target)}
+
+
+def score_potential(
+    energies: tuple[np.ndarray, np.ndarray],
+    forces: tuple[np.ndarray, np.ndarray],
+    stresses: tuple[np.ndarray, np.ndarray],
+) -> dict[str, Any]:
+    """Score a potential; each argument is references and predictions.
+
+    Args:
+        energies: eV per atom, shape ``(crystals,)`` each.
+        forces: eV/Å, shape ``(atoms, 3)`` each.
+        stresses: eV/Å^3, shape ``(crystals, 3, 3)`` each; a reference that is NaN is left out.
+
+    Returns:
+        MAE and RMSE of energies (meV/atom) and of the components of the forces (eV/Å), beside the root mean square of
+        the reference forces; RMSE of the stresses' components (GPa), None where none is known; number of crystals.
+    """
+    of_energy, of_forces, of_stress = (predicted - given for given, predicted in (energies, forces, stresses))
+    of_stress = of_stress[np.isfinite(stresses[0])]
+    return {
+        "energy_mae": 1000 * float(np.abs(of_energy).mean()),
+        "energy_rmse": 1000 * _rms(of_energy),
+        "forces_mae": float(np.abs(of_forces).mean()),
+        "forces_rmse": _rms(of_forces),
+        "rms_forces": _rms(forces[0]),
+        "stress_rmse": _rms(of_stress) / GPa if len(of_stress) else None,
+        "crystals": len(of_energy),
+    }
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))
 
 
 def _cross_entropy(target: np.ndarray, probability: np.ndarray) -> float:

@@ -1,0 +1,105 @@
+"""A PRISM of total energies, made for forces: trained on energies, forces and stresses together.
+
+It is a PRISM in everything; what is fixed here is what forces ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prism_plugin.model import PRISM
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["PRISMPotential", "fit_element_refs"]
+
+
+class PRISMPotential(PRISM):
+    """Total energy in eV, smooth in the positions; forces and stress are its gradients.
+
+    As a PRISM with ``readout="sum"``, no BatchNorm (with it the forces of one crystal depend on the others in its
+    batch; CHOICES.md #59), blended images, and means over the atoms where a superatom gathers them. With the atomistic
+    expert alone, and also with the multiscale one, n copies of a cell have n times its energy. The cell and the
+    similarity expert do not keep that: one sees the cell as such, the other pairs of atoms however far apart.
+
+    Args:
+        element_types: symbols of the elements that the model knows; None means all 118.
+        dim: width of all features.
+        num_layers: number of layers.
+        num_rbf: number of radial basis functions.
+        cutoff: radius of the atomistic edges, Å.
+        cell_cutoff: radius of the cell edges, Å.
+        similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
+        experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
+        std: factor of each atom's output, eV; the root mean square of the training forces (times 1 Å).
+        element_refs: energy of an atom of each of ``element_types``, eV; None means 0.
+
+    Raises:
+        ValueError: if an option is unknown or a number is out of range.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> from prism_plugin import PRISMCalculator
+        >>> atoms = bulk("Si", cubic=True)
+        >>> atoms.calc = PRISMCalculator(PRISMPotential(("Si",)), compute_forces=True)
+        >>> atoms.get_forces().shape
+        (8, 3)
+    """
+
+    __version__ = 1
+
+    def __init__(
+        self,
+        element_types: tuple[str, ...] | None = None,
+        dim: int = 64,
+        num_layers: int = 2,
+        num_rbf: int = 32,
+        cutoff: float = 5.0,
+        cell_cutoff: float = 15.0,
+        similarity_cutoff: float = 1.0,
+        experts: tuple[str, ...] = ("atomistic",),
+        std: float = 1.0,
+        element_refs: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__(  # keeps the arguments that are this class's
+            element_types,
+            dim,
+            num_layers,
+            num_rbf,
+            cutoff,
+            cell_cutoff,
+            similarity_cutoff,
+            experts,
+            superatom_readout="mean",
+            multiscale_aggregation="mean",
+            readout="sum",
+            target="energy",
+            unit="eV",
+            std=std,
+            similarity_image="blended",
+            norm=None,
+            element_refs=element_refs,
+        )
+
+
+def fit_element_refs(structures: Sequence[Atoms], energies: np.ndarray, elements: Sequence[str]) -> tuple[float, ...]:
+    """Fit an energy to each element, so that their sums come closest to total energies.
+
+    Least squares per atom; of several solutions, as where all structures have one composition, the shortest.
+
+    Args:
+        structures: the crystals.
+        energies: their total energies, eV, shape ``(crystals,)``.
+        elements: symbols of all elements in them.
+
+    Returns:
+        One energy for each of ``elements``, eV.
+    """
+    sizes = np.array([len(one) for one in structures])
+    shares = np.array([[np.mean(one.symbols == symbol) for symbol in elements] for one in structures])
+    solution = np.linalg.lstsq(shares, np.asarray(energies) / sizes, rcond=None)[0]
+    return tuple(float(value) for value in solution)

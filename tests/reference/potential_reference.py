@@ -1,0 +1,51 @@
+"""The loss of a potential as it is written down: loops over crystals and components, in float64.
+
+Nothing is taken from ``prism_plugin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def huber(x: float) -> float:
+    """Square up to 1, from there on straight."""
+    return 0.5 * x * x if abs(x) <= 1 else abs(x) - 0.5
+
+
+def loss(
+    energy: tuple[float, float],
+    forces: tuple[np.ndarray, np.ndarray],
+    stress: tuple[np.ndarray, np.ndarray | None],
+    volume: float,
+    scale: float,
+    mean_atoms: float,
+    weights: Mapping[str, float],
+) -> float:
+    """Loss of one crystal; each pair is what was predicted and what is right (a stress may be unknown)."""
+    atoms = len(forces[0])
+    total = weights["energy"] * huber((energy[0] - energy[1]) / atoms / scale)
+    for predicted, right in zip(*forces, strict=True):
+        for component in range(3):
+            part = huber((predicted[component] - right[component]) / scale)
+            total += weights["forces"] * part / (3 * mean_atoms)
+    if stress[1] is not None:
+        for row in range(3):
+            for column in range(3):
+                virial = volume * (stress[0][row, column] - stress[1][row, column])
+                total += weights["stress"] * huber(virial / atoms / scale) / 9
+    return total
+
+
+def element_refs(counts: Sequence[Sequence[int]], energies: Sequence[float]) -> np.ndarray:
+    """Energies x of the elements that minimize sum_c (sum_e n_ce x_e - E_c)^2 / N_c^2, by the normal equations."""
+    matrix, right = np.zeros((len(counts[0]),) * 2), np.zeros(len(counts[0]))
+    for row, energy in zip(counts, energies, strict=True):
+        atoms = sum(row)
+        for i, of_i in enumerate(row):
+            right[i] += of_i * energy / atoms**2
+            for j, of_j in enumerate(row):
+                matrix[i, j] += of_i * of_j / atoms**2
+    return np.linalg.solve(matrix, right)

@@ -1,0 +1,538 @@
+"""Potentials: what they learn, that their forces are gradients, that training on them is right, and that they keep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+import shutil
+
+import matgl
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk, make_supercell
+from ase.calculators.emt import EMT
+from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
+from ase.io import write
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import FIRE, LBFGS
+from matgl.apps.pes import Potential
+from matgl.ext.ase import PESCalculator
+
+from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, batch_graphs, build_graph, cli
+from prism_plugin.data import PES, EnergyLabels, GraphDataset, Record, load_named, make_loader, read_records
+from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.records import fingerprint, split_records
+from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.potential import fit_element_refs
+from prism_plugin.pretrained import load_prism
+from prism_plugin.training import TrainingSettings, evaluate, train
+from prism_plugin.training.module import PotentialTraining
+from prism_plugin.training.run import WEIGHTS
+from tests.conftest import SMALL_POTENTIAL as SMALL
+from tests.conftest import crystal_zoo, random_potential
+from tests.reference import potential_reference
+
+EXPERTS = {
+    "atomistic": ("atomistic",),
+    "with multiscale": ("atomistic", "multiscale"),
+    "all": ("atomistic", "cell", "multiscale", "similarity"),
+}
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return emt_alloys(150, seed=4, target=PES)
+
+
+@pytest.fixture(scope="module")
+def parts(records) -> dict[str, list[Record]]:
+    return split_records(records, seed=0)
+
+
+def settings(**changes: object) -> TrainingSettings:
+    values = {
+        "target": PES,
+        "model": SMALL,
+        "optimizer": "muon",
+        "lr": 1e-2,
+        "batch_size": 4,
+        "epochs": 20,
+        "clip": 1.0,
+    }
+    return TrainingSettings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def run(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pes") / "run"
+    return folder, train(settings(), parts, folder, progress=False)
+
+
+# ---- the model
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_a_potential_keeps_when_saved(experts: str, tmp_path) -> None:
+    model = random_potential(("Cu", "Au"), experts=EXPERTS[experts]).float()
+    model.save(tmp_path / "model")
+    atoms = bulk("Cu") * (2, 1, 1)
+    atoms.symbols[1] = "Au"
+    for loaded in (load_prism(tmp_path / "model"), matgl.load_model(tmp_path / "model").eval()):
+        assert type(loaded) is PRISMPotential
+        assert loaded._init_args == model._init_args
+        assert float(loaded.predict_structure(atoms)) == float(model.predict_structure(atoms))
+
+
+def test_elements_have_their_energies() -> None:
+    model = random_potential(("Au", "Cu"))
+    bare = PRISMPotential(**{**model._init_args, "element_refs": None}).double().eval()
+    bare.load_state_dict(model.state_dict())
+    atoms = Atoms("CuAu2Cu", positions=[[0, 0, 0], [2.5, 0, 0], [0, 2.5, 0], [0, 0, 2.6]])
+    difference = float(model.predict_structure(atoms)) - float(bare.predict_structure(atoms))
+    assert difference == pytest.approx(
+        2 * -1.5 + 2 * -2.0, abs=1e-12
+    )  # the first of element_refs is the first element's
+
+
+@pytest.mark.parametrize(
+    ("refs", "message"), [((1.0,), "1 element_refs are given for 2"), ("ab", "must be a tuple of")]
+)
+def test_bad_element_refs_are_refused(refs, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        PRISMPotential(("Cu", "Au"), element_refs=refs)
+
+
+@pytest.mark.parametrize("experts", ["atomistic", "with multiscale"])
+def test_copies_of_a_cell_have_its_energy_times_their_number(experts: str) -> None:
+    model = random_potential(experts=EXPERTS[experts])
+    atoms = crystal_zoo()["low symmetry"]
+    large = make_supercell(atoms, [[2, 1, 0], [0, 1, 0], [0, 1, 3]])
+    assert len(large) == 6 * len(atoms)
+    assert float(model.predict_structure(large)) == pytest.approx(6 * float(model.predict_structure(atoms)), rel=1e-12)
+
+
+def test_the_cell_is_what_the_cell_expert_sees() -> None:
+    """What the docstring of the class warns of; the test above would notice nothing if all were constant."""
+    model = random_potential(experts=("atomistic", "cell", "multiscale"))
+    atoms = crystal_zoo()["low symmetry"]
+    twice = float(model.predict_structure(atoms * (2, 1, 1)))
+    assert abs(twice - 2 * float(model.predict_structure(atoms))) > 1e-4
+
+
+def test_no_crystal_of_a_batch_touches_another_one_in_training() -> None:
+    model = random_potential(experts=EXPERTS["all"]).train()
+    graphs = [build_graph(atoms, 4.0, 6.0) for atoms in crystal_zoo().values()]
+    alone = [model.read_out(graph) for graph in graphs]
+    torch.testing.assert_close(model.read_out(batch_graphs(graphs)), torch.cat(alone), rtol=0, atol=1e-11)
+    assert not list(model.buffers(recurse=True)) or all("running" not in name for name, _ in model.named_buffers())
+
+
+@pytest.mark.usefixtures("float64")
+def test_matgls_potential_agrees_with_the_calculator() -> None:
+    model = random_potential(("Ti", "O", "Na"))
+    atoms = crystal_zoo()["low symmetry"].copy()
+    atoms.symbols[:] = "Na"
+    atoms.symbols[0] = "O"
+    matgls = atoms.copy()
+    matgls.calc = PESCalculator(
+        Potential(model, calc_stresses=True).double().eval(), stress_unit="eV/A3", use_voigt=True
+    )
+    atoms.calc = PRISMCalculator(model, compute_forces=True)
+    assert atoms.get_potential_energy() == pytest.approx(matgls.get_potential_energy(), abs=1e-9)
+    assert np.abs(atoms.get_forces()).max() > 1e-2
+    np.testing.assert_allclose(atoms.get_forces(), matgls.get_forces(), atol=1e-9)
+    np.testing.assert_allclose(atoms.get_stress(), matgls.get_stress(), atol=1e-9)
+
+
+# ---- element energies
+
+
+def test_element_energies_are_the_least_squares_solution() -> None:
+    rng = np.random.default_rng(0)
+    elements = ["Al", "Cu", "O"]
+    counts = rng.integers(1, 5, size=(12, 3))
+    structures = [Atoms([e for e, n in zip(elements, row, strict=True) for _ in range(n)]) for row in counts]
+    energies = counts @ [-3.0, -1.0, 2.0] + rng.normal(size=12)
+    expected = potential_reference.element_refs(counts.tolist(), energies.tolist())
+    np.testing.assert_allclose(fit_element_refs(structures, energies, elements), expected, rtol=1e-9)
+
+
+def test_one_composition_shares_its_energy() -> None:
+    crystals = [Atoms("NaCl"), Atoms("NaCl")]
+    np.testing.assert_allclose(fit_element_refs(crystals, np.array([-6.0, -7.0]), ["Cl", "Na"]), (-3.25, -3.25))
+
+
+# ---- the loss and its gradients
+
+
+def _labels(batch, seed: int = 0) -> EnergyLabels:
+    generator = torch.Generator().manual_seed(seed)
+    draw = {"generator": generator, "dtype": torch.float64}
+    stress = torch.randn(len(batch), 3, 3, **draw) * 0.3
+    stress = stress + stress.mT
+    stress[1] = torch.nan
+    energy = torch.randn(len(batch), **draw) * 5 * batch.atoms_per_crystal
+    return EnergyLabels(energy, torch.randn(len(batch.positions), 3, **draw), stress)
+
+
+def _batch():
+    names = ("low symmetry", "skewed", "wire")
+    return batch_graphs([build_graph(crystal_zoo()[name], 4.0, 6.0) for name in names])
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_the_loss_is_that_of_the_slow_twin(experts: str) -> None:
+    model = random_potential(experts=EXPERTS[experts])
+    weights = {"energy": 20.0, "forces": 1.0, "stress": 0.5}
+    module = PotentialTraining(model, weights, mean_atoms=2.5)
+    batch = _batch()
+    labels = _labels(batch)
+    found = module.errors(batch, labels).detach()
+    start = 0
+    for number, graph in enumerate(batch.unbatch()):
+        alone = energies_with_gradients(model, batch_graphs([graph]))
+        mine = slice(start, start + len(graph))
+        start += len(graph)
+        volume = abs(float(torch.linalg.det(graph.lattice)))
+        right = labels.stress[number].numpy()
+        expected = potential_reference.loss(
+            (float(alone["energies"].sum()), float(labels.energy[number])),
+            (alone["forces"].numpy(), labels.forces[mine].numpy()),
+            (alone["virial"][0].numpy() / volume, None if np.isnan(right).any() else right),
+            volume,
+            model.std,
+            2.5,
+            weights,
+        )
+        assert float(found[number]) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_the_loss_is_differentiated_through_the_forces(experts: str) -> None:
+    """The gradient with respect to the weights, which differentiates twice, against finite differences of the loss."""
+    model = random_potential(experts=EXPERTS[experts])
+    batch = _batch()
+    labels = _labels(batch)
+    module = PotentialTraining(model, {"energy": 0.0, "forces": 1.0, "stress": 1.0}, mean_atoms=2.5)
+    module.train()
+    module.errors(batch, labels).sum().backward()
+    module.eval()
+    generator = torch.Generator().manual_seed(7)
+    checked = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None or "head.2.bias" in name:
+            continue
+        direction = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        start = parameter.data.clone()
+        ends = []
+        for sign in (1, -1):
+            parameter.data = start + sign * 1e-6 * direction
+            ends.append(float(module.errors(batch, labels).sum()))
+        parameter.data = start
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=2e-5, abs=2e-7), name
+        checked += abs(slope) > 1e-6
+    assert checked > 15
+
+
+def test_labels_turn_with_their_crystals() -> None:
+    """EMT, which knows no direction, says what forces and stress of the turned crystals are."""
+    crystals = [record.atoms.copy() for record in emt_alloys(3, seed=1)]
+    batch = batch_graphs([build_graph(atoms, 4.0, 6.0) for atoms in crystals])
+    rotations = random_rotations(3, torch.Generator().manual_seed(0))
+
+    def label(atoms: Atoms) -> EnergyLabels:
+        atoms = atoms.copy()
+        atoms.calc = EMT()
+        values = (atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False))
+        return EnergyLabels(*(torch.as_tensor(value, dtype=torch.float64) for value in values))
+
+    def together(several: list[EnergyLabels]) -> EnergyLabels:
+        energy, forces, stress = zip(*several, strict=True)
+        return EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(stress))
+
+    turned = rotate_batch(batch, rotations)
+    after = [
+        Atoms(g.atomic_numbers.numpy(), g.positions.numpy(), cell=g.lattice.numpy(), pbc=True) for g in turned.unbatch()
+    ]
+    found = rotate_labels(together([label(atoms) for atoms in crystals]), batch.atom_crystal, rotations)
+    for given, expected in zip(found, together([label(atoms) for atoms in after]), strict=True):
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-9)
+
+
+# ---- data
+
+
+def _frames() -> list[Atoms]:
+    frames = []
+    for record in emt_alloys(4, seed=2, target=PES):
+        atoms = record.atoms.copy()
+        results = {"energy": record.target, "forces": record.forces, "stress": record.stress}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    return frames
+
+
+def test_extxyz_and_jsonl_say_the_same(tmp_path) -> None:
+    frames = _frames()
+    write(tmp_path / "a.extxyz", frames)
+    with lzma.open(tmp_path / "a.extxyz.xz", "wt") as file:
+        file.write((tmp_path / "a.extxyz").read_text())
+    with open(tmp_path / "a.jsonl", "w") as file:
+        for number, atoms in enumerate(frames, start=1):
+            row = {
+                "id": str(number),
+                "lattice": atoms.cell.tolist(),
+                "species": list(atoms.symbols),
+                "frac_coords": atoms.get_scaled_positions(wrap=False).tolist(),
+                "energy": atoms.get_potential_energy(),
+                "forces": atoms.get_forces().tolist(),
+                "stress": atoms.get_stress(voigt=number % 2 == 0).tolist(),
+            }
+            file.write(json.dumps(row) + "\n")
+    for name in ("a.extxyz", "a.extxyz.xz", "a.jsonl"):
+        read = read_records(tmp_path / name, PES)
+        assert len(read) == len(frames)
+        for record, atoms in zip(read, frames, strict=True):
+            assert record.target == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
+            np.testing.assert_allclose(record.forces, atoms.get_forces(), atol=1e-7)
+            np.testing.assert_allclose(record.stress, atoms.get_stress(voigt=False), atol=1e-7)
+    plain = read_records(tmp_path / "a.extxyz", "energy")  # the energies alone are a target like any other
+    assert all(record.forces is None for record in plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forces": None}, r"bad.jsonl, line 1: there are no forces"),
+        ({"forces": [[0.0, 0.0, 0.0]]}, r"line 1: the shape of forces is \(1, 3\); needed is \(2, 3\)"),
+        ({"forces": [[0.0, 0.0, float("nan")]] * 2}, r"line 1: a number in forces is not finite"),
+        ({"forces": [["a", 0.0, 0.0]] * 2}, r"line 1: in forces there is something else than numbers"),
+        ({"stress": [1.0, 2.0]}, r"line 1: the shape of stress is \(2,\); needed is \(3, 3\) or \(6,\) or \(9,\)"),
+        ({"energy": None}, r"none of the 1 rows has the target 'pes'"),
+        ({"energy": "low"}, r"line 1: the target 'pes' is no number: 'low'"),
+    ],
+)
+def test_bad_labels_are_refused(change, message, tmp_path) -> None:
+    row = {"lattice": np.eye(3).tolist(), "species": ["Cu", "Cu"], "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]]}
+    row |= {"energy": 1.0, "forces": [[0.0, 0.0, 0.0]] * 2, **change}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        read_records(tmp_path / "bad.jsonl", PES)
+
+
+def test_a_folder_has_no_forces(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder, whose table has one number a crystal: forces need"):
+        read_records(tmp_path, PES)
+
+
+def test_a_run_knows_its_forces(records) -> None:
+    changed = [*records]
+    changed[0] = Record(records[0].atoms, records[0].target, records[0].name, None, records[0].forces + 1e-9)
+    assert fingerprint({"train": records}) != fingerprint({"train": changed})
+
+
+def test_loaders_keep_forces_with_their_atoms(records) -> None:
+    dataset = GraphDataset(records, 4.0, 6.0, progress=False).subset(np.array([7, 3, 11]))
+    ((batch, labels),) = make_loader(dataset, 3)
+    for position, index in enumerate((7, 3, 11)):
+        mine = batch.atom_crystal == position
+        np.testing.assert_array_equal(labels.forces[mine].numpy(), records[index].forces)
+        np.testing.assert_array_equal(labels.stress[position].numpy(), records[index].stress)
+        assert float(labels.energy[position]) == records[index].target
+
+
+def test_alloys_with_forces_come_by_name() -> None:
+    parts = load_named("emt-alloys-pes", PES)
+    assert [len(part) for part in parts.values()] == [480, 60, 60]
+    record = parts["train"][0]
+    atoms = record.atoms.copy()
+    atoms.calc = EMT()
+    np.testing.assert_allclose(record.forces, atoms.get_forces(), atol=1e-12)
+    assert record.target == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+
+
+# ---- training
+
+
+def test_a_run_learns_forces_and_keeps_everything(run, parts) -> None:
+    folder, summary = run
+    for part, scores in summary["scores"].items():
+        assert scores["crystals"] == len(parts[part])
+        assert scores["forces_rmse"] < 0.8 * scores["rms_forces"], part
+    kept = {path.name for path in folder.iterdir()}
+    assert kept >= {"parity.png", "learning_curve.png", "fusion.png", "predictions.csv", "summary.json", "model"}
+    assert "elements.png" not in kept
+    assert summary["unit"] == "eV"
+
+
+def test_the_scores_are_those_of_the_saved_model(run, parts) -> None:
+    folder, summary = run
+    calculator = PRISMCalculator(folder / "model", compute_forces=True)
+    answers = calculator.predict([record.atoms for record in parts["test"]])
+    records = parts["test"]
+    forces = np.concatenate([a["forces"] - r.forces for a, r in zip(answers, records, strict=True)])
+    energies = [(a["energy"] - r.target) / len(r.atoms) for a, r in zip(answers, records, strict=True)]
+    ours = [a["stress"] for a in answers]
+    right = [r.stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]] for r in records]
+    squares = np.square(np.array(ours) - right) @ [1, 1, 1, 2, 2, 2] / 9
+    scores = summary["scores"]["test"]
+    assert scores["forces_rmse"] == pytest.approx(np.sqrt(np.square(forces).mean()), rel=1e-4)
+    assert scores["forces_mae"] == pytest.approx(np.abs(forces).mean(), rel=1e-4)
+    assert scores["energy_rmse"] == pytest.approx(1e3 * np.sqrt(np.square(energies).mean()), rel=1e-3)
+    assert scores["stress_rmse"] == pytest.approx(np.sqrt(squares.mean()) / units.GPa, rel=1e-4)
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    given = {row["name"]: float(row["predicted energy"]) for row in rows}
+    for record, answer in zip(records, answers, strict=True):
+        assert given[record.name] == pytest.approx(answer["energy"], rel=1e-5)
+
+
+def test_evaluation_gives_the_same_scores(run, parts, tmp_path) -> None:
+    folder, summary = run
+    scores = evaluate(load_prism(folder / "model"), {"test": parts["test"]}, tmp_path / "report", progress=False)
+    for name, value in summary["scores"]["test"].items():
+        assert scores["test"][name] == pytest.approx(value, rel=1e-4), name
+    assert (tmp_path / "report" / "parity.png").exists()
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(run, parts, tmp_path) -> None:
+    from lightning.pytorch.callbacks import Callback
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *_: object) -> None:
+            if trainer.current_epoch == 3 and trainer.global_step % 30 == 2:
+                raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        train(settings(), parts, tmp_path / "run", progress=False, callbacks=[Stop()])
+    train(settings(), parts, tmp_path / "run", resume=True, progress=False)
+    first, second = (load_prism(folder / "model").state_dict() for folder in (run[0], tmp_path / "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_potential_goes_on_from_another(run, parts, tmp_path) -> None:
+    init = load_prism(run[0] / "model")
+    summary = train(settings(model={}, epochs=1, lr=1e-5), parts, tmp_path / "run", init=init, progress=False)
+    assert summary["scores"]["test"]["forces_rmse"] == pytest.approx(run[1]["scores"]["test"]["forces_rmse"], rel=0.1)
+    with pytest.raises(ValueError, match="forces need a potential to start from"):
+        train(settings(model={}), parts, tmp_path / "b", init=PRISM(("Cu",), dim=8, num_layers=1), progress=False)
+
+
+def test_averaging_optimizers_train_potentials(parts, tmp_path) -> None:
+    """ScheduleFree's averaged weights are validated and saved, as for any target."""
+    how = settings(optimizer="adamw-schedulefree", lr=1e-2, clip=None, epochs=4)
+    scores = train(how, parts, tmp_path / "run", progress=False)["scores"]
+    assert scores["val"]["forces_rmse"] < 0.9 * scores["val"]["rms_forces"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": {"force": 1.0}}, "unknown weight 'force'; choose one of: energy, forces, stress"),
+        ({"weights": {"forces": -1.0}}, "the weight of forces must be a number of at least 0, got -1.0"),
+        ({"weights": {"energy": "much"}}, "the weight of energy must be a number of at least 0, got 'much'"),
+        ({"weights": dict.fromkeys(WEIGHTS, 0)}, "all weights are 0"),
+        ({"target": "gap", "weights": {"forces": 1.0}, "model": {}}, "weights are for the target 'pes'"),
+        ({"clip": 0.0}, "clip must be a positive number, got 0.0"),
+        ({"optimizer": "elra", "lr": None}, "elra reads the gradient's length: leave clip out"),
+        ({"model": {"readout": "mean"}}, "unknown model argument 'readout'"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_forces_are_needed_for_all_crystals_or_for_none(parts, tmp_path) -> None:
+    without = {name: [Record(r.atoms, r.target, r.name) for r in part] for name, part in parts.items()}
+    with pytest.raises(ValueError, match=r"of the train part has no forces: the target 'pes'"):
+        train(settings(), without, tmp_path / "a", progress=False)
+    with pytest.raises(ValueError, match=r"of the train part has forces: the target 'pes', and no other"):
+        train(TrainingSettings("energy", model=SMALL), parts, tmp_path / "b", progress=False)
+
+
+def test_the_command_line_trains_scores_and_goes_on(tmp_path, capsys, monkeypatch, records) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames = []
+    for record in records[:20]:
+        atoms = record.atoms.copy()
+        atoms.calc = SinglePointCalculator(atoms, energy=record.target, forces=record.forces)  # no stress
+        frames.append(atoms)
+    write("some.extxyz", frames)
+    sizes = [argument for name, value in SMALL.items() for argument in ("--set", f"{name}={value}")]
+    command = ["train", "--data", "some.extxyz", "--target", "pes", "--out", "run", "--epochs", "1", *sizes]
+    assert cli.main([*command, "--weight", "energy=50"]) == 0
+    out = capsys.readouterr().out
+    assert "F RMSE (eV/Å)" in out
+    kept = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (kept["optimizer"], kept["clip"], kept["batch_size"]) == ("muon", 1.0, 4)
+    assert kept["weights"] == {"energy": 50}
+    assert cli.main(["evaluate", "--data", "some.extxyz", "--model", "run/model", "--out", "report"]) == 0
+    out = capsys.readouterr().out
+    assert "all" in out
+    assert "S RMSE (GPa)" in out  # asked for, and unknown: a dash
+    assert cli.main(["info", "run/model"]) == 0
+    assert "energy (eV), sum over the atoms" in capsys.readouterr().out
+    shutil.rmtree("run/model")
+    assert cli.main(["train", "--resume", "run"]) == 0
+    assert (tmp_path / "run" / "model" / "model.json").exists()
+
+
+# ---- what it is for
+
+
+@pytest.fixture(scope="module")
+def trained(run) -> PRISMCalculator:
+    return PRISMCalculator(run[0] / "model", dtype="float64", compute_forces=True)
+
+
+def test_a_trained_potential_relaxes(trained) -> None:
+    atoms = bulk("Cu", a=3.7, cubic=True)
+    atoms.rattle(0.05, seed=0)
+    atoms.calc = trained
+    assert FIRE(atoms, logfile=None).run(fmax=0.02, steps=200)
+    assert LBFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.02, steps=200)
+    some = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0])
+    np.testing.assert_allclose(atoms.get_forces()[[0]], some, atol=1e-6)
+
+
+def test_a_trained_potential_conserves_energy(trained) -> None:
+    atoms = bulk("Cu", cubic=True) * (2, 2, 1)
+    atoms.calc = trained
+    thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    dynamics = VelocityVerlet(atoms, timestep=1 * units.fs)
+    energies = []
+    dynamics.attach(lambda: energies.append(atoms.get_total_energy() / len(atoms)))
+    dynamics.run(60)
+    assert np.ptp(energies) < 1e-3
+    kinetic = atoms.get_kinetic_energy() / len(atoms)
+    assert kinetic > 10 * np.ptp(energies)  # it moves
+
+
+def test_phonon_like_finite_differences_are_symmetric(trained) -> None:
+    """The second derivatives of an energy do not depend on their order."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.02, seed=3)
+    atoms.calc = trained
+    hessian = []
+    for atom in range(len(atoms)):
+        for axis in range(3):
+            forces = []
+            for sign in (1, -1):
+                moved = atoms.copy()
+                moved.calc = trained
+                moved.positions[atom, axis] += sign * 1e-4
+                forces.append(moved.get_forces().ravel())
+            hessian.append((forces[1] - forces[0]) / 2e-4)
+    matrix = np.array(hessian)
+    assert np.abs(matrix).max() > 0.1
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
+    np.testing.assert_allclose(matrix.reshape(-1, len(atoms), 3).sum(axis=1), 0, atol=1e-5)  # the acoustic sum rule
