@@ -7,6 +7,7 @@ This room knows nothing of graphs, DGL or matgl.
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -100,10 +101,18 @@ def reduced_basis(lattice: np.ndarray, pbc: np.ndarray) -> np.ndarray:
         Integer matrix M of shape ``(3, 3)``; the reduced vectors are ``M @ lattice``. Rows of directions that are
         not periodic are zero, so that no image along them is ever a candidate.
     """
-    pbc = np.asarray(pbc, dtype=bool)
+    cell = np.ascontiguousarray(lattice, dtype=np.float64)
+    return _reduced_basis(cell.tobytes(), np.asarray(pbc, dtype=bool).tobytes()).copy()
+
+
+@lru_cache(maxsize=1024)
+def _reduced_basis(lattice: bytes, periodic: bytes) -> np.ndarray:
+    """Remember the last lattices: a graph needs its own four times, a dynamics in a fixed cell in every step."""
+    pbc = np.frombuffer(periodic, dtype=bool)
     if not pbc.any():
         return np.zeros((3, 3), dtype=np.int64)
-    matrix = np.asarray(minkowski_reduce(lattice, pbc=pbc)[1], dtype=np.int64).copy()
+    cell = np.frombuffer(lattice).reshape(3, 3)
+    matrix = np.asarray(minkowski_reduce(cell, pbc=pbc)[1], dtype=np.int64).copy()
     matrix[~pbc] = 0
     return matrix
 

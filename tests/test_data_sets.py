@@ -245,7 +245,7 @@ def test_a_file_of_another_version_or_a_damaged_one_is_named(home) -> None:
 
 def test_names_of_sets_targets_and_folds_are_checked() -> None:
     for arguments, message in (
-        (("jarvis2", "e_hull"), "no data set 'jarvis2'; choose one of: emt-alloys, jarvis"),
+        (("jarvis2", "e_hull"), "no data set 'jarvis2'; choose one of: emt-alloys, emt-alloys-pes, jarvis"),
         (("jarvis", "gap"), "no target 'gap' there; choose one of: formation_energy"),
         (("matbench_jdft2d", "exfoliation_energy"), r"has 5 folds, 0 to 4 \(--fold\); fold is None"),
         (("matbench_jdft2d", "exfoliation_energy", 5), r"has 5 folds, 0 to 4 \(--fold\); fold is 5"),
