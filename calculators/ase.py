@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -31,6 +32,7 @@ __all__ = ["PRISMCalculator"]
 
 _UNKNOWN = ("error", "nan")
 _Results = dict[str, Any]
+_Placed = tuple[str, CrystalGraph]  # where it stands in the list, for errors
 _Answer = TypeVar("_Answer")
 
 
@@ -216,20 +218,17 @@ class PRISMCalculator(Calculator):
 
     def _answer(self, structures: Sequence[Any], places: Sequence[str], progress: bool | None) -> list[_Results]:
         """Answer structures; errors begin with their places."""
-        with self._lock, plain_computation(self.model):
-            answers = []
-            built: dict[tuple[float, float], list[CrystalGraph]] = {}
-            for number, model in enumerate(self.models):
-                cutoffs = (model.cutoff, model.cell_cutoff)
-                if cutoffs not in built:
-                    built[cutoffs] = [_graph(*one, *cutoffs) for one in zip(places, structures, strict=True)]
-                knows = [self._knows(model, *one) for one in zip(places, built[cutoffs], strict=True)]
-                known = [graph for graph, is_known in zip(built[cutoffs], knows, strict=True) if is_known]
-                shown = progress if progress is not None else len(known) > self.batch_size
-                label = f"model {number + 1} of {len(self.models)}" if len(self.models) > 1 else "predict"
-                found = iter(self._evaluate(model, known, label if shown else None))
-                answers.append([next(found) if is_known else None for is_known in knows])
-        joined = [self._together(several) for several in zip(*answers, strict=True)]
+        joined: list[_Results | None] = []
+        shown = len(structures) > self.batch_size if progress is None else progress
+        with (
+            self._lock,
+            plain_computation(self.model),
+            tqdm(total=len(structures), desc="predict", unit="crystal", disable=not shown) as bar,
+        ):
+            for graphs in self._graphs(list(zip(places, structures, strict=True))):
+                answers = [self._evaluate(model, graphs[model.cutoff, model.cell_cutoff]) for model in self.models]
+                joined += [self._together(several) for several in zip(*answers, strict=True)]
+                bar.update(len(answers[0]))
         lost = sum(result is None for result in joined)
         if lost:
             warnings.warn(f"{lost} of {len(joined)} structures have unknown elements, and NaN as answer", stacklevel=3)
@@ -267,6 +266,29 @@ class PRISMCalculator(Calculator):
                 if value + suffix in result:
                     one.info[f"prism_{self.model.target}{suffix}"] = result[value + suffix] / share
 
+    def _graphs(self, structures: Sequence[tuple[str, Any]]) -> Iterator[dict[tuple[float, float], list[_Placed]]]:
+        """Build graphs by cutoffs, batch after batch; that of the next batch while the models compute on this one."""
+        several = {(model.cutoff, model.cell_cutoff) for model in self.models}
+
+        def build(some: Sequence[tuple[str, Any]]) -> dict[tuple[float, float], list[_Placed]]:
+            return {
+                cutoffs: [(place, _graph(place, structure, *cutoffs)) for place, structure in some]
+                for cutoffs in several
+            }
+
+        size = self.batch_size
+        parts = [structures[start : start + size] for start in range(0, len(structures), size)]
+        if len(parts) == 1:
+            yield build(parts[0])
+            return
+        with ThreadPoolExecutor(1) as thread:
+            waiting: list[Future[dict[tuple[float, float], list[_Placed]]]] = []
+            for part in parts:
+                waiting.append(thread.submit(build, part))
+                if len(waiting) == 2:
+                    yield waiting.pop(0).result()
+            yield from (built.result() for built in waiting)
+
     def _knows(self, model: PRISM, place: str, graph: CrystalGraph) -> bool:
         """Whether a model knows all elements; if it is an error that it does not, that is raised."""
         try:
@@ -277,15 +299,16 @@ class PRISMCalculator(Calculator):
             return False
         return True
 
-    def _evaluate(self, model: PRISM, graphs: Sequence[CrystalGraph], shown: str | None) -> list[_Results]:
-        """Evaluate one model on graphs, batch by batch."""
+    def _evaluate(self, model: PRISM, placed: Sequence[_Placed]) -> list[_Results | None]:
+        """Evaluate one model on graphs; None where it does not know an element."""
+        knows = [self._knows(model, *one) for one in placed]
+        known = [graph for (_, graph), is_known in zip(placed, knows, strict=True) if is_known]
         results: list[_Results] = []
         limits = (self.batch_size, EDGES_WITH_GRADIENTS) if self.compute_forces else (self.batch_size,)
-        with tqdm(total=len(graphs), desc=shown, unit="crystal", disable=shown is None) as bar:
-            for part in split_graphs(graphs, *limits):
-                results += _halved(lambda some: self._evaluate_batch(model, some), part)
-                bar.update(len(part))
-        return results
+        for part in split_graphs(known, *limits):
+            results += _halved(lambda some: self._evaluate_batch(model, some), part)
+        found = iter(results)
+        return [next(found) if is_known else None for is_known in knows]
 
     def _evaluate_batch(self, model: PRISM, graphs: Sequence[CrystalGraph]) -> list[_Results]:
         batch = model.as_batch(batch_graphs(graphs))
