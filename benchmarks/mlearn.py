@@ -1,7 +1,7 @@
 """Potentials of Ni, Cu, Li, Mo, Si and Ge: RMSE of energies and forces beside NNP and SNAP.
 
 DATA is a folder with ELEMENT_train.extxyz.xz, the training parts of Zuo et al., J. Phys. Chem. A 124, 731 (2020). Their
-test parts are not there: of each file a tenth is held out as test and a twentieth as validation, by seed 0. The numbers
+test parts are not there: of each file a tenth is held out as test and a tenth as validation, by seed 0. The numbers
 of NNP and SNAP are those of the paper, on its own test parts. Each element is one training run, which goes on where it
 was stopped; with all done, only the table and the picture are made anew.
 
@@ -52,9 +52,11 @@ found = {}
 for element in arguments.elements:
     records = read_records(arguments.data / f"{element}_train.extxyz.xz", PES)
     order = np.random.default_rng(0).permutation(len(records))
-    ends = np.cumsum([round(0.1 * len(records)), round(0.05 * len(records))])
-    divided = dict(zip(("test", "val", "train"), np.split(order, ends), strict=True))
-    parts = {part: [records[index] for index in divided[part]] for part in ("train", "val", "test")}
+    ends = np.cumsum([round(0.1 * len(records))] * 2)
+    parts = {
+        part: [records[index] for index in indices]
+        for part, indices in zip(("test", "val", "train"), np.split(order, ends), strict=True)
+    }
     folder = arguments.out / element
     if not (folder / "summary.json").exists():
         settings = TrainingSettings(PES, **{**POTENTIAL, "epochs": arguments.epochs})

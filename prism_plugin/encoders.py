@@ -73,14 +73,15 @@ class RadialBasis(nn.Module):
         cutoff: largest distance in Å.
         num_rbf: number K of functions.
         scale: ``"cutoff"`` takes a = 5 / cutoff; ``"paper"`` takes a = 1 as printed, which cannot tell distances
-            beyond about 10 Å apart (CHOICES.md #2).
+            beyond about 10 Å apart (CHOICES.md #2); ``"even"`` takes a = 1 / cutoff, whose functions are spread almost
+            evenly over the distances, where the others have most of theirs below any bond length (#60).
     """
 
     centers: Tensor
 
     def __init__(self, cutoff: float, num_rbf: int = 64, scale: str = "cutoff") -> None:
         super().__init__()
-        self.decay = 5.0 / cutoff if scale == "cutoff" else 1.0
+        self.decay = {"cutoff": 5.0 / cutoff, "paper": 1.0, "even": 1.0 / cutoff}[scale]
         first = math.exp(-self.decay * cutoff)
         self.width = (2.0 / num_rbf * (1.0 - first)) ** -2
         self.register_buffer("centers", torch.linspace(first, 1.0, num_rbf, dtype=torch.float64), persistent=False)

@@ -30,7 +30,7 @@ __all__ = ["PRISM"]
 
 _OPTIONS = {
     "atom_encoder": ("prism", "cartnet"),
-    "rbf_scale": ("cutoff", "paper"),
+    "rbf_scale": ("cutoff", "paper", "even"),
     "superatom_readout": ("sum", "mean"),
     "multiscale_aggregation": ("sum", "mean"),
     "similarity_envelope": ("feature", "cosine", None),
@@ -57,7 +57,7 @@ class PRISM(MatGLModel):
         similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
         atom_encoder: ``"prism"`` (Eq. 4) or ``"cartnet"``.
-        rbf_scale: ``"cutoff"`` or ``"paper"``, see :class:`~prism_plugin.encoders.RadialBasis`.
+        rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.encoders.RadialBasis`.
         superatom_readout: ``"sum"`` (Eq. 3) or ``"mean"``.
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None.

@@ -22,9 +22,10 @@ class PRISMPotential(PRISM):
     """Total energy in eV, smooth in the positions; forces and stress are its gradients.
 
     As a PRISM with ``readout="sum"``, no BatchNorm (with it the forces of one crystal depend on the others in its
-    batch; CHOICES.md #59), blended images, and means over the atoms where a superatom gathers them. With the atomistic
-    expert alone, and also with the multiscale one, n copies of a cell have n times its energy. The cell and the
-    similarity expert do not keep that: one sees the cell as such, the other pairs of atoms however far apart.
+    batch; CHOICES.md #59), evenly spread radial functions (#60), blended images, and means over the atoms where a
+    superatom gathers them. With the atomistic expert alone, and also with the multiscale one, n copies of a cell have n
+    times its energy. The cell and the similarity expert do not keep that: one sees the cell as such, the other pairs of
+    atoms however far apart.
 
     Args:
         element_types: symbols of the elements that the model knows; None means all 118.
@@ -74,6 +75,7 @@ class PRISMPotential(PRISM):
             cell_cutoff,
             similarity_cutoff,
             experts,
+            rbf_scale="even",
             superatom_readout="mean",
             multiscale_aggregation="mean",
             readout="sum",

@@ -54,7 +54,7 @@ from prism_plugin.training.scores import METRICS, check_classes
 __all__ = ["WEIGHTS", "TrainingSettings", "train"]
 
 # Of the loss of a potential: see PotentialTraining.
-WEIGHTS = {"energy": 20.0, "forces": 1.0, "stress": 0.5}
+WEIGHTS = {"energy": 40.0, "forces": 1.0, "stress": 0.5}
 
 
 def _is_number(value: Any) -> bool:
