@@ -10,9 +10,11 @@ import sys
 import pytest
 import torch
 import torch.multiprocessing
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from prism_plugin import cli
+from prism_plugin.data import PES
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.loading import BatchSampler, EpochSampler
 from prism_plugin.experts import FeatureNorm
@@ -112,22 +114,26 @@ def test_processes_divide_the_batches_of_one(two) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "optimizer"),
+    ("launcher", "optimizer", "target"),
     [
-        ("lightning", "adamw-schedulefree"),
-        ("torchrun", "adamw-schedulefree"),
-        ("lightning", "elra"),
-        ("lightning", "rod-flow"),
+        ("lightning", "adamw-schedulefree", "e"),
+        ("torchrun", "adamw-schedulefree", "e"),
+        ("lightning", "elra", "e"),
+        ("lightning", "rod-flow", "e"),
+        ("lightning", "adam-onecycle", "pes"),
     ],
 )
-def test_two_processes_train_like_one(tmp_path, launcher, optimizer) -> None:
+def test_two_processes_train_like_one(tmp_path, launcher, optimizer, target) -> None:
     frames = []
-    for record in emt_alloys(40):
+    for record, labels in zip(emt_alloys(40), emt_alloys(40, target=PES), strict=True):
         record.atoms.info.update(e=record.target)
+        results = {"energy": labels.target, "forces": labels.forces, "stress": labels.stress}
+        record.atoms.calc = SinglePointCalculator(record.atoms, **results)
         frames.append(record.atoms)
     write(tmp_path / "alloys.extxyz", frames)
     small = ["--epochs", "2", "--batch-size", "5", "--set", "dim=8", "--set", "num_layers=2"]
-    arguments = ["train", "--data", str(tmp_path / "alloys.extxyz"), "--target", "e", "--optimizer", optimizer, *small]
+    data = ["--data", str(tmp_path / "alloys.extxyz"), "--target", target]
+    arguments = ["train", *data, "--optimizer", optimizer, *small]
     assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     start = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if launcher == "torchrun" else []
     result = subprocess.run(
@@ -153,9 +159,11 @@ def test_two_processes_train_like_one(tmp_path, launcher, optimizer) -> None:
     for name in ("one", "two"):
         with open(tmp_path / name / "log" / "version_0" / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-            curves.append([float(row[key]) for key in ("val_mae", "train_mae") for row in rows if row[key]])
+            keys = ("val_loss", "train_loss") if target == PES else ("val_mae", "train_mae")
+            curves.append([float(row[key]) for key in keys for row in rows if row[key]])
         with open(tmp_path / name / "predictions.csv", newline="") as file:
-            predictions.append([float(row["prediction"]) for row in csv.DictReader(file)])
+            column = "predicted energy" if target == PES else "prediction"
+            predictions.append([float(row[column]) for row in csv.DictReader(file)])
     assert len(curves[0]) == 4
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert predictions[0] == pytest.approx(predictions[1], abs=1e-4)

@@ -112,6 +112,7 @@ def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:
         "03_screen.py",
         "04_relax.py",
         "05_committee.py",
+        "06_dynamics.py",
         "elra_toy_problems.py",
         "elra_digits.py",
     ],

@@ -15,7 +15,7 @@ from torch_sim.models.interface import validate_model_outputs
 
 from prism_plugin import PRISM, PRISMCalculator
 from prism_plugin.calculators.torch_sim import TorchSimPRISM
-from tests.conftest import crystal_zoo, small_model
+from tests.conftest import crystal_zoo, random_potential, small_model
 
 
 def energy_model(**arguments: object) -> PRISM:
@@ -23,8 +23,10 @@ def energy_model(**arguments: object) -> PRISM:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_validator_of_torch_sim_takes_it(dtype) -> None:
-    model = TorchSimPRISM(dtype=dtype, device="cpu")
+@pytest.mark.parametrize("kind", ["default", "potential"])
+def test_the_validator_of_torch_sim_takes_it(kind, dtype) -> None:
+    given = {} if kind == "default" else {"model": random_potential()}
+    model = TorchSimPRISM(**given, dtype=dtype, device="cpu")
     validate_model_outputs(model, torch.device("cpu"), getattr(torch, dtype))
     assert (model.device, model.dtype) == (torch.device("cpu"), getattr(torch, dtype))
 
