@@ -24,6 +24,8 @@ VARIANTS = [
     {"superatom_readout": "mean", "multiscale_aggregation": "mean"},
     {"fusion": "gated", "similarity_cutoff": 3.0},
     {"readout": "sum"},
+    {"norm": None, "similarity_cutoff": 3.0, "rbf_scale": "even"},
+    {"element_refs": tuple(0.1 * number for number in range(118)), "readout": "sum"},
     *[{"experts": (expert,)} for expert in EXPERTS],
     {"experts": ("atomistic", "cell")},
     {"experts": ("similarity", "multiscale")},

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 from torch import Tensor, nn
 
 
@@ -91,8 +92,10 @@ def length(vector: Tensor) -> Tensor:
     return torch.sqrt(square) if square > 0 else torch.zeros_like(square)
 
 
-def batchnorm(norm: nn.BatchNorm1d, rows: list[Tensor], training: bool) -> list[Tensor]:
-    """Normalize a list of vectors with the batch's or the running statistics."""
+def batchnorm(norm: nn.Module, rows: list[Tensor], training: bool) -> list[Tensor]:
+    """Normalize a list of vectors with the batch's or the running statistics, if there is a norm at all."""
+    if isinstance(norm, nn.Identity):
+        return rows
     if training and len(rows) > 1:
         table = torch.stack(rows)
         mean, variance = table.mean(0), ((table - table.mean(0)) ** 2).mean(0)
@@ -103,7 +106,7 @@ def batchnorm(norm: nn.BatchNorm1d, rows: list[Tensor], training: bool) -> list[
 
 def edge_encoder(encoder: nn.Module, direction: Tensor, d: Tensor, cutoff: float, num_rbf: int, scale: str) -> Tensor:
     """Eq. 7-8."""
-    a = 5 / cutoff if scale == "cutoff" else 1.0
+    a = 1.0 if scale == "paper" else (5 if scale == "cutoff" else 1) / cutoff
     first = math.exp(-a * cutoff)
     beta = (2 / num_rbf * (1 - first)) ** -2
     centers = [first + k * (1 - first) / (num_rbf - 1) for k in range(num_rbf)]
@@ -265,9 +268,12 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
 
     linear1, _, linear2 = model.head
     outputs = []
-    for h_i in h:  # Eq. 15
+    refs = dict.fromkeys(range(119), 0.0)
+    if a["element_refs"] is not None:
+        refs = {atomic_numbers[symbol]: ref for symbol, ref in zip(a["element_types"], a["element_refs"], strict=True)}
+    for n, h_i in zip(numbers, h, strict=True):  # Eq. 15
         o = (linear2.weight @ silu(linear1.weight @ h_i + linear1.bias) + linear2.bias)[0]
-        outputs.append(o * a["std"] + a["mean"])
+        outputs.append(o * a["std"] + a["mean"] + refs[n])
     sums = [sum(outputs[starts[c] : starts[c + 1]]) for c in range(len(crystals))]
     if a["readout"] == "mean":  # Eq. 16
         sums = [total / len(crystal.numbers) for total, crystal in zip(sums, crystals, strict=True)]
