@@ -191,6 +191,32 @@ def test_an_error_of_another_kind_is_not_taken_for_one_of_memory(monkeypatch) ->
         PRISMCalculator(energy_model()).predict([bulk("Cu"), bulk("Al")])
 
 
+def test_building_graphs_ahead_changes_nothing(monkeypatch) -> None:
+    """As on a GPU: in a thread, while the model computes."""
+    crystals = [crystal_zoo()[name] for name in ("low symmetry", "skewed", "rocksalt", "slab", "wire")]
+    threads: list[threading.Thread] = []
+
+    def build(*given: object):
+        threads.append(threading.current_thread())
+        return build_graph(*given)
+
+    monkeypatch.setattr("prism_plugin.calculators.ase.build_graph", build)
+    calculator = PRISMCalculator([energy_model(), energy_model(cutoff=4.0)], compute_forces=True, batch_size=2)
+    expected = calculator.predict(crystals)
+    assert set(threads) == {threading.main_thread()}
+    threads.clear()
+    calculator._builds_ahead = True
+    answers = calculator.predict(crystals)
+    assert len(threads) == 2 * len(crystals)
+    assert threading.main_thread() not in threads
+    for found, given in zip(answers, expected, strict=True):
+        assert found.keys() == given.keys()
+        for name, value in given.items():
+            np.testing.assert_array_equal(found[name], value)
+    with pytest.raises(ValueError, match=r"structure 3 of the list: .*lie on top of each other"):
+        calculator.predict([*crystals[:3], Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 0.05]])])
+
+
 # --- committees, files ------------------------------------------------------------------------------------------------
 
 
