@@ -94,6 +94,7 @@ def test_doctests(name: str) -> None:
         ("docs/rod_flow.md", 1),
         ("docs/training.md", 1),
         ("docs/calculator.md", 2),
+        ("docs/potential.md", 1),
     ],
 )
 def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:

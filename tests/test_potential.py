@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from ase.build import bulk, make_supercell
+from ase.build import bulk, fcc111, make_supercell
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -21,6 +21,7 @@ from ase.io import write
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE, LBFGS
+from ase.stress import voigt_6_to_full_3x3_stress
 from matgl.apps.pes import Potential
 from matgl.ext.ase import PESCalculator
 
@@ -175,11 +176,11 @@ def test_one_composition_shares_its_energy() -> None:
 def _labels(batch, seed: int = 0) -> EnergyLabels:
     generator = torch.Generator().manual_seed(seed)
     draw = {"generator": generator, "dtype": torch.float64}
-    stress = torch.randn(len(batch), 3, 3, **draw) * 0.3
-    stress = stress + stress.mT
-    stress[1] = torch.nan
+    virial = torch.randn(len(batch), 3, 3, **draw) * 10
+    virial = virial + virial.mT
+    virial[1] = torch.nan
     energy = torch.randn(len(batch), **draw) * 5 * batch.atoms_per_crystal
-    return EnergyLabels(energy, torch.randn(len(batch.positions), 3, **draw), stress)
+    return EnergyLabels(energy, torch.randn(len(batch.positions), 3, **draw), virial)
 
 
 def _batch():
@@ -200,13 +201,11 @@ def test_the_loss_is_that_of_the_slow_twin(experts: str) -> None:
         alone = energies_with_gradients(model, batch_graphs([graph]))
         mine = slice(start, start + len(graph))
         start += len(graph)
-        volume = abs(float(torch.linalg.det(graph.lattice)))
-        right = labels.stress[number].numpy()
+        right = labels.virial[number].numpy()
         expected = potential_reference.loss(
             (float(alone["energies"].sum()), float(labels.energy[number])),
             (alone["forces"].numpy(), labels.forces[mine].numpy()),
-            (alone["virial"][0].numpy() / volume, None if np.isnan(right).any() else right),
-            volume,
+            (alone["virial"][0].numpy(), None if np.isnan(right).any() else right),
             model.std,
             2.5,
             weights,
@@ -251,12 +250,13 @@ def test_labels_turn_with_their_crystals() -> None:
     def label(atoms: Atoms) -> EnergyLabels:
         atoms = atoms.copy()
         atoms.calc = EMT()
-        values = (atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False))
+        virial = atoms.get_stress(voigt=False) * atoms.get_volume()
+        values = (atoms.get_potential_energy(), atoms.get_forces(), virial)
         return EnergyLabels(*(torch.as_tensor(value, dtype=torch.float64) for value in values))
 
     def together(several: list[EnergyLabels]) -> EnergyLabels:
-        energy, forces, stress = zip(*several, strict=True)
-        return EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(stress))
+        energy, forces, virial = zip(*several, strict=True)
+        return EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(virial))
 
     turned = rotate_batch(batch, rotations)
     after = [
@@ -345,7 +345,8 @@ def test_loaders_keep_forces_with_their_atoms(records) -> None:
     for position, index in enumerate((7, 3, 11)):
         mine = batch.atom_crystal == position
         np.testing.assert_array_equal(labels.forces[mine].numpy(), records[index].forces)
-        np.testing.assert_array_equal(labels.stress[position].numpy(), records[index].stress)
+        virial = records[index].stress * records[index].atoms.get_volume()
+        np.testing.assert_array_equal(labels.virial[position].numpy(), virial)
         assert float(labels.energy[position]) == records[index].target
 
 
@@ -357,6 +358,27 @@ def test_alloys_with_forces_come_by_name() -> None:
     atoms.calc = EMT()
     np.testing.assert_allclose(record.forces, atoms.get_forces(), atol=1e-12)
     assert record.target == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+
+
+def test_stress_is_that_of_the_cell_of_the_file(tmp_path) -> None:
+    """A slab's cell counts whole, though nothing repeats along its height; without a cell there is no stress."""
+    slab = fcc111("Cu", (2, 2, 2), vacuum=6)
+    slab.rattle(0.1, seed=0)
+    slab.pbc = [True, True, False]
+    alone = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.3]])
+    model = random_potential(("Cu",))
+    records = []
+    for number, atoms in enumerate((slab, alone)):
+        (right,) = PRISMCalculator(model, compute_forces=True).predict([atoms])
+        stress = voigt_6_to_full_3x3_stress(right["stress"]) if "stress" in right else None
+        records.append(Record(atoms, right["energy"], str(number), None, right["forces"], stress))
+    module = PotentialTraining(model, WEIGHTS, mean_atoms=2.0)
+    ((batch, labels),) = make_loader(GraphDataset(records, 4.0, 6.0, progress=False), 2)
+    assert torch.isfinite(labels.virial[0]).all()
+    assert float(module.errors(batch, labels).detach().max()) < 1e-20
+    scores = evaluate(model, {"all": records}, tmp_path / "report", progress=False)["all"]
+    assert scores["stress_rmse"] < 1e-8
+    assert scores["forces_rmse"] < 1e-10
 
 
 # ---- training
@@ -441,6 +463,7 @@ def test_averaging_optimizers_train_potentials(parts, tmp_path) -> None:
         ({"weights": {"energy": "much"}}, "the weight of energy must be a number of at least 0, got 'much'"),
         ({"weights": dict.fromkeys(WEIGHTS, 0)}, "all weights are 0"),
         ({"target": "gap", "weights": {"forces": 1.0}, "model": {}}, "weights are for the target 'pes'"),
+        ({"batchnorm_batches": 3}, "a potential has no BatchNorm: leave batchnorm_batches out"),
         ({"clip": 0.0}, "clip must be a positive number, got 0.0"),
         ({"optimizer": "elra", "lr": None}, "elra reads the gradient's length: leave clip out"),
         ({"model": {"readout": "mean"}}, "unknown model argument 'readout'"),

@@ -46,7 +46,7 @@ def rotate_batch(batch: CrystalBatch, rotations: Tensor) -> CrystalBatch:
 
 
 def rotate_labels(labels: Tensor | EnergyLabels, atom_crystal: Tensor, rotations: Tensor) -> Tensor | EnergyLabels:
-    """Rotate forces and stresses with their crystals; numbers stay as they are.
+    """Rotate forces and virials with their crystals; numbers stay as they are.
 
     Args:
         labels: of the crystals.
@@ -57,4 +57,4 @@ def rotate_labels(labels: Tensor | EnergyLabels, atom_crystal: Tensor, rotations
         return labels
     turn = rotations.to(labels.forces)
     forces = (turn.index_select(0, atom_crystal) @ labels.forces.unsqueeze(-1)).squeeze(-1)
-    return labels._replace(forces=forces, stress=turn @ labels.stress @ turn.mT)
+    return labels._replace(forces=forces, virial=turn @ labels.virial @ turn.mT)

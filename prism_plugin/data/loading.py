@@ -30,12 +30,12 @@ class EnergyLabels(NamedTuple):
     Attributes:
         energy: total energies, eV, shape ``(crystals,)``.
         forces: eV/Å, shape ``(atoms, 3)``.
-        stress: eV/Å^3, shape ``(crystals, 3, 3)``; NaN where it is unknown.
+        virial: stress times the volume of the cell, eV, shape ``(crystals, 3, 3)``; NaN where it is unknown.
     """
 
     energy: Tensor
     forces: Tensor
-    stress: Tensor
+    virial: Tensor
 
 
 class GraphDataset(Dataset):
@@ -63,7 +63,10 @@ class GraphDataset(Dataset):
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
         self.graphs = graph_store(records, cutoff, cell_cutoff, progress, cache)
-        self.gradients = [(record.forces, record.stress) for record in records]
+        self.forces = [record.forces for record in records]
+        self.stresses = [record.stress for record in records]
+        # Not those of the graphs, whose cells are others where they are not periodic.
+        self.volumes = np.array([record.atoms.cell.volume for record in records])
 
     def subset(self, indices: np.ndarray) -> GraphDataset:
         """Some of the crystals, in this order; the graphs are shared."""
@@ -71,7 +74,9 @@ class GraphDataset(Dataset):
         part.names = [self.names[index] for index in indices]
         part.targets = self.targets[indices]
         part.graphs = self.graphs.subset(indices)
-        part.gradients = [self.gradients[index] for index in indices]
+        part.forces = [self.forces[index] for index in indices]
+        part.stresses = [self.stresses[index] for index in indices]
+        part.volumes = self.volumes[indices]
         return part
 
     def __len__(self) -> int:
@@ -80,13 +85,12 @@ class GraphDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[CrystalGraph, Any]:
         """One graph and its target; where there are forces, its labels, shape ``()`` and ``(3, 3)`` for one crystal."""
-        forces, stress = self.gradients[index]
-        target = self.targets[index]
+        forces, stress = self.forces[index], self.stresses[index]
         if forces is None:
-            return self.graphs[index], target
-        unknown = torch.full((3, 3), torch.nan, dtype=torch.float64)
-        of_cell = unknown if stress is None else torch.from_numpy(stress)
-        return self.graphs[index], EnergyLabels(target, torch.from_numpy(forces), of_cell)
+            return self.graphs[index], self.targets[index]
+        volume = self.volumes[index]
+        virial = np.full((3, 3), np.nan) if stress is None or volume == 0 else stress * volume
+        return self.graphs[index], EnergyLabels(self.targets[index], torch.from_numpy(forces), torch.from_numpy(virial))
 
 
 def make_datasets(
@@ -148,8 +152,8 @@ def collate(samples: Sequence[tuple[CrystalGraph, Any]]) -> tuple[CrystalBatch, 
     """Join samples into a batch and its targets, shape ``(crystals,)``, or its labels."""
     graphs, targets = zip(*samples, strict=True)
     if isinstance(targets[0], EnergyLabels):
-        energy, forces, stress = zip(*targets, strict=True)
-        return batch_graphs(graphs), EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(stress))
+        energy, forces, virial = zip(*targets, strict=True)
+        return batch_graphs(graphs), EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(virial))
     return batch_graphs(graphs), torch.stack(targets)
 
 

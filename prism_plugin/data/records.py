@@ -197,13 +197,10 @@ def _gradients(labels: Mapping[str, Any], atoms: int, place: str) -> dict[str, n
             f"{place}: there are no forces (energy and forces make a potential energy surface); to learn the energies "
             "alone give their key as the target"
         )
-    if "stress" in found:
-        found["stress"] = _matrix(found["stress"])
+    stress = found.get("stress")
+    if stress is not None:
+        found["stress"] = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
     return found
-
-
-def _matrix(stress: np.ndarray) -> np.ndarray:
-    return voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
 
 
 def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:

@@ -195,8 +195,9 @@ class PotentialTraining(PropertyTraining):
     """Trains a potential on energies, forces and stresses; each step differentiates twice.
 
     The loss of a crystal is in units of the model's ``std`` s (eV), with the Huber loss h of threshold 1:
-    w_energy h(dE / N s) + w_forces / (3 M) sum_i h(dF_i / s) + w_stress mean(h(V dS / N s)), with N the crystal's atoms
-    and M the mean of N over the training crystals: every atom's force counts alike. An unknown stress counts nothing.
+    w_energy h(dE / N s) + w_forces / (3 M) sum_i h(dF_i / s) + w_stress mean(h(dW / N s)), with N the crystal's atoms,
+    M the mean of N over the training crystals (every atom's force counts alike) and W the virial, stress times volume.
+    An unknown one counts nothing.
 
     Args:
         model: a model of energies without BatchNorm.
@@ -234,9 +235,7 @@ class PotentialTraining(PropertyTraining):
         of_energy = _huber((energy - targets.energy) / sizes / scale)
         of_atoms = _huber((found["forces"] - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
         of_forces = torch.zeros_like(of_energy).index_add(0, crystals.atom_crystal, of_atoms)
-        volume = torch.linalg.det(crystals.lattice).abs().double()
-        wanted = targets.stress * volume.view(-1, 1, 1)
-        difference = torch.where(wanted.isnan(), 0, found["virial"] - wanted)
+        difference = torch.where(targets.virial.isnan(), 0, found["virial"] - targets.virial)
         of_stress = _huber(difference / sizes.view(-1, 1, 1) / scale).mean(dim=(1, 2))
         weights = self.weights
         return weights["energy"] * of_energy + weights["forces"] * of_forces + weights["stress"] * of_stress

@@ -96,17 +96,19 @@ def write_potential_report(
     pairs: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for name, dataset in datasets.items():
         found = _predict_potential(model, dataset, batch_size, progress and f"predict {name}")
-        labels = [label for _, label in (dataset[index] for index in range(len(dataset)))]
         sizes = dataset.graphs.atoms
         energies = dataset.targets.numpy()
-        forces = np.concatenate([label.forces.numpy() for label in labels])
+        forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
+        unknown = np.full((3, 3), np.nan)
+        stresses = np.stack([unknown if stress is None else stress for stress in dataset.stresses])
+        volumes = np.where(dataset.volumes > 0, dataset.volumes, np.nan).reshape(-1, 1, 1)
         errors = np.split(found["forces"] - forces, np.cumsum(sizes)[:-1])
         rmse = np.array([np.sqrt(np.square(error).mean()) for error in errors])
         _check_finite(found["energy"] + rmse, dataset.names, name)
         pairs[name] = {
             "energies": (energies / sizes, found["energy"] / sizes),
             "forces": (forces, found["forces"]),
-            "stresses": (np.stack([label.stress.numpy() for label in labels]), found["stress"]),
+            "stresses": (stresses, found["virial"] / volumes),
         }
         scores[name] = score_potential(**pairs[name])
         for crystal, *numbers in zip(dataset.names, sizes, energies, found["energy"], rmse, strict=True):
@@ -130,8 +132,8 @@ def _check_finite(predicted: np.ndarray, names: Sequence[str], part: str) -> Non
 def _predict_potential(
     model: PRISM, dataset: GraphDataset, batch_size: int, progress: str | bool
 ) -> dict[str, np.ndarray]:
-    """Total energies, forces and stresses of all crystals, in order."""
-    answers: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+    """Total energies, forces and virials of all crystals, in order."""
+    answers: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "virial": []}
     with (
         plain_computation(model),
         tqdm(total=len(dataset), desc=str(progress), unit="crystal", disable=not progress) as bar,
@@ -140,10 +142,9 @@ def _predict_potential(
             batch = batch_graphs(part)
             found = {name: value.double().cpu() for name, value in energies_with_gradients(model, batch).items()}
             energy = torch.zeros(len(batch), dtype=torch.float64).index_add(0, batch.atom_crystal, found["energies"])
-            volume = torch.linalg.det(batch.lattice).abs().view(-1, 1, 1)
             answers["energy"].append(energy.numpy())
             answers["forces"].append(found["forces"].numpy())
-            answers["stress"].append((found["virial"] / volume).numpy())
+            answers["virial"].append(found["virial"].numpy())
             bar.update(len(part))
     return {name: np.concatenate(values) for name, values in answers.items()}
 

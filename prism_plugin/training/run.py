@@ -143,6 +143,8 @@ class TrainingSettings:
                 raise ValueError(f"unknown weight {name!r}; choose one of: {', '.join(WEIGHTS)}")
             if not _is_number(weight) or weight < 0:
                 raise ValueError(f"the weight of {name} must be a number of at least 0, got {weight!r}")
+        if self.target == PES and self.batchnorm_batches is not None:
+            raise ValueError("a potential has no BatchNorm: leave batchnorm_batches out")
         if self.target == PES and not any({**WEIGHTS, **self.weights}.values()):
             raise ValueError("all weights are 0: there is nothing to learn")
         if self.clip is not None and (not _is_number(self.clip) or self.clip <= 0):

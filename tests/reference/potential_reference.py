@@ -18,24 +18,23 @@ def huber(x: float) -> float:
 def loss(
     energy: tuple[float, float],
     forces: tuple[np.ndarray, np.ndarray],
-    stress: tuple[np.ndarray, np.ndarray | None],
-    volume: float,
+    virial: tuple[np.ndarray, np.ndarray | None],
     scale: float,
     mean_atoms: float,
     weights: Mapping[str, float],
 ) -> float:
-    """Loss of one crystal; each pair is what was predicted and what is right (a stress may be unknown)."""
+    """Loss of one crystal; each pair is what was predicted and what is right (a virial may be unknown)."""
     atoms = len(forces[0])
     total = weights["energy"] * huber((energy[0] - energy[1]) / atoms / scale)
     for predicted, right in zip(*forces, strict=True):
         for component in range(3):
             part = huber((predicted[component] - right[component]) / scale)
             total += weights["forces"] * part / (3 * mean_atoms)
-    if stress[1] is not None:
+    if virial[1] is not None:
         for row in range(3):
             for column in range(3):
-                virial = volume * (stress[0][row, column] - stress[1][row, column])
-                total += weights["stress"] * huber(virial / atoms / scale) / 9
+                difference = virial[0][row, column] - virial[1][row, column]
+                total += weights["stress"] * huber(difference / atoms / scale) / 9
     return total
 
 
