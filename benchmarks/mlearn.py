@@ -83,17 +83,19 @@ for element in arguments.elements:
     if not (folder / "summary.json").exists():
         settings = TrainingSettings(PES, **{**POTENTIAL, "epochs": arguments.epochs})
         train(settings, parts, folder, resume=True, progress=not arguments.quiet)
-    found[element] = json.loads((folder / "summary.json").read_text())["scores"]["test"]
+    summary = json.loads((folder / "summary.json").read_text())
+    found[element] = summary["scores"]["test"] | {"epochs": summary["epochs"]}
     spread[element] = turned(folder / "model", parts["test"])
 
-print("| element | " + " | ".join(f"{name} E / F" for name in ("PRISM", *PUBLISHED)) + " | turned | rms F | frames |")
-print("|---" * (len(PUBLISHED) + 5) + "|")
+names = " | ".join(f"{name} E / F" for name in ("PRISM", *PUBLISHED))
+print(f"| element | {names} | turned | rms F | frames | epochs |")
+print("|---" * (len(PUBLISHED) + 6) + "|")
 for element, scores in found.items():
     ours = (scores["energy_rmse"], scores["forces_rmse"])
     numbers = [ours, *(values[element] for values in PUBLISHED.values())]
     cells = " | ".join(f"{energy:.2f} / {force:.3f}" for energy, force in numbers)
     moves = "{:.2f} / {:.3f}".format(*spread[element])
-    print(f"| {element} | {cells} | {moves} | {scores['rms_forces']:.2f} | {scores['crystals']} |")
+    print(f"| {element} | {cells} | {moves} | {scores['rms_forces']:.2f} | {scores['crystals']} | {scores['epochs']} |")
 
 figure = Figure(figsize=(9, 4.2), layout="constrained")
 panels = figure.subplots(1, 2)

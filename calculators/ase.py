@@ -218,7 +218,7 @@ class PRISMCalculator(Calculator):
         return self._answer(structures, places, progress)
 
     def _answer(self, structures: Sequence[Any], places: Sequence[str], progress: bool | None) -> list[_Results]:
-        """Answer structures; errors begin with their places, and come before the work."""
+        """Answer structures; errors begin with their places, and come before the work (but for atoms too close)."""
         read = [_at(place, read_structure, one) for place, one in zip(places, structures, strict=True)]
         knows = [self._knows(place, numbers) for place, (numbers, *_) in zip(places, read, strict=True)]
         known = [(place, one) for place, one, is_known in zip(places, structures, knows, strict=True) if is_known]

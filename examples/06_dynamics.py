@@ -64,7 +64,7 @@ with TemporaryDirectory() as folder:
 atoms = bulk(arguments.element, cubic=True).repeat(arguments.repeat)
 atoms.calc = calculator
 # A crystal at rest gives half of its kinetic energy to the bonds.
-thermalize_momenta(atoms, temperature_K=2 * arguments.temperature, rng=np.random.default_rng(1))
+thermalize_momenta(atoms, 2 * arguments.temperature, rng=np.random.default_rng(1), exact_temperature=True)
 Stationary(atoms)
 dynamics = VelocityVerlet(atoms, timestep=arguments.timestep * units.fs)
 steps = 20 if arguments.dry_run else round(1000 * arguments.picoseconds / arguments.timestep)

@@ -75,7 +75,7 @@ def _add_train(commands: Any) -> None:
     add(
         "--data",
         help=".jsonl or .extxyz file (also .xz, .gz); folder with id_prop.csv and structure files; or a data set: "
-        "emt-alloys, jarvis, mp2018, matbench_... (prism info lists them)",
+        "emt-alloys, emt-alloys-pes, jarvis, mp2018, matbench_... (prism info lists them)",
     )
     add("--target", help="what to predict: its key in the data; pes: a potential of energies, forces and stresses")
     add("--unit", help="its unit; with eV/atom the model can be an ASE energy; a data set knows its own")
@@ -129,7 +129,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--set",
         dest="model",
-        help="an argument of PRISM, for example --set dim=128 --set cutoff=6.0; may be repeated",
+        help="an argument of PRISM (of a potential: PRISMPotential), for example --set dim=128 --set cutoff=6.0; may "
+        "be repeated",
         **pairs,
     )
     add(
@@ -368,7 +369,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError(f"no part {part!r}; choose one of: {', '.join(divided)}")
         parts = {part: divided[part]}
     scores = evaluate(model, parts, arguments.out, arguments.batch_size)
-    if target not in (model.target, PES):
+    if target != model.target and not (target == PES and isinstance(model, PRISMPotential)):
         print(f"the model's {model.target} against {target!r} of the data: are they the same?")
     print(format_scores(scores, model.target, model.unit))
     print(f"predictions, plots: {arguments.out}")

@@ -15,7 +15,7 @@ from prism_plugin.model import PRISM
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["PRISMPotential", "fit_element_refs"]
+__all__ = ["PRISMPotential", "element_shares", "fit_element_refs"]
 
 
 class PRISMPotential(PRISM):
@@ -88,20 +88,25 @@ class PRISMPotential(PRISM):
         )
 
 
+def element_shares(structures: Sequence[Atoms], elements: Sequence[str]) -> np.ndarray:
+    """Give the share of each element among the atoms of each structure, shape ``(structures, elements)``."""
+    return np.array([[np.mean(one.symbols == symbol) for symbol in elements] for one in structures])
+
+
 def fit_element_refs(structures: Sequence[Atoms], energies: np.ndarray, elements: Sequence[str]) -> tuple[float, ...]:
     """Fit an energy to each element, so that their sums come closest to total energies.
 
-    Least squares per atom; of several solutions, as where all structures have one composition, the shortest.
+    Least squares per atom; where the compositions hardly differ (by less than a thousandth), the shortest of the
+    solutions, so that noise is not taken for a difference of elements.
 
     Args:
         structures: the crystals.
         energies: their total energies, eV, shape ``(crystals,)``.
-        elements: symbols of all elements in them.
+        elements: symbols of all elements in them; others among these get 0.
 
     Returns:
         One energy for each of ``elements``, eV.
     """
     sizes = np.array([len(one) for one in structures])
-    shares = np.array([[np.mean(one.symbols == symbol) for symbol in elements] for one in structures])
-    solution = np.linalg.lstsq(shares, np.asarray(energies) / sizes, rcond=None)[0]
+    solution = np.linalg.lstsq(element_shares(structures, elements), np.asarray(energies) / sizes, rcond=1e-3)[0]
     return tuple(float(value) for value in solution)

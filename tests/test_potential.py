@@ -6,6 +6,7 @@ import csv
 import json
 import lzma
 import shutil
+from dataclasses import replace
 
 import matgl
 import numpy as np
@@ -29,11 +30,12 @@ from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, batch_graphs, b
 from prism_plugin.data import PES, EnergyLabels, GraphDataset, Record, load_named, make_loader, read_records
 from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.records import fingerprint, split_records
+from prism_plugin.data.records import elements_of, fingerprint, split_records
 from prism_plugin.gradients import energies_with_gradients
 from prism_plugin.potential import fit_element_refs
 from prism_plugin.pretrained import load_prism
 from prism_plugin.training import TrainingSettings, evaluate, train
+from prism_plugin.training.job import Job
 from prism_plugin.training.module import PotentialTraining
 from prism_plugin.training.run import WEIGHTS
 from tests.conftest import SMALL_POTENTIAL as SMALL
@@ -132,7 +134,7 @@ def test_no_crystal_of_a_batch_touches_another_one_in_training() -> None:
     graphs = [build_graph(atoms, 4.0, 6.0) for atoms in crystal_zoo().values()]
     alone = [model.read_out(graph) for graph in graphs]
     torch.testing.assert_close(model.read_out(batch_graphs(graphs)), torch.cat(alone), rtol=0, atol=1e-11)
-    assert not list(model.buffers(recurse=True)) or all("running" not in name for name, _ in model.named_buffers())
+    assert not [name for name, _ in model.named_buffers() if "running" in name]
 
 
 @pytest.mark.usefixtures("float64")
@@ -311,12 +313,12 @@ def test_extxyz_and_jsonl_say_the_same(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"forces": None}, r"bad.jsonl, line 1: there are no forces"),
+        ({"forces": None}, r"none of the 1 rows has the pair 'energy' and 'forces'"),
         ({"forces": [[0.0, 0.0, 0.0]]}, r"line 1: the shape of forces is \(1, 3\); needed is \(2, 3\)"),
         ({"forces": [[0.0, 0.0, float("nan")]] * 2}, r"line 1: a number in forces is not finite"),
         ({"forces": [["a", 0.0, 0.0]] * 2}, r"line 1: in forces there is something else than numbers"),
         ({"stress": [1.0, 2.0]}, r"line 1: the shape of stress is \(2,\); needed is \(3, 3\) or \(6,\) or \(9,\)"),
-        ({"energy": None}, r"none of the 1 rows has the target 'pes'"),
+        ({"energy": None}, r"none of the 1 rows has the pair 'energy' and 'forces'"),
         ({"energy": "low"}, r"line 1: the target 'pes' is no number: 'low'"),
     ],
 )
@@ -376,6 +378,10 @@ def test_stress_is_that_of_the_cell_of_the_file(tmp_path) -> None:
     ((batch, labels),) = make_loader(GraphDataset(records, 4.0, 6.0, progress=False), 2)
     assert torch.isfinite(labels.virial[0]).all()
     assert float(module.errors(batch, labels).detach().max()) < 1e-20
+    alone_with_stress = replace(records[1], stress=np.eye(3))
+    assert GraphDataset([alone_with_stress], 4.0, 6.0, progress=False)[0][1].virial.isnan().all()
+    scores = evaluate(model, {"all": [records[0], alone_with_stress]}, tmp_path / "with", progress=False)["all"]
+    assert scores["stress_rmse"] < 1e-8
     scores = evaluate(model, {"all": records}, tmp_path / "report", progress=False)["all"]
     assert scores["stress_rmse"] < 1e-8
     assert scores["forces_rmse"] < 1e-10
@@ -455,9 +461,131 @@ def test_averaging_optimizers_train_potentials(parts, tmp_path) -> None:
     assert scores["val"]["forces_rmse"] < 0.9 * scores["val"]["rms_forces"]
 
 
+def test_energies_from_elsewhere_are_taken_up(run, parts, tmp_path) -> None:
+    """Another code counts from another zero: of each element; the initial model is told so."""
+    folder, before = run
+    zero = {
+        symbol: -100.0 * number for number, symbol in enumerate(load_prism(folder / "model").element_types, start=1)
+    }
+    moved = {
+        name: [replace(r, target=r.target + sum(zero[symbol] for symbol in r.atoms.symbols)) for r in part]
+        for name, part in parts.items()
+    }
+    init = load_prism(folder / "model")
+    summary = train(settings(model={}, epochs=1, lr=1e-6), moved, tmp_path / "run", init=init, progress=False)
+    scores = summary["scores"]["test"]
+    assert scores["energy_rmse"] < 1.5 * before["scores"]["test"]["energy_rmse"] + 1.0
+    assert scores["forces_rmse"] == pytest.approx(before["scores"]["test"]["forces_rmse"], rel=0.01)
+
+
+def test_given_elements_keep_their_energies_and_their_order(parts, tmp_path) -> None:
+    known = [*reversed(elements_of(parts["train"])), "Xe"]
+    train(settings(epochs=1, model={**SMALL, "element_types": known}), parts, tmp_path / "run", progress=False)
+    arguments = load_prism(tmp_path / "run" / "model")._init_args
+    crystals, energies = [r.atoms for r in parts["train"]], np.array([r.target for r in parts["train"]])
+    fitted = dict(zip(sorted(known), fit_element_refs(crystals, energies, sorted(known)), strict=True))
+    assert fitted["Xe"] == pytest.approx(0, abs=1e-9)
+    for symbol, energy in zip(arguments["element_types"], arguments["element_refs"], strict=True):
+        assert energy == pytest.approx(fitted[symbol], abs=1e-9)
+
+
+def test_without_forces_the_energies_give_the_scale(tmp_path) -> None:
+    """An equation of state: symmetry leaves no forces."""
+    records = []
+    for number, a in enumerate(np.linspace(3.3, 4.0, 12)):
+        atoms = bulk("Cu", a=a)
+        atoms.calc = EMT()
+        energy, stress = atoms.get_potential_energy(), atoms.get_stress()
+        atoms.calc = None
+        records.append(Record(atoms, float(energy), str(number), None, np.zeros((1, 3)), stress))
+    train(settings(epochs=1), split_records(records), tmp_path / "run", progress=False)
+    energies = np.array([record.target for record in split_records(records)["train"]])
+    assert load_prism(tmp_path / "run" / "model").std == pytest.approx(energies.std(), rel=1e-6)
+
+
+def test_a_run_from_before_there_were_potentials_goes_on(parts, tmp_path) -> None:
+    plain = {name: [Record(r.atoms, r.target, r.name) for r in part] for name, part in parts.items()}
+    how = {
+        "target": "energy",
+        "model": {"dim": 4, "num_layers": 1, "cutoff": 3.5, "cell_cutoff": 5.0},
+        "batch_size": 64,
+    }
+    train(TrainingSettings(**how, epochs=1), plain, tmp_path / "run", progress=False)
+    file = tmp_path / "run" / "settings.json"
+    kept = json.loads(file.read_text())
+    del kept["weights"], kept["clip"]
+    file.write_text(json.dumps(kept))
+    assert train(TrainingSettings(**how, epochs=2), plain, tmp_path / "run", resume=True, progress=False)["epochs"] == 2
+
+
+def test_the_command_line_knows_what_a_potential_needs() -> None:
+    for given in ({"data": "emt-alloys-pes"}, {"data": "mine.extxyz", "target": PES}):
+        made = Job.make(given).settings
+        assert (made.target, made.optimizer, made.lr, made.batch_size, made.clip) == (PES, "muon", 2e-2, 4, 1.0)
+    assert Job.make({"data": "emt-alloys-pes", "optimizer": "elra"}).settings.clip is None
+    with pytest.raises(ValueError, match="the presets are of properties"):
+        Job.make({"preset": "jarvis/e_hull", "data": "mine.extxyz", "target": PES})
+
+
+@pytest.mark.parametrize(
+    ("forces", "stress", "message"),
+    [
+        ([[0.0, 0.0, 0.0]], None, r"the shape of forces is \(1, 3\); needed is \(2, 3\)"),
+        ("ab", None, "in forces there is something else than numbers"),
+        (np.full((2, 3), np.nan), None, "a number in forces is not finite"),
+        (np.zeros((2, 3)), np.zeros(5), r"the shape of stress is \(5,\)"),
+    ],
+)
+def test_records_made_by_hand_are_checked(forces, stress, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Record(bulk("Cu") * (2, 1, 1), 0.0, "x", None, forces, stress)
+
+
+def test_records_take_what_ase_gives() -> None:
+    record = Record(bulk("Cu"), 0.0, "x", None, [[1, 2, 3]], np.arange(6, dtype=np.float32))
+    assert record.forces.dtype == record.stress.dtype == np.float64
+    np.testing.assert_array_equal(record.stress, [[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"weights": {"stress": 1.0}}, "no training crystal has a stress: leave the weight of stress out"),
+        ({"weights": {"energy": 0, "forces": 0}}, "no training crystal has a stress"),
+    ],
+)
+def test_a_weight_needs_its_labels(changes, message, parts, tmp_path) -> None:
+    without = {name: [replace(r, stress=None) for r in part] for name, part in parts.items()}
+    with pytest.raises(ValueError, match=message):
+        train(settings(**changes), without, tmp_path / "run", progress=False)
+
+
+def test_a_broken_force_is_named(parts, tmp_path) -> None:
+    broken = {**parts, "val": [replace(parts["val"][0], forces=parts["val"][0].forces + 1e5), *parts["val"][1:]]}
+    with pytest.raises(ValueError, match=r"of the val part has a force of 1e\+05 eV/Å: is it broken"):
+        train(settings(), broken, tmp_path / "run", progress=False)
+
+
+def test_evaluation_wants_forces_of_all_or_none(run, parts, tmp_path) -> None:
+    some = [parts["test"][0], Record(parts["test"][1].atoms, 1.0, "no forces")]
+    with pytest.raises(ValueError, match="some of the crystals have forces and some have none"):
+        evaluate(load_prism(run[0] / "model"), {"all": some}, tmp_path / "report", progress=False)
+
+
+def test_rows_without_forces_can_be_left_out(tmp_path) -> None:
+    frames = _frames()
+    del frames[1].calc.results["forces"]
+    write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(ValueError, match=r"the pair 'energy' and 'forces' is missing in 1 of 4 rows .*frame 2"):
+        read_records(tmp_path / "a.extxyz", PES)
+    assert [record.name for record in read_records(tmp_path / "a.extxyz", PES, skip_missing=True)] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unit": "kcal/mol"}, "a potential has eV and eV/Å; leave the unit 'kcal/mol' out"),
+        ({"target": "e", "model": {"element_refs": (1.0,)}}, "element_refs are for potentials"),
         ({"weights": {"force": 1.0}}, "unknown weight 'force'; choose one of: energy, forces, stress"),
         ({"weights": {"forces": -1.0}}, "the weight of forces must be a number of at least 0, got -1.0"),
         ({"weights": {"energy": "much"}}, "the weight of energy must be a number of at least 0, got 'much'"),

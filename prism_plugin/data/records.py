@@ -59,7 +59,11 @@ class Record:
         name: what to call it in logs and tables.
         split: ``"train"``, ``"val"``, ``"test"``, or None where the file does not say.
         forces: eV/Å, shape ``(atoms, 3)``; with the target ``"pes"`` only, which then is the total energy in eV.
-        stress: eV/Å^3, positive where the crystal wants to shrink (as in ASE), shape ``(3, 3)``; None if unknown.
+        stress: eV/Å^3, positive where the crystal wants to shrink (as in ASE), shape ``(3, 3)``; it may be given as
+            ASE's xx, yy, zz, yz, xz, xy. None if unknown.
+
+    Raises:
+        ValueError: if forces or stress have another shape, or are no finite numbers.
     """
 
     atoms: Atoms
@@ -68,6 +72,25 @@ class Record:
     split: str | None = None
     forces: np.ndarray | None = None
     stress: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Check forces and stress, and take them in float64."""
+        for name, shapes in (("forces", ((len(self.atoms), 3),)), ("stress", ((3, 3), (6,), (9,)))):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            try:
+                values = np.array(given, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"in {name} there is something else than numbers: {error}") from error
+            if values.shape not in shapes:
+                needed = " or ".join(map(str, shapes))
+                raise ValueError(f"the shape of {name} is {values.shape}; needed is {needed}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"a number in {name} is not finite; remove the crystal")
+            if name == "stress":
+                values = voigt_6_to_full_3x3_stress(values) if values.shape == (6,) else values.reshape(3, 3)
+            object.__setattr__(self, name, values)
 
 
 def elements_of(records: Iterable[Record]) -> list[str]:
@@ -139,21 +162,26 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
             read_structure(atoms)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        gradients = _gradients(value, len(atoms), place) if target == PES and value is not None else {}
-        if target == PES and value is not None:
-            value = value["energy"]
+        gradients: dict[str, Any] = {}
+        if target == PES:
+            gradients = {key: value.get(key) for key in ("forces", "stress")}
+            value = None if gradients["forces"] is None else value.get("energy")
         if value is None:
             missing.append(place)
             continue
         number = _number(value, place, target)
         if split is not None and split not in SPLITS:
             raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
-        records.append(Record(atoms, number, name, split, **gradients))
+        try:
+            records.append(Record(atoms, number, name, split, **gradients))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    wanted = "pair 'energy' and 'forces'" if target == PES else f"target {target!r}"
     if missing and not records:
-        raise ValueError(f"{path}: none of the {len(missing)} rows has the target {target!r}; look for its name there")
+        raise ValueError(f"{path}: none of the {len(missing)} rows has the {wanted}; look for its name there")
     if missing and not skip_missing:
         raise ValueError(
-            f"{path}: the target {target!r} is missing in {len(missing)} of {len(missing) + len(records)} rows "
+            f"{path}: the {wanted} is missing in {len(missing)} of {len(missing) + len(records)} rows "
             f"(first: {', '.join(missing[:3])}); remove them, choose another target, or pass --skip-missing"
         )
     if not records:
@@ -169,38 +197,6 @@ def _number(value: Any, place: str, target: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{place}: the target {target!r} is not finite: {value!r}; remove the row")
     return number
-
-
-def _gradients(labels: Mapping[str, Any], atoms: int, place: str) -> dict[str, np.ndarray]:
-    """Read forces and stress of a row.
-
-    Raises:
-        ValueError: if the forces are missing, or the shape is wrong or a number not finite.
-    """
-    found = {}
-    for name, shapes in (("forces", ((atoms, 3),)), ("stress", ((3, 3), (6,), (9,)))):
-        if labels.get(name) is None:
-            continue
-        try:
-            values = np.asarray(labels[name], dtype=float)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: in {name} there is something else than numbers: {error}") from error
-        if values.shape not in shapes:
-            raise ValueError(
-                f"{place}: the shape of {name} is {values.shape}; needed is {' or '.join(map(str, shapes))}"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"{place}: a number in {name} is not finite; remove the row")
-        found[name] = values
-    if "forces" not in found:
-        raise ValueError(
-            f"{place}: there are no forces (energy and forces make a potential energy surface); to learn the energies "
-            "alone give their key as the target"
-        )
-    stress = found.get("stress")
-    if stress is not None:
-        found["stress"] = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
-    return found
 
 
 def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
@@ -238,10 +234,7 @@ def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
             atoms, row = parse_jsonl(line)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        value = row.get(target)
-        if target == PES:
-            value = row if row.get("energy") is not None else None
-        yield place, str(row.get("id", number)), row.get("split"), atoms, value
+        yield place, str(row.get("id", number)), row.get("split"), atoms, row if target == PES else row.get(target)
 
 
 def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
@@ -258,10 +251,9 @@ def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
         except Exception as error:  # ASE raises whatever its parser meets: name the place, whatever it was
             raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
         computed = {} if atoms.calc is None else atoms.calc.results
+        value: Any
         if target == PES:
-            # Where a file has no Lattice, or names of its own, ASE leaves the numbers in info and arrays.
-            known = {**atoms.arrays, **atoms.info, **computed}
-            value = known if known.get("energy") is not None else None
+            value = {**atoms.arrays, **atoms.info, **computed}  # ASE puts them there or there
         else:
             value = atoms.info.get(target)
             if value is None:

@@ -44,8 +44,9 @@ _KINDS: dict[str, tuple[Any, ...]] = {
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read a TOML or JSON file of named values.
 
-    The names are those of the command line (``batch-size`` or ``batch_size``), with tables ``model`` and ``options``
-    in place of ``--set`` and ``--option``, and ``rotate`` and ``normalize`` in place of the flags that deny them.
+    The names are those of the command line (``batch-size`` or ``batch_size``), with tables ``model``, ``options`` and
+    ``weights`` in place of ``--set``, ``--option`` and ``--weight``, and ``rotate`` and ``normalize`` in place of the
+    flags that deny them.
 
     Raises:
         OSError: if it cannot be read.
@@ -94,7 +95,9 @@ class Job:
         config = config or {}
         preset = given.get("preset", config.get("preset"))
         values: dict[str, Any] = {}
-        if given.get("target", config.get("target")) == PES:
+        if _target(given, config) == PES:
+            if preset is not None:
+                raise ValueError("the presets are of properties: leave the preset out for a potential")
             values = dict(POTENTIAL)
         if preset is not None:
             if preset not in presets:
@@ -104,12 +107,12 @@ class Job:
         for layer in (config, given):
             optimizer = layer.get("optimizer", values.get("optimizer"))
             if optimizer != values.get("optimizer"):  # the options of another optimizer mean nothing to it
-                values = {name: value for name, value in values.items() if name not in ("lr", "options")}
+                values = {name: value for name, value in values.items() if name not in ("lr", "options", "clip")}
             tables = {name: {**values.get(name, {}), **layer[name]} for name in TABLES if name in layer}
             values = {**values, **layer, **tables}
         known = DATASETS.get(values.get("data", ""))
-        if known is not None and len(known.targets) == 1:
-            values.setdefault("target", *known.targets)
+        if _target(values, {}) is not None:
+            values["target"] = _target(values, {})
         for name in ("data", "target"):
             if name not in values:
                 raise ValueError(f"--{name} is missing; give it, or a --preset")
@@ -173,6 +176,14 @@ class Job:
         preset = {"preset": values.pop("preset")} if "preset" in values else {}  # its values are among the others
         job = Job.make({**values, **changes})
         return replace(job, values={**job.values, **preset})
+
+
+def _target(given: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """What is to be predicted: as given, or the only target of a data set."""
+    values = {**config, **given}
+    known = DATASETS.get(values.get("data", ""))
+    only = list(known.targets) if known is not None and len(known.targets) == 1 else [None]
+    return values.get("target", only[0])
 
 
 def load_parts(

@@ -112,7 +112,7 @@ def write_potential_report(
         }
         scores[name] = score_potential(**pairs[name])
         for crystal, *numbers in zip(dataset.names, sizes, energies, found["energy"], rmse, strict=True):
-            rows.append((name, crystal, *(f"{number:.8g}" for number in numbers)))
+            rows.append((name, crystal, *(f"{number:.12g}" for number in numbers)))
     with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
         csv.writer(file).writerows(rows)
     plot_potential(pairs, scores, folder / "parity.png")
@@ -162,8 +162,8 @@ def evaluate(
     Args:
         model: the model; where it is, there it computes.
         parts: records by the name of their part.
-        folder: gets ``predictions.csv``, ``parity.png`` (of a classification ``classes.png``) and ``elements.png``;
-            made if missing.
+        folder: gets ``predictions.csv``, ``parity.png`` (of a classification ``classes.png``) and ``elements.png`` (not
+            of a potential); made if missing.
         batch_size: most crystals of one batch.
         progress: whether there are progress bars.
         cache: folder for graphs on disk.
@@ -187,7 +187,10 @@ def evaluate(
                 model.check_elements(torch.from_numpy(record.atoms.numbers))
             except ValueError as error:
                 raise ValueError(f"crystal {record.name!r}: {error}") from error
-    forces = any(record.forces is not None for records in parts.values() for record in records)
+    have = {record.forces is not None for records in parts.values() for record in records}
+    if len(have) > 1:
+        raise ValueError("some of the crystals have forces and some have none; evaluate them one after the other")
+    forces = True in have
     if forces and not gives_energy(model):
         raise ValueError(f"the data have forces, and the model predicts {model.target}, which is no energy")
     datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress, cache)

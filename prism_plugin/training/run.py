@@ -9,7 +9,6 @@ A potential (target ``"pes"``) has no ``elements.png``, and three panels in ``pa
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import logging
@@ -39,7 +38,7 @@ from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
-from prism_plugin.potential import PRISMPotential, fit_element_refs
+from prism_plugin.potential import PRISMPotential, element_shares, fit_element_refs
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PotentialTraining, PropertyTraining, split_options
 from prism_plugin.training.plots import (
@@ -55,6 +54,7 @@ __all__ = ["WEIGHTS", "TrainingSettings", "train"]
 
 # Of the loss of a potential: see PotentialTraining.
 WEIGHTS = {"energy": 40.0, "forces": 1.0, "stress": 0.5}
+_LARGEST_FORCE = 1000.0  # eV/Å
 
 
 def _is_number(value: Any) -> bool:
@@ -125,6 +125,10 @@ class TrainingSettings:
         for name in self.model:
             if name not in known:
                 raise ValueError(f"unknown model argument {name!r}; choose one of: {', '.join(known)}")
+        if self.target == PES and self.unit not in ("", "eV"):
+            raise ValueError(f"a potential has eV and eV/Å; leave the unit {self.unit!r} out, and convert the data")
+        if self.target != PES and "element_refs" in self.model:
+            raise ValueError(f"element_refs are for potentials (target {PES!r}); properties have mean and std")
         self._check_loss()
         if self.lr is not None and "lr" in self.options:
             raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
@@ -314,7 +318,9 @@ def _check_folder(folder: Path, described: Mapping[str, Any], resume: bool, free
         return
     if not resume:
         raise ValueError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
-    before = json.loads((folder / "settings.json").read_text())
+    # A run from before there was a setting has its default.
+    blank = json.loads(json.dumps(asdict(TrainingSettings("")), default=list))
+    before = {**blank, **json.loads((folder / "settings.json").read_text())}
     now = json.loads(json.dumps(described, default=list))
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
@@ -356,6 +362,17 @@ def _check_forces(settings: TrainingSettings, parts: Mapping[str, Sequence[Recor
                     f"crystal {record.name!r} of the {split} part {has}: the target {PES!r}, and no other, needs them "
                     f"for all crystals (read_records(path, {PES!r}))"
                 )
+            largest = 0.0 if record.forces is None else np.abs(record.forces).max()
+            if largest > _LARGEST_FORCE:
+                raise ValueError(
+                    f"crystal {record.name!r} of the {split} part has a force of {largest:.3g} eV/Å: is it broken, or "
+                    "in another unit? Remove or convert it"
+                )
+    if settings.target != PES or any(record.stress is not None for record in parts["train"]):
+        return
+    weights = {**WEIGHTS, **settings.weights}
+    if settings.weights.get("stress") or not (weights["energy"] or weights["forces"]):
+        raise ValueError("no training crystal has a stress: leave the weight of stress out, and give others")
 
 
 def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
@@ -400,19 +417,36 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
 
 
 def _new_potential(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
-    """Make a potential with the elements' energies and the root mean square force of its training data, or a copy."""
+    """Make a potential with the elements' energies and the scale of its training data.
+
+    Or a copy of ``init``, whose elements' energies are fitted to what it leaves of the training energies.
+    """
+    crystals = [record.atoms for record in records]
+    energies = np.array([record.target for record in records])
     if init is not None:
         if not isinstance(init, PRISMPotential):
             raise ValueError("forces need a potential to start from: a model that was trained with the target 'pes'")
         _check_init(settings, init)
-        return copy.deepcopy(init).train()
-    elements = elements_of(records)
-    arguments: dict[str, Any] = {"element_types": tuple(elements)}
+        changed = dict(init._init_args)
+        if settings.normalize:  # the data may count energies from elsewhere
+            left = energies - init.predict_structure(crystals).double().cpu().numpy()
+            had = changed["element_refs"] or (0.0,) * len(init.element_types)
+            changes = fit_element_refs(crystals, left, init.element_types)
+            changed["element_refs"] = tuple(ref + change for ref, change in zip(had, changes, strict=True))
+        model = PRISMPotential(**changed)
+        model.load_state_dict(init.state_dict())
+        return model
+    elements = tuple(settings.model.get("element_types") or elements_of(records))
+    arguments: dict[str, Any] = {"element_types": elements}
     if settings.normalize:
+        refs = fit_element_refs(crystals, energies, elements)
+        sizes = np.array([len(atoms) for atoms in crystals])
         forces = np.concatenate([record.forces for record in records if record.forces is not None])
-        energies = np.array([record.target for record in records])
-        arguments["std"] = float(np.sqrt(np.square(forces).mean())) or 1.0
-        arguments["element_refs"] = fit_element_refs([record.atoms for record in records], energies, elements)
+        # Where symmetry leaves no forces, as along an equation of state, the energies give the scale.
+        scale = max(
+            np.sqrt(np.square(forces).mean()), np.std(energies / sizes - element_shares(crystals, elements) @ refs)
+        )
+        arguments |= {"element_refs": refs, "std": float(scale) or 1.0}
     return PRISMPotential(**{**arguments, **settings.model})
 
 
