@@ -1,7 +1,7 @@
 """Potentials of Ni, Cu, Li, Mo, Si and Ge: RMSE of energies and forces beside NNP and SNAP.
 
 DATA is a folder with ELEMENT_train.extxyz.xz, the training parts of Zuo et al., J. Phys. Chem. A 124, 731 (2020). Their
-test parts are not there: of each file a tenth is held out as test and a tenth as validation, by seed 0. The numbers
+test parts are not there: of each file a fifth is held out as test and a twentieth as validation, by seed 0. The numbers
 of NNP and SNAP are those of the paper, on its own test parts. Each element is one training run, which goes on where it
 was stopped; with all done, only the table and the picture are made anew. "Turned" is the root mean square change of
 energies (meV/atom) and forces (eV/Å) when the test crystals are turned at random.
@@ -74,7 +74,7 @@ found, spread = {}, {}
 for element in arguments.elements:
     records = read_records(arguments.data / f"{element}_train.extxyz.xz", PES)
     order = np.random.default_rng(0).permutation(len(records))
-    ends = np.cumsum([round(0.1 * len(records))] * 2)
+    ends = np.cumsum([round(0.2 * len(records)), round(0.05 * len(records))])
     parts = {
         part: [records[index] for index in indices]
         for part, indices in zip(("test", "val", "train"), np.split(order, ends), strict=True)
@@ -109,6 +109,6 @@ for panel, which, words in zip(panels, (0, 1), ("energy RMSE (meV/atom)", "force
         panel.bar(places + 0.27 * (number - 1), heights, 0.25, color=color, label=name)
     panel.set(ylabel=words, xticks=places, xticklabels=list(found))
     panel.legend()
-figure.suptitle("mlearn: PRISM on a held-out tenth, NNP and SNAP as published")
+figure.suptitle("mlearn: PRISM on a held-out fifth, NNP and SNAP as published")
 figure.savefig(arguments.out / "mlearn.png", dpi=150)
 print(f"picture: {arguments.out / 'mlearn.png'}")

@@ -56,7 +56,7 @@ class PRISMPotential(PRISM):
     def __init__(
         self,
         element_types: tuple[str, ...] | None = None,
-        dim: int = 64,
+        dim: int = 32,
         num_layers: int = 2,
         num_rbf: int = 32,
         cutoff: float = 5.0,

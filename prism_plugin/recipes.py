@@ -11,7 +11,7 @@ __all__ = ["POTENTIAL", "Preset", "format_presets", "presets"]
 
 # How prism train learns energies, forces and stresses, where nothing else is said (docs/potential.md).
 POTENTIAL: Mapping[str, Any] = MappingProxyType(
-    {"optimizer": "muon", "lr": 2e-2, "batch_size": 4, "epochs": 200, "clip": 1.0}
+    {"optimizer": "muon", "lr": 2e-2, "options": {"weight_decay": 0.1}, "batch_size": 4, "epochs": 60, "clip": 1.0}
 )
 
 

@@ -522,6 +522,7 @@ def test_the_command_line_knows_what_a_potential_needs() -> None:
     for given in ({"data": "emt-alloys-pes"}, {"data": "mine.extxyz", "target": PES}):
         made = Job.make(given).settings
         assert (made.target, made.optimizer, made.lr, made.batch_size, made.clip) == (PES, "muon", 2e-2, 4, 1.0)
+        assert made.options == {"weight_decay": 0.1}
     assert Job.make({"data": "emt-alloys-pes", "optimizer": "elra"}).settings.clip is None
     with pytest.raises(ValueError, match="the presets are of properties"):
         Job.make({"preset": "jarvis/e_hull", "data": "mine.extxyz", "target": PES})
