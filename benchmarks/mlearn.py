@@ -117,14 +117,16 @@ panels = figure.subplots(1, 2)
 places = np.arange(len(singles))
 for panel, which, words in zip(panels, (0, 1), ("energy RMSE (meV/atom)", "force RMSE (eV/Å)"), strict=True):
     key = ("energy_rmse", "forces_rmse")[which]
-    bars = {
-        f"PRISM, mean of {len(arguments.seeds)} seeds": [scores[key] for scores in singles.values()],
-        "PRISM, their committee": [scores[key] for scores, *_ in together.values()],
-    }
+    seeds = len(arguments.seeds)
+    name = "PRISM" if seeds == 1 else f"PRISM, mean of {seeds} seeds"
+    bars = {name: [scores[key] for scores in singles.values()]}
+    if seeds > 1:
+        bars["PRISM, their committee"] = [scores[key] for scores, *_ in together.values()]
     bars |= {name: [values[element][which] for element in singles] for name, values in PUBLISHED.items()}
     for number, (name, heights) in enumerate(bars.items()):
-        color = ("#8da0cb", "#1f4e9c", "#d95f02", "#e6ab02")[number]
-        panel.bar(places + 0.2 * (number - 1.5), heights, 0.18, color=color, label=name)
+        color = ("#1f4e9c", "#8da0cb", "#d95f02", "#e6ab02")[number if seeds > 1 or number == 0 else number + 1]
+        width = 0.8 / len(bars)
+        panel.bar(places + width * (number - (len(bars) - 1) / 2), heights, 0.9 * width, color=color, label=name)
     panel.set(ylabel=words, xticks=places, xticklabels=list(singles))
 panels[0].legend(fontsize=8)
 figure.suptitle("mlearn: PRISM on a held-out fifth, NNP and SNAP as published", fontsize=11)
