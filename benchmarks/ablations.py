@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "similarity envelope: cosine": {"similarity_envelope": "cosine"},
     "similarity envelope: none": {"similarity_envelope": None},
     "similarity image: blended": {"similarity_image": "blended"},
+    "radial functions: even": {"rbf_scale": "even"},
     "fusion: gated": {"fusion": "gated"},
     "superatom readout: mean": {"superatom_readout": "mean"},
     "superatom readout and messages: mean": {"superatom_readout": "mean", "multiscale_aggregation": "mean"},

@@ -133,6 +133,8 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "std": 2.0,
         "task_type": "regression",
         "similarity_image": "blended",
+        "norm": None,
+        "element_refs": (-3.0, -1.5),
     }
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})
