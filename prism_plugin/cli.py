@@ -110,11 +110,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     Tables come as lists of pairs; :func:`training_values` makes them what :meth:`Job.make` reads.
     """
     add = parser.add_argument_group("how to train").add_argument
-    add("--epochs", type=int, help="passes over the training crystals (default: 500)")
-    add("--batch-size", type=int, help="crystals per update, all devices together (default: 64)")
+    add("--epochs", type=int, help="passes over the training crystals (default: 500; 60 for a potential)")
+    add("--batch-size", type=int, help="crystals per update, all devices together (default: 64; 4 for a potential)")
     add(
         "--optimizer",
-        help="adamw-schedulefree (default), adam-onecycle, elra, muon, rod-flow, sgd, or the path of a class such as "
+        help="adamw-schedulefree (default), adam-onecycle, elra, muon (default for a potential), rod-flow, sgd, or the "
+        "path of a class such as "
         "pytorch_optimizer.SOAP",
     )
     add("--lr", type=float, help="learning rate (default: the optimizer's own); elra adapts it by itself")
@@ -179,7 +180,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="score a model on crystals with a target",
-        description="Score a model. The folder gets predictions.csv, parity.png and elements.png. The MAE of the mean "
+        description="Score a model. The folder gets predictions.csv, parity.png, elements.png. The MAE of the mean "
         "is that of the best constant, the mean of the scored crystals.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -452,6 +452,9 @@ def test_a_potential_goes_on_from_another(run, parts, tmp_path) -> None:
     assert summary["scores"]["test"]["forces_rmse"] == pytest.approx(run[1]["scores"]["test"]["forces_rmse"], rel=0.1)
     with pytest.raises(ValueError, match="forces need a potential to start from"):
         train(settings(model={}), parts, tmp_path / "b", init=PRISM(("Cu",), dim=8, num_layers=1), progress=False)
+    plain = {name: [Record(r.atoms, r.target, r.name) for r in part] for name, part in parts.items()}
+    with pytest.raises(ValueError, match="a potential is a start for the target 'pes' only, not for 'energy'"):
+        train(TrainingSettings("energy", unit="eV"), plain, tmp_path / "c", init=init, progress=False)
 
 
 def test_averaging_optimizers_train_potentials(parts, tmp_path) -> None:
@@ -524,6 +527,7 @@ def test_the_command_line_knows_what_a_potential_needs() -> None:
         assert (made.target, made.optimizer, made.lr, made.batch_size, made.clip) == (PES, "muon", 2e-2, 4, 1.0)
         assert made.options == {"weight_decay": 0.1}
     assert Job.make({"data": "emt-alloys-pes", "optimizer": "elra"}).settings.clip is None
+    assert Job.make({"data": "emt-alloys-pes", "init": "runs/a/model"}).settings.lr == 1e-3
     with pytest.raises(ValueError, match="the presets are of properties"):
         Job.make({"preset": "jarvis/e_hull", "data": "mine.extxyz", "target": PES})
 

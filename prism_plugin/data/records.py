@@ -178,7 +178,8 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
             raise ValueError(f"{place}: {error}") from error
     wanted = "pair 'energy' and 'forces'" if target == PES else f"target {target!r}"
     if missing and not records:
-        raise ValueError(f"{path}: none of the {len(missing)} rows has the {wanted}; look for its name there")
+        hint = "; for energies alone: --target energy --unit eV --set readout=sum" if target == PES else ""
+        raise ValueError(f"{path}: none of the {len(missing)} rows has the {wanted}; look for the name there{hint}")
     if missing and not skip_missing:
         raise ValueError(
             f"{path}: the {wanted} is missing in {len(missing)} of {len(missing) + len(records)} rows "

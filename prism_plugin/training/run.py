@@ -395,6 +395,8 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
         return _new_potential(settings, records, init)
     arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
     if init is not None:
+        if isinstance(init, PRISMPotential):
+            raise ValueError(f"a potential is a start for the target {PES!r} only, not for {settings.target!r}")
         _check_init(settings, init)
         arguments = {**init._init_args, **arguments}
     else:
