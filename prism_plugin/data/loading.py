@@ -64,9 +64,10 @@ class GraphDataset(Dataset):
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
         self.graphs = graph_store(records, cutoff, cell_cutoff, progress, cache)
         self.forces = [record.forces for record in records]
-        # Not those of the graphs, whose cells are others where they are not periodic.
-        self.volumes = np.array([record.atoms.cell.volume for record in records])
-        self.stresses = [record.stress if record.atoms.cell.rank == 3 else None for record in records]
+        # Where there is a stress. Not of the graphs, whose cells are others where they are not periodic.
+        cells = [None if record.stress is None else record.atoms.cell for record in records]
+        self.volumes = np.array([np.nan if cell is None or cell.rank < 3 else cell.volume for cell in cells])
+        self.stresses = [record.stress for record in records]
 
     def subset(self, indices: np.ndarray) -> GraphDataset:
         """Some of the crystals, in this order; the graphs are shared."""
@@ -88,7 +89,7 @@ class GraphDataset(Dataset):
         forces, stress = self.forces[index], self.stresses[index]
         if forces is None:
             return self.graphs[index], self.targets[index]
-        virial = np.full((3, 3), np.nan) if stress is None else stress * self.volumes[index]
+        virial = np.full((3, 3), np.nan) if stress is None else stress * self.volumes[index]  # NaN without a volume
         return self.graphs[index], EnergyLabels(self.targets[index], torch.from_numpy(forces), torch.from_numpy(virial))
 
 

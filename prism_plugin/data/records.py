@@ -132,11 +132,12 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         ValueError: if the kind of file is unknown, a line is bad, or a target is missing or not finite.
     """
     path = Path(path)
-    if path.is_dir() and target == PES:
-        raise ValueError(
-            f"{str(path)!r} is a folder, whose table has one number a crystal: forces need an .extxyz or .jsonl file"
-        )
     if path.is_dir():
+        if target == PES:
+            raise ValueError(
+                f"{str(path)!r} is a folder, whose table has one number a crystal: forces need an .extxyz or .jsonl "
+                "file"
+            )
         return _gather(_read_folder(path), path, target, skip_missing)
     if not path.is_file():
         raise FileNotFoundError(f"no data file {str(path)!r}; give a .jsonl or .extxyz file, or the name of a data set")

@@ -75,16 +75,13 @@ class PropertyTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.metric = self._metric()
+        self.metric = METRICS[model.task_type]
         self.optimizer_name = optimizer
         self.options, self.callback_options = split_options(optimizer, options or {})
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
         self.batchnorm_batches = batchnorm_batches
-
-    def _metric(self) -> str:
-        return METRICS[self.model.task_type]
 
     def errors(self, crystals: CrystalBatch, targets: Any) -> Tensor:
         """Loss of each crystal, shape ``(crystals,)``."""
@@ -220,11 +217,9 @@ class PotentialTraining(PropertyTraining):
         seed: int = 0,
     ) -> None:
         super().__init__(model, optimizer, options, rotate, seed)
+        self.metric = METRICS["potential"]
         self.weights = weights
         self.mean_atoms = mean_atoms
-
-    def _metric(self) -> str:
-        return METRICS["potential"]
 
     def errors(self, crystals: CrystalBatch, targets: EnergyLabels) -> Tensor:
         """Loss of each crystal, shape ``(crystals,)``."""
