@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.graph import CrystalGraph
+from prism_plugin.lattice import times_matrix
 
 __all__ = ["CrystalBatch", "batch_graphs"]
 
@@ -61,15 +62,14 @@ class CrystalBatch:
     def edge_vector(self) -> Tensor:
         """Vectors receiver -> sender of the atomistic edges, Å, shape ``(edges, 3)`` (PRISM Eq. 6)."""
         receiver, sender = self.edge_index
-        lattice = self.lattice.index_select(0, self.atom_crystal.index_select(0, receiver))
-        shift = (self.edge_image.to(lattice.dtype).unsqueeze(-1) * lattice).sum(dim=1)
+        crystal = self.atom_crystal.index_select(0, receiver)
+        shift = times_matrix(self.edge_image.to(self.lattice.dtype), self.lattice, crystal)
         return self.positions.index_select(0, sender) + shift - self.positions.index_select(0, receiver)
 
     @property
     def cell_vector(self) -> Tensor:
         """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
-        lattice = self.lattice.index_select(0, self.cell_crystal)
-        return (self.cell_image.to(lattice.dtype).unsqueeze(-1) * lattice).sum(dim=1)
+        return times_matrix(self.cell_image.to(self.lattice.dtype), self.lattice, self.cell_crystal)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""

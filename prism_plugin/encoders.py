@@ -9,6 +9,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from prism_plugin.tiles import as_weight, in_tiles, linear
 
 __all__ = ["AtomEncoder", "EdgeEncoder", "RadialBasis", "SuperatomEncoder", "cosine_envelope", "feature_envelope"]
 
@@ -89,7 +92,9 @@ class RadialBasis(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """Distances of shape ``(edges,)`` -> values of shape ``(edges, num_rbf)``."""
         decayed = torch.exp(-self.decay * distance).unsqueeze(-1)
-        return torch.exp(-self.width * (decayed - self.centers.to(distance.dtype)) ** 2)
+        exponent = -self.width * (decayed - self.centers.to(distance.dtype)) ** 2
+        # Below the smallest normal number exp takes many times longer, and its answer is 0 in all but name.
+        return torch.exp(exponent.clamp(min=math.log(torch.finfo(exponent.dtype).tiny) + 1))
 
 
 class EdgeEncoder(nn.Module):
@@ -102,7 +107,13 @@ class EdgeEncoder(nn.Module):
 
     def forward(self, vector: Tensor, distance: Tensor) -> Tensor:
         """Vectors ``(edges, 3)`` and their lengths ``(edges,)``, Å -> features ``(edges, dim)``."""
-        return self.mlp(torch.cat([self.rbf(distance), vector / distance.unsqueeze(-1)], dim=-1))
+        weights = tuple(as_weight(weight) for weight in self.mlp.parameters())  # of both linear layers, in order
+        return in_tiles(self._encode, (vector, distance), weights, len(weights[0]))
+
+    def _encode(self, vector: Tensor, distance: Tensor, *weights: Tensor) -> Tensor:
+        first, first_bias, second, second_bias = weights
+        rows = torch.cat([self.rbf(distance), vector / distance.unsqueeze(-1)], dim=-1)
+        return functional.silu(linear(functional.silu(linear(rows, first, first_bias)), second, second_bias))
 
 
 class AtomEncoder(nn.Module):

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prism_plugin.distributed import rank_and_size, sum_over_processes
+from prism_plugin.gated import Answer, GatedTensors, Settings, gated_messages
+from prism_plugin.tiles import as_weight, linear
 
-__all__ = ["EXPERTS", "FeatureNorm", "GatedMessagePassing", "MultiscaleMessagePassing", "similar_pairs"]
+__all__ = ["EXPERTS", "FeatureNorm", "GatedMessagePassing", "MultiscaleMessagePassing"]
 
 EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
 
@@ -28,31 +30,37 @@ class FeatureNorm(nn.BatchNorm1d):
     running_var: Tensor
     num_batches_tracked: Tensor
 
+    def rows(self, rows: Tensor) -> float:
+        """Number of rows, while training of all processes."""
+        if not self.training or rank_and_size()[1] == 1:
+            return float(len(rows))
+        return float(sum_over_processes(torch.tensor([float(len(rows))], device=rows.device)))
+
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Factor and summand that normalize by the running statistics, shape ``(dim,)`` each."""
+        factor = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return factor, self.bias - self.running_mean * factor
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        """Let the running statistics follow those of ``count`` rows, shape ``(dim,)`` each."""
+        self.num_batches_tracked += 1
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), share)
+
     def forward(self, values: Tensor) -> Tensor:
         """Normalize rows of shape ``(rows, dim)``."""
-        if self.training and rank_and_size()[1] > 1:
-            return self._forward_together(values)
-        if self.training and len(values) < 2:
-            return functional.batch_norm(
-                values, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
-        return super().forward(values)
-
-    def _forward_together(self, values: Tensor) -> Tensor:
-        """As torch's own SyncBatchNorm, which knows CUDA only."""
-        width = values.shape[1]
-        sums = sum_over_processes(torch.cat([values.sum(dim=0), values.new_tensor([len(values)])]))
-        count = sums[width].detach()
-        if count < 2:
-            mean, variance = self.running_mean.to(values.dtype), self.running_var.to(values.dtype)
-        else:
-            mean = sums[:width] / count
-            variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.detach().to(self.running_mean), share)
-                self.running_var.lerp_((variance * count / (count - 1)).detach().to(self.running_var), share)
+        count = self.rows(values)
+        if not self.training or count < 2:
+            factor, summand = self.running()
+            return torch.addcmul(summand, values, factor)
+        if rank_and_size()[1] == 1:
+            return super().forward(values)
+        # As torch's own SyncBatchNorm, which knows CUDA only.
+        mean = sum_over_processes(values.sum(dim=0)) / count
+        variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
+        self.follow(mean.detach(), variance.detach(), count)
         return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
@@ -74,6 +82,7 @@ class GatedMessagePassing(nn.Module):
     def __init__(self, dim: int, norm: str | None = "batch") -> None:
         super().__init__()
         self.dim = dim
+        self.recompute = False
         self.project = nn.Linear(3 * dim, 2 * dim)  # first layers of MLP_gate and MLP_msg, in this order
         self.gate = nn.Linear(dim, dim)
         self.message = nn.Linear(dim, dim)
@@ -95,20 +104,54 @@ class GatedMessagePassing(nn.Module):
         Returns:
             h' of shape ``(nodes, dim)`` and e' of shape ``(edges, dim)`` or None.
         """
-        receiver, sender = index
-        of_receiver, of_edge, of_sender = self.project.weight.split(self.dim, dim=1)
-        hidden = functional.linear(edges, of_edge, self.project.bias)
-        # In place: these are the largest tensors, and no backward pass needs the sums' terms.
-        hidden += functional.linear(nodes, of_receiver).index_select(0, receiver)
-        hidden += functional.linear(nodes, of_sender).index_select(0, sender)
-        for_gate, for_message = functional.silu(hidden).split(self.dim, dim=1)
-        gate = torch.sigmoid(self.gate_norm(self.gate(for_gate)))  # Eq. 9
-        if envelope is not None:
-            gate = gate * envelope.unsqueeze(-1)
-        message = self.message(for_message) * gate  # Eq. 11-12
-        total = torch.zeros_like(nodes).index_add(0, receiver, message.to(nodes.dtype))
-        updated = nodes + functional.silu(self.norm(total))  # Eq. 13
-        return updated, edges + gate if update_edges else None  # Eq. 14
+        answer = self.messages(nodes, edges, index, envelope, update_edges)
+        return self.update(nodes, answer.total), answer.edges
+
+    @property
+    def sees_all_edges(self) -> bool:
+        """Whether the answer at a node depends on edges that end elsewhere: on the statistics of all."""
+        return isinstance(self.gate_norm, FeatureNorm) and self.gate_norm.training
+
+    def update(self, nodes: Tensor, total: Tensor) -> Tensor:
+        """Nodes and the sum of their messages, ``(nodes, dim)`` each -> h' (Eq. 13)."""
+        return nodes + functional.silu(self.norm(total))
+
+    def messages(
+        self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
+    ) -> Answer:
+        """Sum the messages along edges, arguments as above; a part of the edges gives its part of the sum.
+
+        A part that is not all is answered only if not ``sees_all_edges``.
+        """
+        of_receiver, of_edge, of_sender = as_weight(self.project.weight).split(self.dim, dim=1)
+        norm: nn.Module = self.gate_norm
+        gate_weight: Tensor = self.gate.weight
+        gate_bias: Tensor = self.gate.bias
+        scale, shift, eps, rows = None, None, 0.0, 0.0
+        if isinstance(norm, FeatureNorm):
+            rows = norm.rows(edges)
+            if norm.training and rows >= 2:
+                scale, shift, eps = norm.weight, norm.bias, norm.eps
+            else:  # a fixed affine map: part of the gate's last layer
+                factor, summand = norm.running()
+                gate_weight, gate_bias = factor.unsqueeze(1) * gate_weight, factor * gate_bias + summand
+        tensors = GatedTensors(
+            linear(nodes, of_receiver, as_weight(self.project.bias)),
+            linear(nodes, of_sender),
+            edges,
+            envelope,
+            of_edge,
+            as_weight(gate_weight),
+            as_weight(gate_bias),
+            as_weight(self.message.weight),
+            as_weight(self.message.bias),
+            scale,
+            shift,
+        )
+        answer = gated_messages(tensors, Settings(index, update_edges, eps, rows), self.recompute)
+        if isinstance(norm, FeatureNorm) and answer.mean is not None and answer.variance is not None:
+            norm.follow(answer.mean, answer.variance, rows)
+        return answer
 
 
 class MultiscaleMessagePassing(nn.Module):
@@ -159,45 +202,3 @@ class MultiscaleMessagePassing(nn.Module):
             counts = torch.bincount(atom_crystal, minlength=len(superatoms))
             total = total / counts.to(total.dtype).unsqueeze(-1)
         return updated_atoms, superatoms + functional.silu(self.superatom_norm(total))
-
-
-def similar_pairs(atoms: Tensor, atom_crystal: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Find the similarity edges: pairs i != j of one crystal with ||h_i - h_j|| <= threshold.
-
-    Crystals are compared each within itself, in blocks of rows, so that memory grows neither with the square of the
-    batch nor of the largest crystal.
-
-    Args:
-        atoms: h, shape ``(atoms, dim)``.
-        atom_crystal: crystal of each atom, ascending, shape ``(atoms,)``.
-        threshold: on the Euclidean distance.
-
-    Returns:
-        Receivers and senders, shape ``(2, edges)``, receivers ascending; and the squared feature distances, shape
-        ``(edges,)``, differentiable.
-    """
-    pairs = [torch.zeros(2, 0, dtype=torch.long, device=atoms.device)]
-    with torch.no_grad():
-        features = atoms.detach().float() if atoms.dtype in (torch.bfloat16, torch.float16) else atoms.detach()
-        start = 0
-        for size in torch.bincount(atom_crystal).tolist():
-            crystal = features[start : start + size]
-            crystal = crystal - crystal.mean(dim=0)
-            # |a|^2 + |b|^2 - 2ab cancels: allow for its rounding here, the exact distance below decides.
-            square = (crystal * crystal).sum(dim=1)
-            slack = 64 * torch.finfo(features.dtype).eps * square.max() if size else 0.0
-            for row in range(0, size, 1024):
-                block = crystal[row : row + 1024]
-                squared = torch.addmm(square.unsqueeze(0), block, crystal.T, alpha=-2.0)
-                squared = squared + square[row : row + 1024].unsqueeze(1)
-                near = (squared <= threshold**2 + slack).nonzero()
-                pairs.append((near + near.new_tensor([row, 0])).T + start)
-            start += size
-    receiver, sender = torch.cat(pairs, dim=1)
-    different = receiver != sender
-    receiver, sender = receiver[different], sender[different]
-    difference = atoms.index_select(0, receiver) - atoms.index_select(0, sender)
-    squared_distance = (difference * difference).sum(dim=1)
-    kept = (squared_distance.detach() <= threshold**2).nonzero().squeeze(1)
-    index = torch.stack([receiver.index_select(0, kept), sender.index_select(0, kept)])
-    return index, squared_distance.index_select(0, kept)

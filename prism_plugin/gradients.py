@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from prism_plugin.batch import CrystalBatch
+from prism_plugin.lattice import times_matrix
 from prism_plugin.model import PRISM, evaluation
+from prism_plugin.tiles import gradients_of_inputs
 
 __all__ = ["EDGES_WITH_GRADIENTS", "energies_with_gradients", "plain_computation"]
 
@@ -48,12 +50,12 @@ def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: boo
     Raises:
         ValueError: if the batch does not fit the model (:meth:`~prism_plugin.PRISM.as_batch`).
     """
-    with torch.enable_grad(), evaluation(model):
+    with torch.enable_grad(), evaluation(model), gradients_of_inputs(twice=create_graph):
         batch = model.as_batch(batch)
         positions = batch.positions.detach().requires_grad_()
         strain = batch.lattice.new_zeros(len(batch), 3, 3).requires_grad_()
         deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.mT) / 2
-        moved = (positions.unsqueeze(1) @ deformation.index_select(0, batch.atom_crystal)).squeeze(1)
+        moved = times_matrix(positions, deformation, batch.atom_crystal)
         outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))
         of_positions, of_strain = torch.autograd.grad(
             outputs.sum(), (positions, strain), create_graph=create_graph, allow_unused=True, materialize_grads=True

@@ -10,15 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.encoders import EdgeEncoder, cosine_envelope, feature_envelope
-from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing, similar_pairs
+from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.fusion import Fusion
 from prism_plugin.lattice import blended_image, minimum_image
+from prism_plugin.similarity import similar_blocks, similar_pairs
+from prism_plugin.tiles import needs_gradient
 
 __all__ = ["Edges", "PRISMLayer", "encode_edges"]
+
+# Features of the similarity edges that are held at once where nothing is differentiated: 0.25 GB in float32.
+_NUMBERS_PER_BLOCK = 2**26
 
 
 @dataclass(frozen=True)
@@ -120,8 +126,7 @@ class PRISMLayer(nn.Module):
                 if answer is not None:
                     of_superatoms[name] = answer
             elif name == "similarity":
-                similar = self._similarity_edges(atoms, batch)
-                of_atoms[name], _ = expert(atoms, similar.features, similar.index, similar.envelope, update_edges=False)
+                of_atoms[name] = self._similarity(cast("GatedMessagePassing", expert), atoms, batch)
             elif name == "atomistic" or not last:
                 nodes, answers = (atoms, of_atoms) if name == "atomistic" else (superatoms, of_superatoms)
                 given = edges[name]
@@ -136,9 +141,23 @@ class PRISMLayer(nn.Module):
             superatoms = self.superatom_fusion([of_superatoms[name] for name in self.superatom_fusion.experts])
         return atoms, superatoms, updated
 
-    def _similarity_edges(self, atoms: Tensor, batch: CrystalBatch) -> Edges:
-        """Connect atoms of one crystal with similar features, along their minimum image."""
-        index, squared = similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)
+    def _similarity(self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch) -> Tensor:
+        """Pass messages along similarity edges: all at once if autograd or BatchNorm must see them, else in blocks."""
+        whole = expert.sees_all_edges or needs_gradient(atoms, batch.positions, *self.parameters())
+        if whole:
+            blocks = iter([similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)])
+        else:
+            most = _NUMBERS_PER_BLOCK // atoms.shape[1]
+            blocks = similar_blocks(atoms, batch.atom_crystal, self.similarity_cutoff, most)
+        totals = []
+        for index, squared in blocks:
+            edges = self._similarity_edges(index, squared, batch)
+            answer = expert.messages(atoms, edges.features, index, edges.envelope, update_edges=False)
+            totals.append(answer.total)
+        return expert.update(atoms, totals[0] if whole else torch.stack(totals).sum(dim=0))
+
+    def _similarity_edges(self, index: Tensor, squared: Tensor, batch: CrystalBatch) -> Edges:
+        """Give pairs of similar atoms the geometry of their minimum image, and an envelope."""
         receiver, sender = index
         displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
         crystal = batch.atom_crystal.index_select(0, receiver)

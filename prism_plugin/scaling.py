@@ -16,10 +16,10 @@ from ase import Atoms
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from prism_plugin.experts import similar_pairs
 from prism_plugin.files import replaced
 from prism_plugin.graph import build_graph
 from prism_plugin.model import PRISM
+from prism_plugin.similarity import similar_pairs
 from prism_plugin.training.plots import save_figure
 
 __all__ = ["count_edges", "fit_edges", "format_fits", "write_scaling"]

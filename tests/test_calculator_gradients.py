@@ -75,7 +75,8 @@ def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default)
         model = energy_model() if which == "small" else random_potential(experts=EXPERTS)
         atoms.calc = PRISMCalculator(model, compute_forces=True)
     some = [0, 17, 51] if len(atoms) > 20 else list(range(len(atoms)))
-    numerical = calculate_numerical_forces(atoms, eps=1e-5, iatoms=some)
+    # Of an energy of 2e4 the rounding alone, over a step of 1e-5, is 1e-6.
+    numerical = calculate_numerical_forces(atoms, eps=3e-5 if len(atoms) > 20 else 1e-5, iatoms=some)
     assert np.abs(atoms.get_forces()[some] - numerical).max() < 1e-6
     assert np.abs(atoms.get_forces().sum(axis=0)).max() < 1e-9
     if atoms.cell.rank == 3:
