@@ -113,7 +113,8 @@ class EdgeEncoder(nn.Module):
     def _encode(self, vector: Tensor, distance: Tensor, *weights: Tensor) -> Tensor:
         first, first_bias, second, second_bias = weights
         rows = torch.cat([self.rbf(distance), vector / distance.unsqueeze(-1)], dim=-1)
-        return functional.silu(linear(functional.silu(linear(rows, first, first_bias)), second, second_bias))
+        features = functional.silu(linear(functional.silu(linear(rows, first, first_bias)), second, second_bias))
+        return features.to(vector.dtype)  # under autocast products are shorter, features are not
 
 
 class AtomEncoder(nn.Module):

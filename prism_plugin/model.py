@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from prism_plugin.batch import CrystalBatch, batch_graphs
 from prism_plugin.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
-from prism_plugin.experts import EXPERTS
+from prism_plugin.experts import EXPERTS, GatedMessagePassing
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.layer import Edges, PRISMLayer, encode_edges
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
@@ -218,6 +218,20 @@ class PRISM(MatGLModel):
         """Floating dtype of the weights."""
         return next(self.parameters()).dtype
 
+    @property
+    def recompute(self) -> bool:
+        """Whether training computes the activations of edges anew in the backward pass in place of keeping them.
+
+        Takes longer and a fifth of the memory (docs/performance.md); the numbers are the same. Can be set at any time.
+        """
+        return all(module.recompute for module in self.modules() if isinstance(module, GatedMessagePassing))
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, GatedMessagePassing):
+                module.recompute = value
+
     def save(self, path: str | Path = ".", metadata: dict[str, Any] | None = None, makedirs: bool = True) -> None:
         """Save in matgl's format, for ``matgl.load_model(path)``.
 
@@ -345,10 +359,11 @@ class PRISM(MatGLModel):
         Returns:
             Shape ``(atoms,)``.
         """
-        atoms = self.atom_encoder(batch.atomic_numbers)
+        # Under autocast products are computed in fewer digits; the features that they are added to keep theirs.
+        atoms = self.atom_encoder(batch.atomic_numbers).to(self.dtype)
         superatoms = atoms.new_zeros(len(batch), 0)
         if self.has_superatom:
-            superatoms = self.superatom_encoder(batch.atomic_numbers, batch.atom_crystal, len(batch))
+            superatoms = self.superatom_encoder(batch.atomic_numbers, batch.atom_crystal, len(batch)).to(self.dtype)
         edges: dict[str, Edges] = {}
         if "atomistic" in self.expert_names:
             edges["atomistic"] = encode_edges(self.atomistic_encoder, batch.edge_vector, batch.edge_index, self.cutoff)

@@ -31,6 +31,7 @@ __all__ = [
 # A GPU is to be kept busy: there tiles only bound the memory.
 _NUMBERS = {"cpu": 2**20}
 _NUMBERS_ELSEWHERE = 2**28
+_FEWEST_ROWS = 256
 
 
 def tiles(rows: int, width: int, device: torch.device) -> list[slice]:
@@ -40,7 +41,7 @@ def tiles(rows: int, width: int, device: torch.device) -> list[slice]:
         >>> tiles(5000, 512, torch.device("cpu"))
         [slice(0, 2048, None), slice(2048, 4096, None), slice(4096, 5000, None)]
     """
-    size = max(256, _NUMBERS.get(device.type, _NUMBERS_ELSEWHERE) // width)
+    size = max(_FEWEST_ROWS, _NUMBERS.get(device.type, _NUMBERS_ELSEWHERE) // width)
     return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
 
 

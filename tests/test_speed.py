@@ -1,0 +1,268 @@
+"""Kind 1, reference: the fast path against its slow twins; and what it may cost."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import prism_plugin.tiles
+from prism_plugin import PRISM, batch_graphs, build_graph
+from prism_plugin.batch import CrystalBatch
+from prism_plugin.gated import GatedTensors, Settings, gated_messages, plain_messages
+from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.similarity import similar_blocks, similar_pairs
+from prism_plugin.tiles import gradients_of_inputs, in_tiles, linear, product, tiles
+from tests.conftest import crystal_zoo, small_model
+
+_specification = importlib.util.spec_from_file_location("twins", Path(__file__).parents[1] / "benchmarks" / "twins.py")
+twins = importlib.util.module_from_spec(_specification)
+_specification.loader.exec_module(twins)
+
+NAMES = ("cesium chloride", "skewed", "slab", "one atom", "low symmetry", "wire")
+
+
+@pytest.fixture
+def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of a few rows, and similarity edges in blocks of a few pairs."""
+    monkeypatch.setattr(prism_plugin.tiles, "_NUMBERS", {"cpu": 112})
+    monkeypatch.setattr(prism_plugin.tiles, "_FEWEST_ROWS", 7)
+    monkeypatch.setattr(prism_plugin.layer, "_NUMBERS_PER_BLOCK", 40)
+
+
+def batch_of(model: PRISM, names: tuple[str, ...] = NAMES) -> CrystalBatch:
+    return batch_graphs([build_graph(crystal_zoo()[name], model.cutoff, model.cell_cutoff) for name in names])
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"similarity_cutoff": 3.0},
+        {"similarity_cutoff": 3.0, "similarity_envelope": "cosine", "cutoff": 4.5},
+        {"similarity_cutoff": 3.0, "similarity_envelope": None, "fusion": "gated"},
+        {"similarity_cutoff": 3.0, "norm": None},
+        {"experts": ("atomistic",), "atom_encoder": "cartnet"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+def test_fast_path_equals_the_naive_twin(many_tiles, variant: dict, training: bool, recompute: bool) -> None:
+    model = small_model(**variant).train(training)
+    twin = twins.naive(copy.deepcopy(model))
+    model.recompute = recompute
+    batch = batch_of(model)
+    assert batch.edge_index.shape[1] > 10 * 7
+    with torch.no_grad():
+        torch.testing.assert_close(copy.deepcopy(model)(batch), copy.deepcopy(twin)(batch), rtol=1e-12, atol=1e-12)
+    answers = []
+    for one in (model, twin):
+        prediction = one(batch)
+        gradients = torch.autograd.grad(prediction.square().sum(), list(one.parameters()), allow_unused=True)
+        answers.append((prediction, *gradients, *[buffer.clone() for buffer in one.buffers()]))
+    names = [
+        "prediction",
+        *[name for name, _ in model.named_parameters()],
+        *[name for name, _ in model.named_buffers()],
+    ]
+    for name, ours, theirs in zip(names, *answers, strict=True):
+        assert (ours is None) == (theirs is None), name
+        if ours is not None:
+            scale = float(theirs.detach().abs().max()) if theirs.numel() else 0.0
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-12, atol=1e-12 * max(scale, 1.0), msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_forces_of_the_fast_path_equal_those_of_the_twin(many_tiles, create_graph: bool) -> None:
+    model = small_model(similarity_cutoff=3.0)
+    twin = twins.naive(copy.deepcopy(model))
+    ours, theirs = (energies_with_gradients(one, batch_of(one), create_graph) for one in (model, twin))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-11, atol=1e-12)
+    if create_graph:  # forces differentiated by the weights
+        losses = [answer["forces"].square().sum() + answer["virial"].square().sum() for answer in (ours, theirs)]
+        pairs = zip(losses, (model, twin), strict=True)
+        grads = [torch.autograd.grad(loss, list(one.parameters()), allow_unused=True) for loss, one in pairs]
+        scale = max(float(grad.abs().max()) for grad in grads[1] if grad is not None)
+        for our, their in zip(*grads, strict=True):
+            assert (our is None) == (their is None)
+            if our is not None:
+                torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-12 * scale)
+
+
+def gated_inputs(
+    norm: bool, envelope: bool, edges: int = 23, dim: int = 4, dtype: torch.dtype = torch.float64
+) -> tuple[GatedTensors, Settings]:
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    nodes = 5
+    index = torch.randint(nodes, (2, edges), generator=generator)
+    tensors = GatedTensors(
+        random(nodes, 2 * dim),
+        random(nodes, 2 * dim),
+        random(edges, dim),
+        random(edges) if envelope else None,
+        random(2 * dim, dim),
+        random(dim, dim),
+        random(dim),
+        random(dim, dim),
+        random(dim),
+        random(dim) if norm else None,
+        random(dim) if norm else None,
+    )
+    return tensors, Settings(index, True, 1e-5, float(edges))
+
+
+def flat(function, settings: Settings):
+    """A function of the tensors that are there, for gradcheck, and these."""
+
+    def of(tensors: GatedTensors):
+        there = [number for number, tensor in enumerate(tensors) if tensor is not None]
+
+        def call(*given: Tensor) -> tuple[Tensor, ...]:
+            filled: list[Tensor | None] = [None] * len(tensors)
+            for number, tensor in zip(there, given, strict=True):
+                filled[number] = tensor
+            return function(GatedTensors(*filled), settings)[:2]
+
+        return call, tuple(tensors[number] for number in there)
+
+    return of
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("envelope", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_gated_messages_have_the_gradients_of_finite_differences(many_tiles, norm, envelope, recompute) -> None:
+    tensors, settings = gated_inputs(norm, envelope)
+    call, given = flat(lambda t, s: gated_messages(t, s, recompute), settings)(tensors)
+    assert torch.autograd.gradcheck(call, given)
+    assert torch.autograd.gradgradcheck(call, given)
+
+
+@pytest.mark.parametrize("edges", [0, 1, 2, 7, 23])
+@pytest.mark.parametrize("update_edges", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+def test_gated_messages_equal_the_plain_ones(many_tiles, norm: bool, update_edges: bool, edges: int) -> None:
+    if norm and edges < 2:
+        pytest.skip("no statistics of fewer than two edges: FeatureNorm takes the running ones")
+    tensors, settings = gated_inputs(norm, True, edges)
+    settings = settings._replace(update_edges=update_edges)
+    ours, plain = gated_messages(tensors, settings), plain_messages(tensors, settings)
+    for our, their in zip(ours, plain, strict=True):
+        assert (our is None) == (their is None)
+        if our is not None:
+            torch.testing.assert_close(our, their, rtol=1e-12, atol=1e-12)
+    for only in range(2 if update_edges else 1):  # also if only one of the answers is differentiated
+        losses = [answer[only].sin().sum() for answer in (ours, plain)]
+        wanted = [tensor for tensor in tensors if tensor is not None]
+        found = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses]
+        for our, their in zip(*found, strict=True):
+            torch.testing.assert_close(
+                torch.zeros(()).double() if our is None else our.sum(),
+                torch.zeros(()).double() if their is None else their.sum(),
+                rtol=1e-11,
+                atol=1e-11,
+            )
+
+
+def test_products_by_onednn_equal_those_in_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((3000, 96), (64, 96), (64,)))
+    plus = torch.randn(3000, 64, generator=generator)
+    exact = rows.double() @ weight.double().T + bias.double()
+    assert rows.numel() * len(weight) > prism_plugin.tiles._ONEDNN_PAYS
+    torch.testing.assert_close(product(rows, weight, bias).double(), exact, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(product(rows, weight, bias, plus).double(), exact + plus.double(), rtol=1e-5, atol=1e-4)
+    wide = torch.randn(64, 300, generator=generator)
+    part = wide.split(96, dim=1)[1]  # oneDNN alone takes a hundred times longer for it
+    torch.testing.assert_close(product(rows, part), torch.nn.functional.linear(rows, part), rtol=1e-5, atol=1e-4)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        torch.testing.assert_close(product(rows, weight, bias), torch.nn.functional.linear(rows, weight, bias))
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+def test_linear_can_be_differentiated_twice() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, bias = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((5, 3), (4, 3), (4,))
+    )
+    assert torch.autograd.gradcheck(linear, (rows, weight, bias))
+    assert torch.autograd.gradgradcheck(linear, (rows, weight, bias))
+
+
+def test_in_tiles_can_be_differentiated_twice(many_tiles) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((17, 3), (4, 3))
+    )
+
+    def function(rows: Tensor, weight: Tensor) -> Tensor:
+        return in_tiles(lambda r, w: torch.sin(r @ w.T), (rows,), (weight,), 16)
+
+    assert len(tiles(17, 16, rows.device)) == 3
+    torch.testing.assert_close(function(rows, weight), torch.sin(rows @ weight.T))
+    assert torch.autograd.gradcheck(function, (rows, weight))
+    assert torch.autograd.gradgradcheck(function, (rows, weight))
+
+
+def test_weights_have_no_gradients_where_only_those_of_inputs_are_wanted() -> None:
+    expert = small_model().layers[0].experts["atomistic"]
+    nodes, edges = (torch.randn(rows, 8, dtype=torch.float64).requires_grad_() for rows in (3, 4))
+    with gradients_of_inputs(twice=False):
+        answer, _ = expert(nodes, edges, torch.tensor([[0, 0, 1, 2]] * 2), None, False)
+    names, weights = zip(*expert.named_parameters(), strict=True)
+    grads = torch.autograd.grad(answer.sum(), [nodes, edges, *weights], allow_unused=True)
+    assert [name for name, grad in zip(names, grads[2:], strict=True) if grad is not None] == [
+        "norm.weight",
+        "norm.bias",
+    ]
+    assert all(grad.abs().max() > 0 for grad in grads[:2])
+
+
+@pytest.mark.parametrize("most", [1, 40, 10**6])
+def test_blocks_of_similar_pairs_are_all_pairs_in_order(most: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.tensor([1, 200, 3, 0, 70, 60, 2])
+    crystal = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    atoms = torch.randn(len(crystal), 3, generator=generator, dtype=torch.float64)
+    near = (torch.cdist(atoms, atoms) <= 0.7) & (crystal[:, None] == crystal[None, :])
+    near.fill_diagonal_(False)
+    blocks = list(similar_blocks(atoms, crystal, 0.7, most))
+    assert torch.equal(torch.cat([index for index, _ in blocks], dim=1), near.nonzero().T)
+    if most == 40:
+        assert len(blocks) > 5
+        assert max(index.shape[1] for index, _ in blocks) < 40 + 200
+    index, squared = similar_pairs(atoms.requires_grad_(), crystal, 0.7)
+    assert torch.equal(index, near.nonzero().T)
+    torch.testing.assert_close(squared, (atoms[index[0]] - atoms[index[1]]).square().sum(dim=1))
+    (slope,) = torch.autograd.grad(squared.sum(), atoms)
+    assert slope.abs().max() > 0.1
+
+
+def test_a_step_under_autocast_is_close_to_one_in_float32() -> None:
+    torch.manual_seed(0)
+    model = PRISM(dim=32, num_layers=2, num_rbf=16, cutoff=3.2, cell_cutoff=6.0).train()
+    batch = batch_of(model)
+    answers = []
+    for enabled in (False, True):
+        one = copy.deepcopy(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            prediction = one(batch)
+        assert prediction.dtype == torch.float32
+        weight = one.layers[0].experts["atomistic"].project.weight
+        answers.append((prediction.detach(), torch.autograd.grad(prediction.square().sum(), weight)[0]))
+    for exact, short in zip(*answers, strict=True):
+        assert 0 < (exact - short).norm() < 0.05 * exact.norm()
