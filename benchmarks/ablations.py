@@ -53,8 +53,13 @@ VARIANTS: dict[str, dict[str, object]] = {
     "superatom readout: mean": {"superatom_readout": "mean"},
     "superatom readout and messages: mean": {"superatom_readout": "mean", "multiscale_aggregation": "mean"},
     "without rotation of training crystals": {},
+    "products in bfloat16": {},
 }
-UNROTATED = "without rotation of training crystals"
+# Name -> other settings that differ.
+TRAININGS: dict[str, dict[str, object]] = {
+    "without rotation of training crystals": {"rotate": False},
+    "products in bfloat16": {"precision": "bf16-mixed"},
+}
 TURNS = 8
 TURNED = 500  # validation crystals
 
@@ -67,7 +72,7 @@ def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root:
             model={**SETTINGS.model, **VARIANTS[name]},
             epochs=epochs,
             seed=seed,
-            rotate=name != UNROTATED,
+            **TRAININGS.get(name, {}),
         )
         print(folder.name, flush=True)
         train(settings, parts, folder, resume=True, progress=False)

@@ -141,6 +141,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         **pairs,
     )
     add("--clip", type=float, help="largest norm of the gradient (default: none; 1 for a potential)")
+    add("--precision", help="32-true (default) or bf16-mixed: products in bfloat16, docs/performance.md")
+    add("--recompute", action="store_true", help="keep no activations of edges: less memory, more time, same numbers")
     add("--no-rotate", dest="rotate", action="store_false", help="no random rotation of training crystals")
     add("--no-normalize", dest="normalize", action="store_false", help="no mean and spread of the targets in the model")
     add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics (default: all)")

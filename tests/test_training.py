@@ -483,6 +483,46 @@ def test_bad_settings_are_refused() -> None:
         with_settings(options={"accumulate": 2})
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         with_settings(device="gpu")
+    with pytest.raises(ValueError, match="unknown precision 'bf16'; choose one of: 32-true, bf16-mixed"):
+        with_settings(precision="bf16")
+    with pytest.raises(ValueError, match="rod-flow needs precision '32-true'"):
+        with_settings(precision="bf16-mixed", optimizer="rod-flow", lr=None)
+    with pytest.raises(ValueError, match="a potential needs precision '32-true'"):
+        with_settings(precision="bf16-mixed", target="pes", unit="eV", lr=None)
+    with pytest.raises(ValueError, match="recompute is not for potentials"):
+        with_settings(recompute=True, target="pes", unit="eV", lr=None)
+
+
+def test_training_that_recomputes_activations_gives_the_same_numbers(parts, tmp_path) -> None:
+    for name, value in (("kept", False), ("recomputed", True)):
+        train(with_settings(recompute=value, epochs=1), parts, tmp_path / name, progress=False)
+    kept, recomputed = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("kept", "recomputed")
+    )
+    for name, value in kept.items():
+        assert torch.equal(value, recomputed[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-schedulefree", "adam-onecycle", "elra", "muon"])
+def test_training_with_products_in_bfloat16_learns(parts, tmp_path, optimizer: str) -> None:
+    products = []
+
+    def watch(module: torch.nn.Module, given: tuple[torch.Tensor, ...], answer: torch.Tensor) -> None:
+        if module.training:
+            products.append(answer.dtype)
+
+    settings = with_settings(precision="bf16-mixed", optimizer=optimizer, lr=None if optimizer == "elra" else 5e-3)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, answer: watch(module, given, answer) if isinstance(module, torch.nn.Linear) else None
+    )
+    try:
+        summary = train(settings, parts, tmp_path / "run", progress=False)
+    finally:
+        handle.remove()
+    assert set(products) == {torch.bfloat16}
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    assert summary["scores"]["val"]["mae"] < summary["scores"]["val"]["mean_predictor_mae"]
 
 
 def test_an_element_of_the_validation_part_unknown_to_training_is_refused(parts, tmp_path) -> None:

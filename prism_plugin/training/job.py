@@ -30,12 +30,12 @@ _OTHERS = ("preset", "data", "fold", "splits", "skip_missing", "init", "cache")
 KEYS = (*_SETTINGS, *_OTHERS)
 TABLES = ("model", "options", "weights")
 # What may change when a run goes on.
-RESUMABLE = ("epochs", "device", "devices", "nodes", "cache")
+RESUMABLE = ("epochs", "device", "devices", "nodes", "cache", "recompute")
 _CONFIG = "config.json"
 # Types in a config file; all others are texts.
 _KINDS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("model", "options", "weights"), (dict,)),
-    **dict.fromkeys(("rotate", "normalize", "skip_missing"), (bool,)),
+    **dict.fromkeys(("rotate", "normalize", "skip_missing", "recompute"), (bool,)),
     **dict.fromkeys(("epochs", "batch_size", "seed", "devices", "nodes", "fold", "batchnorm_batches"), (int,)),
     **dict.fromkeys(("lr", "clip"), (int, float)),
 }
@@ -160,7 +160,7 @@ class Job:
 
         Args:
             folder: the run folder.
-            changes: new values; epochs and devices only.
+            changes: new values; of :data:`RESUMABLE` only.
 
         Raises:
             ValueError: if there is no such run, or something else is to change.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -61,6 +61,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# Lightning's names; with "16-mixed" the loss would be scaled, which not every optimizer bears.
+_PRECISIONS = ("32-true", "bf16-mixed")
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """Everything that decides a training but the data.
@@ -82,6 +86,10 @@ class TrainingSettings:
         weights: of ``"energy"``, ``"forces"`` and ``"stress"`` in the loss of a potential, where they differ from
             :data:`WEIGHTS`.
         clip: largest norm of the gradient; longer ones are shortened. None leaves them.
+        precision: of the products, ``"32-true"`` or ``"bf16-mixed"`` (docs/performance.md says what that gives). Not
+            for potentials, nor with rod-flow: differences of gradients would be noise.
+        recompute: compute the activations of edges anew in the backward pass: less memory, more time, same numbers
+            (docs/performance.md). Not for potentials, whose forces need all of them.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
         devices: how many of them on each machine; with more than one, gradients and BatchNorm statistics are joined.
         nodes: number of machines, started by torchrun or SLURM.
@@ -101,6 +109,8 @@ class TrainingSettings:
     batchnorm_batches: int | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     clip: float | None = None
+    precision: str = "32-true"
+    recompute: bool = False
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -130,6 +140,7 @@ class TrainingSettings:
         if self.target != PES and "element_refs" in self.model:
             raise ValueError(f"element_refs are for potentials (target {PES!r}); properties have mean and std")
         self._check_loss()
+        self._check_precision()
         if self.lr is not None and "lr" in self.options:
             raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
         _, of_callback = split_options(self.optimizer, self.all_options())
@@ -155,6 +166,15 @@ class TrainingSettings:
             raise ValueError(f"clip must be a positive number, got {self.clip!r}")
         if self.clip is not None and self.optimizer in ("elra", "rod-flow"):
             raise ValueError(f"{self.optimizer} reads the gradient's length: leave clip out")
+
+    def _check_precision(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}; choose one of: {', '.join(_PRECISIONS)}")
+        if self.precision != "32-true" and (self.target == PES or self.optimizer == "rod-flow"):
+            what = "a potential" if self.target == PES else "rod-flow"
+            raise ValueError(f"{what} needs precision '32-true': differences of gradients are noise in bfloat16")
+        if self.recompute and self.target == PES:
+            raise ValueError("recompute is not for potentials: forces need the activations of all edges twice")
 
     @property
     def processes(self) -> int:
@@ -268,6 +288,7 @@ def train(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=settings.clip,
+        precision=cast("Any", settings.precision),
         inference_mode=settings.target != PES,
     )
     started = time.perf_counter()
@@ -413,6 +434,7 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
             arguments["mean"] = float(targets.mean())
             arguments["std"] = float(targets.std()) or 1.0
     model = PRISM(**arguments)
+    model.recompute = settings.recompute
     if init is not None:
         model.load_state_dict(init.state_dict())
     return model
