@@ -5,7 +5,7 @@ the sizes of benchmarks/peers.py, all in one process and in turn, medians; CPU t
 building, memory, cells of 8 to 10,000 atoms, and a single small crystal. Nothing is read but the default model.
 
     python benchmarks/run.py OUT                  # about half an hour on two cores
-    python benchmarks/run.py OUT --parts batch    # only some: batch, graphs, memory, cells, single
+    python benchmarks/run.py OUT --parts batch    # only some, see --help
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from ase import Atoms
 from ase.build import bulk
 from peers import Contestant, contestants
 
-from prism_plugin import PRISM, PRISMCalculator
+from prism_plugin import PRISM, PRISMCalculator, batch_graphs, build_graph
+from prism_plugin.data import GraphDataset, Record, make_loader, rotate_batch
+from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.pretrained import load_prism
 
 mpl.use("Agg")
@@ -261,6 +263,91 @@ print(len(atoms), built, statistics.median(times), run.peak() / 1e6)
     return "\n".join(lines)
 
 
+def data_part(rounds: int) -> str:
+    """Whether training waits for its data: graphs built anew in every epoch, or once and then only batched."""
+    records = [Record(alloy(seed), 0.0, str(seed)) for seed in range(4 * CRYSTALS)]
+    model = PRISM(dim=DIM, num_layers=LAYERS)
+    dataset = GraphDataset(records, model.cutoff, model.cell_cutoff, progress=False)
+    generator = torch.Generator().manual_seed(0)
+    batch = next(iter(make_loader(dataset, CRYSTALS, shuffle_seed=0)))[0]
+
+    def step() -> None:
+        model.zero_grad()
+        model(batch).abs().mean().backward()
+
+    def build() -> None:
+        for record in records:
+            build_graph(record.atoms, model.cutoff, model.cell_cutoff)
+
+    def load() -> None:
+        for crystals, _ in make_loader(dataset, CRYSTALS, shuffle_seed=0):
+            rotate_batch(crystals, random_rotations(len(crystals), generator))
+
+    jobs: dict[str, Callable[[], object]] = {
+        "building the graphs": lambda: [
+            build_graph(record.atoms, model.cutoff, model.cell_cutoff) for record in records
+        ],
+        "batches of graphs in memory, each crystal turned": lambda: list(
+            make_loader(dataset, CRYSTALS, shuffle_seed=0)
+        ),
+        f"the training step, dim {DIM}": lambda: [step() for _ in range(len(records) // CRYSTALS)],
+    }
+    lines = ["| per crystal and epoch | ms |", "|---|---|"]
+    for what, (wall, _) in interleaved(jobs, rounds).items():
+        lines.append(f"| {what} | {1000 * wall / len(records):.2f} |")
+    return "\n".join(lines)
+
+
+def optimizers_part(rounds: int) -> str:
+    """What a step of each optimizer costs."""
+    script = Path(__file__).with_name("optimizer_step.py")
+    command = [sys.executable, str(script), "--rounds", str(5 * rounds), "--threads", str(torch.get_num_threads())]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def compile_part(rounds: int) -> str:
+    """torch.compile of the plain computation against the tiles, on batches of several sizes."""
+    batches = [
+        batch_graphs([build_graph(alloy(seed)) for seed in range(number, number + size)])
+        for number, size in enumerate((16, 15, 13, 11, 14, 12))
+    ]
+    torch.manual_seed(0)
+    model = PRISM(dim=DIM, num_layers=LAYERS)
+    started = time.perf_counter()
+    compiled = torch.compile(model, dynamic=True)
+    torch._dynamo.utils.counters.clear()
+
+    def infer(one: torch.nn.Module) -> None:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                one(batch)
+
+    def learn(one: torch.nn.Module) -> None:
+        model.train()
+        for batch in batches:
+            model.zero_grad()
+            one(batch).abs().mean().backward()
+
+    infer(compiled)
+    learn(compiled)
+    graphs, took = torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter() - started
+    lines = [
+        f"Compiling took {took:.0f} s: {graphs} graphs for {len(batches)} sizes of a batch, forward and step.",
+        "",
+        "| 81 crystals in six batches | s |",
+        "|---|---|",
+    ]
+    jobs = {
+        "forward": lambda: infer(model),
+        "forward, compiled": lambda: infer(compiled),
+        "step": lambda: learn(model),
+        "step, compiled": lambda: learn(compiled),
+    }
+    lines += [f"| {what} | {wall:.2f} |" for what, (wall, _) in interleaved(jobs, rounds).items()]
+    return "\n".join(lines)
+
+
 def single_part(rounds: int) -> str:
     """One crystal of 8 atoms, structure to number; and how long imports take."""
     torch.manual_seed(0)
@@ -290,6 +377,16 @@ def single_part(rounds: int) -> str:
     }
     lines += ["", "| a new process | s |", "|---|---|"] + [f"| {what} | {took:.2f} |" for what, took in imports.items()]
     return "\n".join(lines)
+
+
+_PARTS: dict[str, Callable[[int], str]] = {
+    "graphs": graphs_part,
+    "data": data_part,
+    "memory": memory_part,
+    "single": single_part,
+    "optimizers": optimizers_part,
+    "compile": compile_part,
+}
 
 
 def bars(times: dict[str, tuple[float, float]], out: Path) -> None:
@@ -324,7 +421,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["batch", "graphs", "memory", "cells", "single"])
+    parser.add_argument("--parts", nargs="+", choices=["batch", "cells", *_PARTS], default=["batch", "cells", *_PARTS])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -338,7 +435,7 @@ def main() -> None:
         elif part == "cells":
             text = cells_part(arguments.out)
         else:
-            text = {"graphs": graphs_part, "memory": memory_part, "single": single_part}[part](arguments.rounds)
+            text = _PARTS[part](arguments.rounds)
         (arguments.out / f"{part}.md").write_text(f"{machine()}\n\n{text}\n", encoding="utf-8")
         print(f"\n{text}", flush=True)
 

@@ -75,14 +75,18 @@ def test_every_structure_has_a_row_and_a_bad_one_a_reason(files, tmp_path) -> No
 
 
 def test_an_interrupted_table_goes_on_and_ends_the_same(files, tmp_path) -> None:
-    whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
+    whole, cut, column = tmp_path / "whole.csv", tmp_path / "cut.csv", "formation_energy (eV/atom)"
     predict_files([files], "prism-mp2018-eform", whole, progress=False, batch_size=2)
     for end in (-3, 220):
         cut.write_bytes(whole.read_bytes()[:end])  # killed while it wrote a row
         cut.with_name("cut.csv.model.json").write_text(whole.with_name("whole.csv.model.json").read_text())
         counts = predict_files([files], "prism-mp2018-eform", cut, progress=False, batch_size=2)
         assert 0 < counts["kept"] < len(read(whole))
-        assert cut.read_text() == whole.read_text()
+        # Every row as before; only the last digit of a float32 depends on the crystals beside it in its batch.
+        for ours, before in zip(read(cut), read(whole), strict=True):
+            number, same = ours.pop(column), before.pop(column)
+            assert ours == before
+            assert (number == same == "") or float(number) == pytest.approx(float(same), rel=1e-6)
     failed = sum(bool(row["error"]) for row in read(whole))
     again = predict_files([files], "prism-mp2018-eform", cut, progress=False)
     assert again == {"predicted": 0, "kept": len(read(whole)) - failed, "failed": failed}
