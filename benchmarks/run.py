@@ -154,7 +154,8 @@ def graphs_part(rounds: int) -> str:
 
 def alone(code: str) -> list[float]:
     """Run code in a process of its own; the numbers that it prints last."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
     done = subprocess.run(
         [sys.executable, "-c", threads + code], env=environment, capture_output=True, text=True, check=False

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from prism_plugin.graph import CrystalGraph
-from prism_plugin.lattice import times_matrix
+from prism_plugin.lattice import ImageTable, image_table, times_matrix
 
 __all__ = ["CrystalBatch", "batch_graphs"]
 
@@ -70,6 +71,11 @@ class CrystalBatch:
     def cell_vector(self) -> Tensor:
         """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
         return times_matrix(self.cell_image.to(self.lattice.dtype), self.lattice, self.cell_crystal)
+
+    @cached_property
+    def images(self) -> ImageTable:
+        """What the search for minimum images needs, the same in every layer."""
+        return image_table(self.lattice, self.reduction)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""

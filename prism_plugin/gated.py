@@ -134,9 +134,11 @@ class _Edges:
         # Products are computed in the node products' dtype: under autocast that is a shorter one than the edges'.
         self.dtype = self.of_receiver.dtype
         self.edge_weight, self.gate_weight, self.gate_bias, self.message_weight, self.message_bias = (
-            weight.to(self.dtype).contiguous() for weight in tensors[4:9]
+            weight.to(self.dtype) for weight in tensors[4:9]
         )
         self.parts = tiles(len(self.edges), 2 * self.edges.shape[1], self.edges.device)
+        if len(self.parts) > 1:  # once, not in every tile
+            self.edge_weight = self.edge_weight.contiguous()
 
     def activations(self, part: slice, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden rows before SiLU, ``(tile, 2 dim)``; logits of the gates and ungated messages, ``(tile, dim)``."""

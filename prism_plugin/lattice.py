@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,16 @@ from torch import Tensor
 
 from prism_plugin.tiles import tiles
 
-__all__ = ["find_neighbors", "lattice_translations", "minimum_image", "reduced_bases", "reduced_basis", "times_matrix"]
+__all__ = [
+    "ImageTable",
+    "find_neighbors",
+    "image_table",
+    "lattice_translations",
+    "minimum_image",
+    "reduced_bases",
+    "reduced_basis",
+    "times_matrix",
+]
 
 # Images closer than this to the nearest one (in Å) count as equally near; far above the rounding of a float32
 # position in a 100 Å cell (1e-5 Å), far below any real difference of neighbor shells.
@@ -134,7 +144,38 @@ def times_matrix(vectors: Tensor, matrices: Tensor, crystal: Tensor) -> Tensor:
     return vectors[:, :1] * chosen[:, 0] + vectors[:, 1:2] * chosen[:, 1] + vectors[:, 2:] * chosen[:, 2]
 
 
-def minimum_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduction: Tensor) -> Tensor:
+class ImageTable(NamedTuple):
+    """What a search for images needs to know of each lattice, in float64, without gradients.
+
+    Attributes:
+        basis: reduced vectors as rows, zeros where not periodic, shape ``(crystals, 3, 3)``.
+        inverse: its pseudo-inverse, zeros likewise, shape ``(crystals, 3, 3)``.
+        squared: squared lengths of the 27 candidates n B with n of -1, 0, 1, shape ``(crystals, 27)``.
+        along: how far these reach along a fixed direction that no crystal has, shape ``(crystals, 27)``.
+    """
+
+    basis: Tensor
+    inverse: Tensor
+    squared: Tensor
+    along: Tensor
+
+
+def image_table(lattice: Tensor, reduction: Tensor) -> ImageTable:
+    """Prepare the search; lattices and matrices of :func:`reduced_basis`, shape ``(crystals, 3, 3)`` each."""
+    with torch.no_grad():
+        basis = _reduced(lattice.double(), reduction)
+        vectors = torch.as_tensor(_IMAGES, dtype=basis.dtype, device=basis.device) @ basis
+        direction = torch.tensor(_TIE_DIRECTION, dtype=basis.dtype, device=basis.device)
+        return ImageTable(basis, torch.linalg.pinv(basis), vectors.square().sum(dim=2), vectors @ direction)
+
+
+def _reduced(lattice: Tensor, reduction: Tensor) -> Tensor:
+    return (reduction.to(lattice.dtype).unsqueeze(-1) * lattice.unsqueeze(-3)).sum(dim=-2)
+
+
+def minimum_image(
+    displacement: Tensor, crystal: Tensor, lattice: Tensor, reduction: Tensor, table: ImageTable | None = None
+) -> Tensor:
     """Find for each displacement the lattice translation that makes it shortest, by a search over all candidates.
 
     The displacement is first folded into the Minkowski-reduced cell; there the nearest lattice point is one of the
@@ -146,37 +187,40 @@ def minimum_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduct
         crystal: crystal of each pair, shape ``(pairs,)``.
         lattice: lattice vectors as rows in Å, shape ``(crystals, 3, 3)``.
         reduction: integer matrices of :func:`reduced_basis`, shape ``(crystals, 3, 3)``.
+        table: of :func:`image_table`, if there is one already.
 
     Returns:
         Cartesian translations T in Å, shape ``(pairs, 3)``; ``displacement + T`` is the minimum image. T is
         differentiable in ``lattice``; which T is chosen is not.
     """
-    basis = (reduction.to(lattice.dtype).unsqueeze(-1) * lattice.unsqueeze(-3)).sum(dim=-2)
+    table = image_table(lattice, reduction) if table is None else table
     with torch.no_grad():
-        fold, folded = _fold(displacement.double(), crystal, basis.double(), reduction)
-        parts = tiles(len(displacement), 2 * len(_IMAGES), displacement.device)
-        chosen = fold + torch.cat([_nearest(folded[part], crystal[part], basis.double()) for part in parts])
-    return times_matrix(chosen.to(basis.dtype), basis, crystal)
+        moved = displacement.double()
+        fold = -torch.round(times_matrix(moved, table.inverse, crystal))
+        folded = moved + times_matrix(fold, table.basis, crystal)
+        parts = tiles(len(folded), 2 * len(_IMAGES), folded.device)
+        chosen = fold + torch.cat([_nearest(folded[part], crystal[part], table) for part in parts])
+    return times_matrix(chosen.to(lattice.dtype), _reduced(lattice, reduction), crystal)
 
 
-def _nearest(folded: Tensor, crystal: Tensor, basis: Tensor) -> Tensor:
+def _nearest(folded: Tensor, crystal: Tensor, table: ImageTable) -> Tensor:
     """Of the 27 images around folded displacements the nearest, in the basis' vectors, shape ``(pairs, 3)``.
 
-    |f + n B|^2 = |f|^2 + 2 n . (B f) + n B B^T n: products with a constant matrix and a table per crystal, in float64,
-    in place of 27 vectors for each pair.
+    |f + n B|^2 = |f|^2 + 2 n . (B f) + |n B|^2: a product with a constant matrix and a table for each crystal, in
+    float64, in place of 27 vectors for each pair.
     """
-    images = torch.as_tensor(_IMAGES, dtype=basis.dtype, device=basis.device)
-    vectors = images @ basis  # all candidates of each crystal
-    along = vectors @ torch.tensor(_TIE_DIRECTION, dtype=basis.dtype, device=basis.device)
-    projected = times_matrix(folded, basis.mT, crystal)
-    squared = torch.addmm(vectors.square().sum(dim=2).index_select(0, crystal), projected, images.T, alpha=2.0)
+    images = torch.as_tensor(_IMAGES, dtype=folded.dtype, device=folded.device)
+    projected = times_matrix(folded, table.basis.mT, crystal)
+    squared = torch.addmm(table.squared.index_select(0, crystal), projected, images.T, alpha=2.0)
     squared += folded.square().sum(dim=1, keepdim=True)
     shortest = squared.min(dim=1, keepdim=True).values.clamp(min=0).sqrt()
-    score = along.index_select(0, crystal).masked_fill_(squared > (shortest + _TIE).square(), -torch.inf)
+    score = table.along.index_select(0, crystal).masked_fill_(squared > (shortest + _TIE).square(), -torch.inf)
     return images.index_select(0, score.argmax(dim=1))
 
 
-def blended_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduction: Tensor) -> tuple[Tensor, Tensor]:
+def blended_image(
+    displacement: Tensor, crystal: Tensor, lattice: Tensor, reduction: Tensor, table: ImageTable | None = None
+) -> tuple[Tensor, Tensor]:
     """Find the minimum image of each displacement, blending it with images that are at most 0.5 Å further away.
 
     Where one image is nearest by 0.5 Å the answer is its direction and length. Else it is the mean of these over all
@@ -188,8 +232,11 @@ def blended_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduct
         Mean unit vector, shape ``(pairs, 3)``, shorter than 1 where images differ, and mean length in Å, shape
         ``(pairs,)``.
     """
-    basis = (reduction.to(lattice.dtype).unsqueeze(-1) * lattice.unsqueeze(-3)).sum(dim=-2)
-    _, folded = _fold(displacement, crystal, basis, reduction)
+    table = image_table(lattice, reduction) if table is None else table
+    basis = _reduced(lattice, reduction)
+    with torch.no_grad():
+        fold = -torch.round(times_matrix(displacement.double(), table.inverse, crystal)).to(basis.dtype)
+    folded = displacement + times_matrix(fold, basis, crystal)
     images = torch.as_tensor(_IMAGES, dtype=basis.dtype, device=basis.device)
     candidates = folded.unsqueeze(1) + (images @ basis).index_select(0, crystal)
     length = candidates.norm(dim=-1)
@@ -198,12 +245,3 @@ def blended_image(displacement: Tensor, crystal: Tensor, lattice: Tensor, reduct
     weight = weight / weight.sum(dim=1, keepdim=True)
     direction = ((weight / length).unsqueeze(-1) * candidates).sum(dim=1)
     return direction, (weight * length).sum(dim=1)
-
-
-def _fold(displacement: Tensor, crystal: Tensor, basis: Tensor, reduction: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold displacements into the reduced cell: by how many of its vectors, and the folded ones."""
-    with torch.no_grad():
-        # Directions that are not periodic are zero rows of the basis and zero columns of its pseudo-inverse.
-        periodic = (reduction != 0).any(dim=-1).index_select(0, crystal)
-        fold = -torch.round(times_matrix(displacement, torch.linalg.pinv(basis), crystal)) * periodic
-    return fold, displacement + times_matrix(fold, basis, crystal)

@@ -19,7 +19,6 @@ from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.fusion import Fusion
 from prism_plugin.lattice import blended_image, minimum_image
 from prism_plugin.similarity import similar_blocks, similar_pairs
-from prism_plugin.tiles import needs_gradient
 
 __all__ = ["Edges", "PRISMLayer", "encode_edges"]
 
@@ -143,7 +142,7 @@ class PRISMLayer(nn.Module):
 
     def _similarity(self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch) -> Tensor:
         """Pass messages along similarity edges: all at once if autograd or BatchNorm must see them, else in blocks."""
-        whole = expert.sees_all_edges or needs_gradient(atoms, batch.positions, *self.parameters())
+        whole = expert.sees_all_edges or torch.is_grad_enabled()
         if whole:
             blocks = iter([similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)])
         else:
@@ -161,13 +160,14 @@ class PRISMLayer(nn.Module):
         receiver, sender = index
         displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
         crystal = batch.atom_crystal.index_select(0, receiver)
+        geometry = batch.lattice, batch.reduction, batch.images
         encoder = cast("EdgeEncoder", self.similarity_encoder)
         if self.similarity_image == "blended":
-            direction, distance = blended_image(displacement, crystal, batch.lattice, batch.reduction)
+            direction, distance = blended_image(displacement, crystal, *geometry)
             vector = direction * distance.unsqueeze(1)
             edges = encode_edges(encoder, vector, index, self.cutoff, distance)
         else:
-            vector = displacement + minimum_image(displacement, crystal, batch.lattice, batch.reduction)
+            vector = displacement + minimum_image(displacement, crystal, *geometry)
             edges = encode_edges(encoder, vector, index, self.cutoff)
         if self.similarity_envelope == "feature":
             return replace(edges, envelope=feature_envelope(squared, self.similarity_cutoff))

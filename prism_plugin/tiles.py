@@ -91,7 +91,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tens
         bias: shape ``(outputs,)``.
         plus: shape ``(rows, outputs)``.
     """
-    large = rows.numel() * len(weight) >= _ONEDNN_PAYS
+    large = rows.numel() * len(weight) >= _ONEDNN_PAYS and (weight.is_contiguous() or len(rows) >= _COPY_PAYS)
     if large and _HAS_ONEDNN and rows.is_cpu and rows.dtype == torch.float32 and torch._C._get_mkldnn_enabled():
         # oneDNN has no fast way through a weight that is a part of a larger one.
         weight = weight if weight.is_contiguous() or weight.T.is_contiguous() else weight.contiguous()
@@ -104,6 +104,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tens
 
 # Multiplications from which on oneDNN is faster: a call of it takes 10 microseconds longer than one of MKL.
 _ONEDNN_PAYS = 2**20
+_COPY_PAYS = 64  # rows from which on a weight that is a part of a larger one is worth its copy
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
