@@ -11,7 +11,6 @@ building, memory, cells of 8 to 10,000 atoms, and a single small crystal. Nothin
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import platform
 import subprocess
@@ -153,7 +152,7 @@ def graphs_part(rounds: int) -> str:
 
 
 def alone(code: str) -> list[float]:
-    """Run code in a process of its own; the numbers that it prints last."""
+    """Run code in a process of its own; the numbers that it prints."""
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
@@ -251,7 +250,7 @@ print(len(atoms), built, statistics.median(times), run.peak() / 1e6)
         table = np.array(rows).T
         large = table[0] >= 200
         slope = np.polyfit(np.log(table[0, large]), np.log(table[2, large]), 1)[0]
-        lines.append(f"| {name} | slope from 200 atoms | {math.nan} | N^{slope:.2f} | |".replace("nan", ""))
+        lines.append(f"| {name} | slope from 200 atoms | | N^{slope:.2f} | |")
         times.loglog(table[0], table[2], "o-", label=f"{name}: $N^{{{slope:.2f}}}$")
         memory.loglog(table[0], table[3], "o-", label=name)
     times.set(xlabel="atoms in the cell", ylabel="inference, s", title=f"time, {torch.get_num_threads()} threads")
@@ -285,12 +284,8 @@ def data_part(rounds: int) -> str:
             rotate_batch(crystals, random_rotations(len(crystals), generator))
 
     jobs: dict[str, Callable[[], object]] = {
-        "building the graphs": lambda: [
-            build_graph(record.atoms, model.cutoff, model.cell_cutoff) for record in records
-        ],
-        "batches of graphs in memory, each crystal turned": lambda: list(
-            make_loader(dataset, CRYSTALS, shuffle_seed=0)
-        ),
+        "building the graphs": build,
+        "batches of graphs in memory, each crystal turned": load,
         f"the training step, dim {DIM}": lambda: [step() for _ in range(len(records) // CRYSTALS)],
     }
     lines = ["| per crystal and epoch | ms |", "|---|---|"]

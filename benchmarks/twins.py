@@ -107,6 +107,9 @@ _TWINS = {
 
 def naive(model: PRISM) -> PRISM:
     """Let a model compute as its naive twin from now on."""
+    arguments = model._init_args
+    if arguments["similarity_image"] != "nearest" or arguments["multiscale_aggregation"] != "sum":
+        raise ValueError("the twin knows the specification's similarity_image and multiscale_aggregation only")
     for module in model.modules():
         module.__class__ = _TWINS.get(type(module), type(module))
     return model

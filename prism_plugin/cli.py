@@ -90,7 +90,7 @@ def _add_train(commands: Any) -> None:
         type=Path,
         metavar="RUN",
         help="go on with an interrupted run; beside it only --epochs (without schedule), --device, --devices, --nodes, "
-        "--cache",
+        "--cache, --recompute",
     )
     add("--seed", type=int, help="of weights, order, rotations, and the split where none is given (default: 0)")
     add("--device", help="auto, cpu or cuda (default: auto)")
@@ -142,7 +142,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--clip", type=float, help="largest norm of the gradient (default: none; 1 for a potential)")
     add("--precision", help="32-true (default) or bf16-mixed: products in bfloat16, docs/performance.md")
-    add("--recompute", action="store_true", help="keep no activations of edges: less memory, more time, same numbers")
+    add(
+        "--recompute",
+        action=argparse.BooleanOptionalAction,
+        help="compute the activations of edges anew in the backward pass: less memory, more time, same numbers",
+    )
     add("--no-rotate", dest="rotate", action="store_false", help="no random rotation of training crystals")
     add("--no-normalize", dest="normalize", action="store_false", help="no mean and spread of the targets in the model")
     add("--batchnorm-batches", type=int, help="training batches for the BatchNorm statistics (default: all)")

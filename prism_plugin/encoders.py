@@ -94,7 +94,8 @@ class RadialBasis(nn.Module):
         decayed = torch.exp(-self.decay * distance).unsqueeze(-1)
         exponent = -self.width * (decayed - self.centers.to(distance.dtype)) ** 2
         # Below the smallest normal number exp takes many times longer, and its answer is 0 in all but name.
-        return torch.exp(exponent.clamp(min=math.log(torch.finfo(exponent.dtype).tiny) + 1))
+        dtype = torch.float64 if exponent.dtype == torch.float64 else torch.float32
+        return torch.exp(exponent.clamp(min=math.log(torch.finfo(dtype).tiny) + 1))
 
 
 class EdgeEncoder(nn.Module):

@@ -57,7 +57,8 @@ class FeatureNorm(nn.BatchNorm1d):
             return torch.addcmul(summand, values, factor)
         if rank_and_size()[1] == 1:
             return super().forward(values)
-        # As torch's own SyncBatchNorm, which knows CUDA only.
+        # As torch's own SyncBatchNorm, which knows CUDA only; under autocast as there in the norm's own digits.
+        values = values.to(self.weight.dtype)
         mean = sum_over_processes(values.sum(dim=0)) / count
         variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
         self.follow(mean.detach(), variance.detach(), count)
@@ -79,10 +80,11 @@ class GatedMessagePassing(nn.Module):
         norm: ``"batch"`` or None.
     """
 
+    recompute = False  # whether the backward pass computes the activations of edges anew
+
     def __init__(self, dim: int, norm: str | None = "batch") -> None:
         super().__init__()
         self.dim = dim
-        self.recompute = False
         self.project = nn.Linear(3 * dim, 2 * dim)  # first layers of MLP_gate and MLP_msg, in this order
         self.gate = nn.Linear(dim, dim)
         self.message = nn.Linear(dim, dim)

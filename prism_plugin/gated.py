@@ -7,7 +7,7 @@ the model does per edge and layer happens here. :func:`gated_messages` is what t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional
 from prism_plugin.distributed import sum_over_processes
 from prism_plugin.tiles import linear, needs_gradient, plain_autograd, product, tiles
 
-__all__ = ["Answer", "gated_messages", "plain_messages"]
+__all__ = ["Answer", "GatedTensors", "Settings", "gated_messages", "plain_messages"]
 
 # Hidden rows before SiLU, logits of the gates, ungated messages: of one tile.
 Activations: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -196,7 +196,7 @@ class _Edges:
         of_updated: Tensor | None,
         mean: Tensor | None,
         variance: Tensor | None,
-        kept: list[Activations],
+        kept: Iterable[Activations],
         of_weights: bool,
     ) -> list[Tensor | None]:
         """Give the gradients of the tensors, in their order; those of the weights only if wanted."""
@@ -209,7 +209,6 @@ class _Edges:
             of_gate = of_message * message
             if of_updated is not None:
                 of_gate += of_updated[part]
-            of_envelope = None
             if self.envelope is None:
                 return torch.ops.aten.sigmoid_backward(of_gate, gate), of_message.mul_(gate), None
             envelope = self.envelope[part].unsqueeze(-1)
@@ -316,8 +315,9 @@ class _GatedMessages(torch.autograd.Function):
             gradients = _differentiable_backward(tensors, settings, needed, (of_total, of_updated))
         else:
             edges = _Edges(tensors, settings)
-            kept = list(zip(activations[::3], activations[1::3], activations[2::3], strict=True))
-            kept = kept or [edges.activations(part, keep=True) for part in edges.parts]
+            kept: Iterable[Activations] = list(zip(activations[::3], activations[1::3], activations[2::3], strict=True))
+            anew = (edges.activations(part, keep=True) for part in edges.parts)
+            kept = kept or (anew if mean is None else list(anew))  # with a norm they are needed twice
             gradients = edges.backward(of_total, of_updated, mean, variance, kept, of_weights=any(needed[4:]))
         return (None, None, *[grad if need else None for grad, need in zip(gradients, needed, strict=True)])
 
@@ -328,7 +328,7 @@ def _differentiable_backward(
     needed: Sequence[bool],
     gradients: tuple[Tensor | None, Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated again."""
+    """Gradients that can be differentiated again; products in full precision, also where autocast was on before."""
     with torch.enable_grad():
         aliases = GatedTensors(*[None if tensor is None else tensor.view_as(tensor) for tensor in tensors])  # type: ignore[arg-type]
         answer = plain_messages(aliases, settings)

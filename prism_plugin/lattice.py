@@ -238,7 +238,8 @@ def blended_image(
         fold = -torch.round(times_matrix(displacement.double(), table.inverse, crystal)).to(basis.dtype)
     folded = displacement + times_matrix(fold, basis, crystal)
     images = torch.as_tensor(_IMAGES, dtype=basis.dtype, device=basis.device)
-    candidates = folded.unsqueeze(1) + (images @ basis).index_select(0, crystal)
+    with torch.autocast(basis.device.type, enabled=False):  # geometry keeps its digits
+        candidates = folded.unsqueeze(1) + (images @ basis).index_select(0, crystal)
     length = candidates.norm(dim=-1)
     excess = (length - length.min(dim=1, keepdim=True).values).clamp(max=_BLEND)
     weight = (1 + torch.cos(torch.pi * excess / _BLEND)) / 2

@@ -19,6 +19,7 @@ from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.fusion import Fusion
 from prism_plugin.lattice import blended_image, minimum_image
 from prism_plugin.similarity import similar_blocks, similar_pairs
+from prism_plugin.tiles import needs_gradient
 
 __all__ = ["Edges", "PRISMLayer", "encode_edges"]
 
@@ -142,18 +143,20 @@ class PRISMLayer(nn.Module):
 
     def _similarity(self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch) -> Tensor:
         """Pass messages along similarity edges: all at once if autograd or BatchNorm must see them, else in blocks."""
-        whole = expert.sees_all_edges or torch.is_grad_enabled()
+        given = atoms, batch.positions, batch.lattice
+        whole = expert.sees_all_edges or (torch.is_grad_enabled() and needs_gradient(*given, *self.parameters()))
         if whole:
             blocks = iter([similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)])
         else:
             most = _NUMBERS_PER_BLOCK // atoms.shape[1]
             blocks = similar_blocks(atoms, batch.atom_crystal, self.similarity_cutoff, most)
-        totals = []
+        total: Tensor | None = None
         for index, squared in blocks:
             edges = self._similarity_edges(index, squared, batch)
             answer = expert.messages(atoms, edges.features, index, edges.envelope, update_edges=False)
-            totals.append(answer.total)
-        return expert.update(atoms, totals[0] if whole else torch.stack(totals).sum(dim=0))
+            total = answer.total if total is None else total.add_(answer.total)
+            del edges, answer, squared  # before the next block is made
+        return expert.update(atoms, cast("Tensor", total))
 
     def _similarity_edges(self, index: Tensor, squared: Tensor, batch: CrystalBatch) -> Edges:
         """Give pairs of similar atoms the geometry of their minimum image, and an envelope."""

@@ -28,18 +28,18 @@ def squared_distances(atoms: Tensor, index: Tensor) -> Tensor:
     return in_tiles(of_pairs, (index[0], index[1]), (atoms,), atoms.shape[1])
 
 
-def _near(features: Tensor, crystal: Tensor, threshold: float, most: int) -> Iterator[Tensor]:
+def _near(features: Tensor, crystal: Tensor, several: bool, threshold: float, most: int) -> Iterator[Tensor]:
     """Pairs of atoms that may lie within the threshold, at most about ``most`` in a block, receivers ascending."""
     features = features - features.mean(dim=0)
     # |a|^2 + |b|^2 - 2ab cancels: allow for its rounding here, the exact distance decides later.
     square = features.square().sum(dim=1)
     slack = 64 * torch.finfo(features.dtype).eps * square.max()
     size = len(features)
-    several = bool(crystal[0] != crystal[-1])
     step = max(1, most // size)
     for row in range(0, size, step):
         rows = slice(row, row + step)
-        squared = torch.addmm(square.unsqueeze(0), features[rows], features.T, alpha=-2.0)
+        with torch.autocast(features.device.type, enabled=False):  # which would lose pairs
+            squared = torch.addmm(square.unsqueeze(0), features[rows], features.T, alpha=-2.0)
         near = squared.add_(square[rows].unsqueeze(1)) <= threshold**2 + slack
         near[:, rows].fill_diagonal_(False)
         if several:
@@ -67,34 +67,36 @@ def similar_blocks(
     features = atoms.float() if atoms.dtype in (torch.bfloat16, torch.float16) else atoms
     waiting: list[tuple[Tensor, Tensor]] = [(atom_crystal.new_zeros(2, 0), features.new_zeros(0))]
     number = 0
-    for start, stop in _groups(torch.bincount(atom_crystal).tolist()):
-        for near in _near(features[start:stop], atom_crystal[start:stop], threshold, most):
+    for start, stop, several in _groups(torch.bincount(atom_crystal).tolist()):
+        for near in _near(features[start:stop], atom_crystal[start:stop], several, threshold, most):
             index = near + start
             squared = squared_distances(features, index)
             kept = (squared <= threshold**2).nonzero().squeeze(1)
+            if number and number + len(kept) > most:
+                yield _joined(waiting)
+                number = 0
             waiting.append((index.index_select(1, kept), squared.index_select(0, kept)))
             number += len(kept)
-            if number >= most:
-                yield _joined(waiting)
-                waiting, number = [], 0
-    if waiting:
-        yield _joined(waiting)
+    yield _joined(waiting)
 
 
-def _groups(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """First atom and end of consecutive crystals that are compared together."""
-    start = stop = 0
+def _groups(sizes: list[int]) -> Iterator[tuple[int, int, bool]]:
+    """First atom and end of consecutive crystals that are compared together, and whether they are several."""
+    start = stop = number = 0
     for size in sizes:
-        if stop > start and stop + size - start > _TOGETHER:
-            yield start, stop
-            start = stop
+        if number and stop + size - start > _TOGETHER:
+            yield start, stop, number > 1
+            start, number = stop, 0
         stop += size
-    if stop > start:
-        yield start, stop
+        number += size > 0
+    if number:
+        yield start, stop, number > 1
 
 
 def _joined(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([index for index, _ in blocks], dim=1), torch.cat([squared for _, squared in blocks])
+    """Join blocks, and empty their list: who takes the answer holds it alone."""
+    parts, blocks[:] = blocks[:], []
+    return torch.cat([index for index, _ in parts], dim=1), torch.cat([squared for _, squared in parts])
 
 
 def similar_pairs(atoms: Tensor, atom_crystal: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

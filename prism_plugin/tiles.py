@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 __all__ = [
@@ -54,7 +55,7 @@ def gradients_of_inputs(twice: bool) -> Iterator[None]:
     """Say that a backward pass with respect to the inputs will follow, as for forces.
 
     If it is to be differentiated again (``twice``), autograd needs the plain computation from the start. If not, the
-    weights are constants, and no gradients of theirs are computed.
+    weights on edges are constants: their gradients would be a third of the work.
     """
     token = _TWICE.set(twice)
     try:
@@ -69,8 +70,9 @@ def as_weight(weight: Tensor) -> Tensor:
 
 
 def plain_autograd() -> bool:
-    """Whether autograd (or torch.compile) must see the plain computation."""
-    return _TWICE.get() is True or torch.compiler.is_compiling()
+    """Whether autograd, torch.compile, torch.func or forward-mode derivatives must see the plain computation."""
+    transformed = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+    return _TWICE.get() is True or torch.compiler.is_compiling() or transformed
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -91,10 +93,12 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tens
         bias: shape ``(outputs,)``.
         plus: shape ``(rows, outputs)``.
     """
+    same = rows.dtype == weight.dtype == torch.float32 and rows.shape[1] == weight.shape[1]
     large = rows.numel() * len(weight) >= _ONEDNN_PAYS and (weight.is_contiguous() or len(rows) >= _COPY_PAYS)
-    if large and _HAS_ONEDNN and rows.is_cpu and rows.dtype == torch.float32 and torch._C._get_mkldnn_enabled():
+    if large and same and rows.is_cpu and _HAS_ONEDNN and torch._C._get_mkldnn_enabled():
         # oneDNN has no fast way through a weight that is a part of a larger one.
         weight = weight if weight.is_contiguous() or weight.T.is_contiguous() else weight.contiguous()
+        bias = None if bias is None else bias.contiguous()  # whose strides it does not read
         if plus is None:
             return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
         return torch.ops.mkldnn._linear_pointwise.binary(rows, plus, weight, bias, "add")
@@ -129,7 +133,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As ``torch.nn.functional.linear`` of a matrix, by :func:`product`."""
-    if plain_autograd() or torch.is_autocast_enabled(rows.device.type):
+    if plain_autograd() or rows.is_meta or torch.is_autocast_enabled(rows.device.type):
         return functional.linear(rows, weight, bias)
     if needs_gradient(rows, weight, bias):
         return _Linear.apply(rows, weight, bias)
@@ -149,7 +153,9 @@ class _InTiles(torch.autograd.Function):
             "enabled": torch.is_autocast_enabled(device),
         }
         ctx.save_for_backward(*tensors)
-        return _forward_in_tiles(function, count, parts, tensors)
+        # A weight that is cast in here must not be what a later computation finds in autocast's memory.
+        with torch.autocast(**ctx.autocast, cache_enabled=False):
+            return _forward_in_tiles(function, count, parts, tensors)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -494,6 +494,8 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_training_that_recomputes_activations_gives_the_same_numbers(parts, tmp_path) -> None:
+    with pytest.raises(ValueError, match="recompute must be True or False, got 'yes'"):
+        with_settings(recompute="yes")
     for name, value in (("kept", False), ("recomputed", True)):
         train(with_settings(recompute=value, epochs=1), parts, tmp_path / name, progress=False)
     kept, recomputed = (
@@ -501,6 +503,7 @@ def test_training_that_recomputes_activations_gives_the_same_numbers(parts, tmp_
     )
     for name, value in kept.items():
         assert torch.equal(value, recomputed[name]), name
+    train(with_settings(recompute=True, epochs=2), parts, tmp_path / "kept", resume=True, progress=False)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw-schedulefree", "adam-onecycle", "elra", "muon"])

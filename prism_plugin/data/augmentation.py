@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prism_plugin.batch import CrystalBatch
 from prism_plugin.data.loading import EnergyLabels
+from prism_plugin.lattice import times_matrix
 
 __all__ = ["random_rotations", "rotate_batch", "rotate_labels"]
 
@@ -37,12 +38,9 @@ def rotate_batch(batch: CrystalBatch, rotations: Tensor) -> CrystalBatch:
         rotations: one matrix per crystal, shape ``(crystals, 3, 3)``.
     """
     turned = rotations.to(batch.positions).transpose(1, 2)
-    of_atom = turned.index_select(0, batch.atom_crystal)
-    return replace(
-        batch,
-        positions=(batch.positions.unsqueeze(-1) * of_atom).sum(dim=1),
-        lattice=batch.lattice @ turned,
-    )
+    with torch.autocast(turned.device.type, enabled=False):  # geometry keeps its digits
+        lattice = batch.lattice @ turned
+    return replace(batch, positions=times_matrix(batch.positions, turned, batch.atom_crystal), lattice=lattice)
 
 
 def rotate_labels(labels: Tensor | EnergyLabels, atom_crystal: Tensor, rotations: Tensor) -> Tensor | EnergyLabels:

@@ -173,6 +173,8 @@ class TrainingSettings:
         if self.precision != "32-true" and (self.target == PES or self.optimizer == "rod-flow"):
             what = "a potential" if self.target == PES else "rod-flow"
             raise ValueError(f"{what} needs precision '32-true': differences of gradients are noise in bfloat16")
+        if not isinstance(self.recompute, bool):
+            raise ValueError(f"recompute must be True or False, got {self.recompute!r}")
         if self.recompute and self.target == PES:
             raise ValueError("recompute is not for potentials: forces need the activations of all edges twice")
 
@@ -241,7 +243,7 @@ def train(
     last = folder / "checkpoints" / "last.ckpt"
     described = {**asdict(settings), "data": fingerprint(parts)}
     # A schedule is stretched over the epochs; without one, more epochs are only more.
-    free = {"device", "devices", "nodes"} | (set() if settings.has_schedule() else {"epochs"})
+    free = {"device", "devices", "nodes", "recompute"} | (set() if settings.has_schedule() else {"epochs"})
     first = not _launched(settings)
     if first:  # else the first process has looked, and begun to write
         _check_folder(folder, described, resume, free)
