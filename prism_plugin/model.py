@@ -40,7 +40,7 @@ _OPTIONS = {
     "task_type": ("regression", "classification"),
     "norm": ("batch", None),
 }
-# A batch for prediction is closed when it holds this many edges: about 1 GB at dim 256 in float32.
+# A batch for prediction is closed when it holds this many edges: about 0.75 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
 
 
