@@ -15,6 +15,8 @@ from prism_plugin.tiles import as_weight, in_tiles, linear
 
 __all__ = ["AtomEncoder", "EdgeEncoder", "RadialBasis", "SuperatomEncoder", "cosine_envelope", "feature_envelope"]
 
+# Of normal numbers in float32 and in float64.
+_SMALLEST_EXPONENT = tuple(math.log(torch.finfo(dtype).tiny) + 1 for dtype in (torch.float32, torch.float64))
 # Rows of every embedding table: atomic numbers 1 to 118, and an unused row 0.
 NUM_EMBEDDINGS = 119
 
@@ -94,8 +96,7 @@ class RadialBasis(nn.Module):
         decayed = torch.exp(-self.decay * distance).unsqueeze(-1)
         exponent = -self.width * (decayed - self.centers.to(distance.dtype)) ** 2
         # Below the smallest normal number exp takes many times longer, and its answer is 0 in all but name.
-        dtype = torch.float64 if exponent.dtype == torch.float64 else torch.float32
-        return torch.exp(exponent.clamp(min=math.log(torch.finfo(dtype).tiny) + 1))
+        return torch.exp(exponent.clamp(min=_SMALLEST_EXPONENT[exponent.dtype == torch.float64]))
 
 
 class EdgeEncoder(nn.Module):

@@ -53,8 +53,9 @@ class FeatureNorm(nn.BatchNorm1d):
         """Normalize rows of shape ``(rows, dim)``."""
         count = self.rows(values)
         if not self.training or count < 2:
-            factor, summand = self.running()
-            return torch.addcmul(summand, values, factor)
+            return functional.batch_norm(
+                values, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
         if rank_and_size()[1] == 1:
             return super().forward(values)
         # As torch's own SyncBatchNorm, which knows CUDA only; under autocast as there in the norm's own digits.

@@ -19,6 +19,8 @@ from prism_plugin.tiles import linear, needs_gradient, plain_autograd, product, 
 
 __all__ = ["Answer", "GatedTensors", "Settings", "gated_messages", "plain_messages"]
 
+_LITTLE = 2**15  # numbers in the edges' features
+
 # Hidden rows before SiLU, logits of the gates, ungated messages: of one tile.
 Activations: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
@@ -95,7 +97,8 @@ def gated_messages(tensors: GatedTensors, settings: Settings, recompute: bool = 
         settings: the rest.
         recompute: whether the backward pass computes the activations of the edges anew in place of keeping them.
     """
-    if plain_autograd():
+    # Where there is little to compute, one step of torch's own takes less time than ours in Python.
+    if tensors.edges.numel() <= _LITTLE or plain_autograd():
         return plain_messages(tensors, settings)
     if needs_gradient(*tensors):
         return Answer(*_GatedMessages.apply(settings, recompute, *tensors))
@@ -110,7 +113,7 @@ def plain_messages(tensors: GatedTensors, settings: Settings) -> Answer:
     hidden = linear(edges, edge_weight)
     hidden = hidden + of_receiver.index_select(0, receiver) + of_sender.index_select(0, sender)
     for_gate, for_message = functional.silu(hidden).chunk(2, dim=1)
-    logits = linear(for_gate, gate_weight, gate_bias)
+    logits = linear(for_gate, gate_weight, gate_bias).to(edges.dtype)
     mean = variance = None
     if scale is not None and shift is not None:
         mean = sum_over_processes(logits.sum(dim=0)) / settings.rows

@@ -34,6 +34,8 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a few rows, and similarity edges in blocks of a few pairs."""
     monkeypatch.setattr(prism_plugin.tiles, "_NUMBERS", {"cpu": 112})
     monkeypatch.setattr(prism_plugin.tiles, "_FEWEST_ROWS", 7)
+    monkeypatch.setattr(prism_plugin.tiles, "_ONEDNN_PAYS", 0)
+    monkeypatch.setattr(prism_plugin.gated, "_LITTLE", 0)
     monkeypatch.setattr(prism_plugin.layer, "_NUMBERS_PER_BLOCK", 40)
 
 
@@ -205,7 +207,7 @@ def test_products_by_onednn_equal_those_in_float64() -> None:
         torch._C._set_mkldnn_enabled(True)
 
 
-def test_linear_can_be_differentiated_twice() -> None:
+def test_linear_can_be_differentiated_twice(many_tiles) -> None:
     generator = torch.Generator().manual_seed(0)
     rows, weight, bias = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
