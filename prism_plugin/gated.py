@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prism_plugin.distributed import sum_over_processes
+from prism_plugin.distributed import rank_and_size, sum_over_processes
 from prism_plugin.tiles import linear, needs_gradient, plain_autograd, product, tiles
 
 __all__ = ["Answer", "GatedTensors", "Settings", "gated_messages", "plain_messages"]
@@ -97,8 +97,10 @@ def gated_messages(tensors: GatedTensors, settings: Settings, recompute: bool = 
         settings: the rest.
         recompute: whether the backward pass computes the activations of the edges anew in place of keeping them.
     """
-    # Where there is little to compute, one step of torch's own takes less time than ours in Python.
-    if tensors.edges.numel() <= _LITTLE or plain_autograd():
+    # Where there is little to compute, torch's own steps take less time than ours in Python. Processes that work
+    # together must go the same way whatever each has: their sums over all would else wait for each other.
+    little = tensors.edges.numel() <= _LITTLE and rank_and_size()[1] == 1
+    if little or plain_autograd():
         return plain_messages(tensors, settings)
     if needs_gradient(*tensors):
         return Answer(*_GatedMessages.apply(settings, recompute, *tensors))

@@ -18,6 +18,7 @@ from prism_plugin.data import PES
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.loading import BatchSampler, EpochSampler
 from prism_plugin.experts import FeatureNorm
+from prism_plugin.gated import Answer, GatedTensors, Settings, gated_messages
 from prism_plugin.training import TrainingSettings
 
 
@@ -32,6 +33,22 @@ def _norm() -> FeatureNorm:
         norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
         norm.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
     return norm
+
+
+def _messages(mine: slice) -> tuple[Answer, list[torch.Tensor]]:
+    """Gated messages along a part of 11 edges that end at one node each, and what they depend on."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    edges = _values()[0][mine].clone().requires_grad_()
+    nodes = torch.zeros(len(edges), 8, dtype=torch.float64)
+    shapes = (8, 4), (4, 4), (4,), (4, 4), (4,), (4,), (4,)
+    weights = [random(*shape) for shape in shapes]
+    index = torch.arange(len(edges)).expand(2, -1)
+    tensors = GatedTensors(nodes, nodes, edges, None, *weights)
+    return gated_messages(tensors, Settings(index, False, 1e-5, 11.0)), [edges, *weights]
 
 
 def _rank(rank: int, store: str, folder: str) -> None:
@@ -49,6 +66,8 @@ def _rank(rank: int, store: str, folder: str) -> None:
     for _ in range(2):
         norm(values[mine])
     cumulative = norm.running_var.clone()
+    messages, needed = _messages(mine)
+    messages.total.sin().sum().backward()
     norm(values[:0])  # nowhere a row: the running statistics serve and stay
     one = norm(values[:1] if rank == 0 else values[:0])
     assert len(one) == (1 if rank == 0 else 0)
@@ -61,6 +80,7 @@ def _rank(rank: int, store: str, folder: str) -> None:
             "weight": norm.weight.grad,
             "bias": norm.bias.grad,
             "cumulative": cumulative,
+            "messages": [messages.mean, messages.variance, *[tensor.grad for tensor in needed]],
             "batches": [list(sampler) for sampler in batches],
             "lengths": [len(sampler) for sampler in batches],
         },
@@ -96,6 +116,18 @@ def test_batchnorm_sees_the_rows_of_all_processes(two) -> None:
         norm(values)
     for rank in two:
         torch.testing.assert_close(rank["cumulative"], norm.running_var, **close)
+
+
+@pytest.mark.slow
+def test_gated_messages_normalize_by_the_edges_of_all_processes(two) -> None:
+    answer, needed = _messages(slice(0, 11))
+    answer.total.sin().sum().backward()
+    alone = [answer.mean, answer.variance, *[tensor.grad for tensor in needed]]
+    for number, (expected, *found) in enumerate(zip(alone, *[rank["messages"] for rank in two], strict=True)):
+        if number < 2:  # statistics: the same everywhere
+            expected, found = torch.stack([expected] * 2), [torch.stack(found)]
+        together = torch.cat(found) if number == 2 else sum(found)  # edges one after the other, weights added up
+        torch.testing.assert_close(together, expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.slow

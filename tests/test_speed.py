@@ -304,7 +304,9 @@ def test_the_plain_computation_serves_transforms_of_functions() -> None:
         torch.testing.assert_close(ours, torch.zeros_like(ours) if their is None else their, rtol=1e-9, atol=1e-12)
 
 
-def test_a_step_under_autocast_is_close_to_one_in_float32() -> None:
+@pytest.mark.parametrize("little", [0, 2**20], ids=["tiles", "plain"])
+def test_a_step_under_autocast_is_close_to_one_in_float32(monkeypatch, little: int) -> None:
+    monkeypatch.setattr(prism_plugin.gated, "_LITTLE", little)
     torch.manual_seed(0)
     model = PRISM(dim=32, num_layers=2, num_rbf=16, cutoff=3.2, cell_cutoff=6.0).train()
     batch = batch_of(model)
