@@ -335,7 +335,8 @@ def _differentiable_backward(
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again; products in full precision, also where autocast was on before."""
     with torch.enable_grad():
-        aliases = GatedTensors(*[None if tensor is None else tensor.view_as(tensor) for tensor in tensors])  # type: ignore[arg-type]
+        views = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+        aliases = GatedTensors(*cast("tuple[Any, ...]", views))
         answer = plain_messages(aliases, settings)
         wanted = [number for number, need in enumerate(needed) if need]
         found = torch.autograd.grad(

@@ -94,7 +94,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tens
         plus: shape ``(rows, outputs)``.
     """
     same = rows.dtype == weight.dtype == torch.float32 and rows.shape[1] == weight.shape[1]
-    large = rows.numel() * len(weight) >= _ONEDNN_PAYS and (weight.is_contiguous() or len(rows) >= _COPY_PAYS)
+    large = rows.numel() * len(weight) >= _ONEDNN_PAYS
     if large and same and rows.is_cpu and _HAS_ONEDNN and torch._C._get_mkldnn_enabled():
         # oneDNN has no fast way through a weight that is a part of a larger one.
         weight = weight if weight.is_contiguous() or weight.T.is_contiguous() else weight.contiguous()
@@ -108,7 +108,6 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tens
 
 # Multiplications from which on oneDNN is faster: for every new number of rows it makes a program, in 0.3 milliseconds.
 _ONEDNN_PAYS = 2**24
-_COPY_PAYS = 64  # rows from which on a weight that is a part of a larger one is worth its copy
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
