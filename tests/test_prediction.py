@@ -82,11 +82,11 @@ def test_an_interrupted_table_goes_on_and_ends_the_same(files, tmp_path) -> None
         cut.with_name("cut.csv.model.json").write_text(whole.with_name("whole.csv.model.json").read_text())
         counts = predict_files([files], "prism-mp2018-eform", cut, progress=False, batch_size=2)
         assert 0 < counts["kept"] < len(read(whole))
-        # Every row as before; only the last digit of a float32 depends on the crystals beside it in its batch.
+        # Every row as before; only the last digits of a float32 (of numbers of about 1) depend on the rest of its batch.
         for ours, before in zip(read(cut), read(whole), strict=True):
             number, same = ours.pop(column), before.pop(column)
             assert ours == before
-            assert (number == same == "") or float(number) == pytest.approx(float(same), rel=1e-6)
+            assert (number == same == "") or float(number) == pytest.approx(float(same), abs=2e-6)
     failed = sum(bool(row["error"]) for row in read(whole))
     again = predict_files([files], "prism-mp2018-eform", cut, progress=False)
     assert again == {"predicted": 0, "kept": len(read(whole)) - failed, "failed": failed}
