@@ -82,7 +82,7 @@ def test_an_interrupted_table_goes_on_and_ends_the_same(files, tmp_path) -> None
         cut.with_name("cut.csv.model.json").write_text(whole.with_name("whole.csv.model.json").read_text())
         counts = predict_files([files], "prism-mp2018-eform", cut, progress=False, batch_size=2)
         assert 0 < counts["kept"] < len(read(whole))
-        # Every row as before; only the last digits of a float32 (of numbers of about 1) depend on the rest of its batch.
+        # Every row as before; only the last digits of a float32, of numbers of about 1, depend on its batch.
         for ours, before in zip(read(cut), read(whole), strict=True):
             number, same = ours.pop(column), before.pop(column)
             assert ours == before
