@@ -167,24 +167,22 @@ class _Edges:
         """Answer, and append the tiles' activations to ``kept``."""
         total = self.edges.new_zeros(len(self.of_receiver), self.edges.shape[1])
         updated = torch.empty_like(self.edges) if self.update_edges else None
-        if self.scale is None:
-            for part in self.parts:
-                hidden, logits, message = self.activations(part, keep=kept is not None)
-                if kept is not None:
-                    kept.append((hidden, logits, message))
-                self._gather(part, self.gate(logits, None, None), message, total, updated)
-            return Answer(total, updated, None, None)
+        moments = None if self.scale is None else _Moments(self.scale)
         waiting = []
-        moments = _Moments(self.scale)
         for part in self.parts:
             hidden, logits, message = self.activations(part, keep=kept is not None)
             if kept is not None:
                 kept.append((hidden, logits, message))
-            waiting.append((logits, message))
-            moments.add(logits.to(self.edges.dtype))
+            if moments is None:
+                self._gather(part, self.gate(logits, None, None), message, total, updated)
+            else:
+                moments.add(logits.to(self.edges.dtype))
+                waiting.append((part, logits, message))
+        if moments is None:
+            return Answer(total, updated, None, None)
         mean, variance = moments.of_all_processes(self.rows)
         inverse = torch.rsqrt(variance + self.eps)
-        for part, (logits, message) in zip(self.parts, waiting, strict=True):
+        for part, logits, message in waiting:
             self._gather(part, self.gate(logits, mean, inverse), message, total, updated)
         return Answer(total, updated, mean, variance)
 

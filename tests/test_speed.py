@@ -101,13 +101,11 @@ def test_forces_of_the_fast_path_equal_those_of_the_twin(many_tiles, create_grap
                 torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-12 * scale)
 
 
-def gated_inputs(
-    norm: bool, envelope: bool, edges: int = 23, dim: int = 4, dtype: torch.dtype = torch.float64
-) -> tuple[GatedTensors, Settings]:
+def gated_inputs(norm: bool, envelope: bool, edges: int = 23, dim: int = 4) -> tuple[GatedTensors, Settings]:
     generator = torch.Generator().manual_seed(4)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     nodes = 5
     index = torch.randint(nodes, (2, edges), generator=generator)
@@ -127,29 +125,18 @@ def gated_inputs(
     return tensors, Settings(index, True, 1e-5, float(edges))
 
 
-def flat(function, settings: Settings):
-    """A function of the tensors that are there, for gradcheck, and these."""
-
-    def of(tensors: GatedTensors):
-        there = [number for number, tensor in enumerate(tensors) if tensor is not None]
-
-        def call(*given: Tensor) -> tuple[Tensor, ...]:
-            filled: list[Tensor | None] = [None] * len(tensors)
-            for number, tensor in zip(there, given, strict=True):
-                filled[number] = tensor
-            return function(GatedTensors(*filled), settings)[:2]
-
-        return call, tuple(tensors[number] for number in there)
-
-    return of
-
-
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("envelope", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 def test_gated_messages_have_the_gradients_of_finite_differences(many_tiles, norm, envelope, recompute) -> None:
     tensors, settings = gated_inputs(norm, envelope)
-    call, given = flat(lambda t, s: gated_messages(t, s, recompute), settings)(tensors)
+    there = [name for name, tensor in tensors._asdict().items() if tensor is not None]
+
+    def call(*given: Tensor) -> tuple[Tensor, ...]:
+        filled = tensors._replace(**dict(zip(there, given, strict=True)))
+        return gated_messages(filled, settings, recompute)[:2]
+
+    given = tuple(getattr(tensors, name) for name in there)
     assert torch.autograd.gradcheck(call, given)
     assert torch.autograd.gradgradcheck(call, given)
 

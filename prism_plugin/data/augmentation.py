@@ -54,5 +54,5 @@ def rotate_labels(labels: Tensor | EnergyLabels, atom_crystal: Tensor, rotations
     if not isinstance(labels, EnergyLabels):
         return labels
     turn = rotations.to(labels.forces)
-    forces = (turn.index_select(0, atom_crystal) @ labels.forces.unsqueeze(-1)).squeeze(-1)
+    forces = times_matrix(labels.forces, turn.mT, atom_crystal)
     return labels._replace(forces=forces, virial=turn @ labels.virial @ turn.mT)
