@@ -24,7 +24,7 @@ from prism_plugin.data import GraphDataset, Record, rotate_batch
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.experts import EXPERTS
 from prism_plugin.files import replaced
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns, save_figure
 
@@ -84,7 +84,7 @@ def spread_over_turns(folder: Path, records: list[Record]) -> float:
     """Standard deviation of a crystal's prediction over random rotations, mean over the crystals."""
     kept = folder / "turns.json"
     if not kept.exists():
-        model = load_prism(folder / "model")
+        model = load(folder / "model")
         graphs = GraphDataset(records, model.cutoff, model.cell_cutoff, progress=False).graphs
         generator = torch.Generator().manual_seed(0)
         spreads = []

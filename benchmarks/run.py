@@ -32,7 +32,7 @@ from peers import Contestant, contestants
 from prism_plugin import PRISM, PRISMCalculator, batch_graphs, build_graph
 from prism_plugin.data import GraphDataset, Record, make_loader, rotate_batch
 from prism_plugin.data.augmentation import random_rotations
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -217,7 +217,7 @@ def cells_part(out: Path) -> str:
     kinds = {
         "PRISM": "PRISM()",
         "PRISM without similarity": "PRISM(experts=('atomistic', 'cell', 'multiscale'))",
-        "default model": "load_prism()",
+        "default model": "load()",
     }
     figure, (times, memory) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     lines = ["| model | atoms | graph, s | inference, s | peak memory, GB |", "|---|---|---|---|---|"]
@@ -227,7 +227,7 @@ def cells_part(out: Path) -> str:
             atoms, graph, seconds, peak = alone(f"""
 import statistics, time, run
 from prism_plugin import PRISM, batch_graphs, build_graph
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 atoms = run.rocksalt({size})
 torch.manual_seed(0)
 model = {make}.eval()
@@ -279,13 +279,13 @@ def data_part(rounds: int) -> str:
         for record in records:
             build_graph(record.atoms, model.cutoff, model.cell_cutoff)
 
-    def load() -> None:
+    def read_and_turn() -> None:
         for crystals, _ in make_loader(dataset, CRYSTALS, shuffle_seed=0):
             rotate_batch(crystals, random_rotations(len(crystals), generator))
 
     jobs: dict[str, Callable[[], object]] = {
         "building the graphs": build,
-        "batches of graphs in memory, each crystal turned": load,
+        "batches of graphs in memory, each crystal turned": read_and_turn,
         f"the training step, dim {DIM}": lambda: [step() for _ in range(len(records) // CRYSTALS)],
     }
     lines = ["| per crystal and epoch | ms |", "|---|---|"]
@@ -357,7 +357,7 @@ def single_part(rounds: int) -> str:
         calculator.get_property("forces" if "forces" in what else "energy", moved)
 
     large = PRISM(dim=DIM, num_layers=LAYERS, target="formation_energy", unit="eV/atom")
-    models = {"default model": load_prism(), f"dim {DIM}, {LAYERS} layers": large}
+    models = {"default model": load(), f"dim {DIM}, {LAYERS} layers": large}
     for name, model in models.items():
         calculators = {
             "energy": PRISMCalculator(model),

@@ -1,52 +1,46 @@
-"""Train the default model that ships in the wheel: formation energy on Materials Project 2018.6.1.
+"""Train the models that ship in the wheel, on the Materials Project of 2018.6.1, by the recipe of their preset.
 
-Two stages, each resumable (run the same command again): first the crystals of at most 20 atoms, which cost a tenth,
-then all of them from the first stage's weights.
+Resumable: run the same command again. One run a model; prism-mp2018-eform is a committee of three seeds.
 
-    python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/default
+    python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/eform-0
+    python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/gap-0 --target band_gap
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
-import matgl
+import torch
 
+from prism_plugin import presets
 from prism_plugin.data import read_records, split_records
 from prism_plugin.training import TrainingSettings, train
 
-MODEL = {
-    "dim": 96,
-    "num_layers": 3,
-    "num_rbf": 32,
-    "cutoff": 4.0,
-    "superatom_readout": "mean",
-    "multiscale_aggregation": "mean",
-}
+COLUMNS = {"formation_energy": ("e_form", "eV/atom"), "band_gap": ("gap_pbe", "eV")}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path)
 parser.add_argument("folder", type=Path)
-parser.add_argument("--small-epochs", type=int, default=10, help="epochs on crystals of at most 20 atoms")
-parser.add_argument("--epochs", type=int, default=8, help="epochs on all crystals")
-parser.add_argument("--dry-run", action="store_true", help="one epoch a stage with a tiny model")
+parser.add_argument("--target", choices=list(COLUMNS), default="formation_energy")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores")
+parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+parser.add_argument("--dry-run", action="store_true", help="one epoch of a tiny model")
 arguments = parser.parse_args()
-if arguments.dry_run:
-    arguments.small_epochs = arguments.epochs = 1
-    MODEL.update(dim=8, num_layers=1, num_rbf=8)
+torch.set_num_threads(arguments.threads)
 
-parts = split_records(read_records(arguments.data, "e_form"))
+column, unit = COLUMNS[arguments.target]
+parts = split_records(read_records(arguments.data, column))
+settings = TrainingSettings(
+    target=arguments.target,
+    unit=unit,
+    seed=arguments.seed,
+    batchnorm_batches=100,
+    **presets[f"mp2018/{arguments.target}"].settings(),
+)
 if arguments.dry_run:
+    settings = replace(settings, epochs=1, model={**settings.model, "dim": 8, "num_layers": 1, "num_rbf": 8})
     parts["val"] = parts["train"]  # a few crystals need not have all elements in both parts
-elements = tuple(sorted({symbol for record in parts["train"] for symbol in record.atoms.symbols}))
-common = {"target": "formation_energy", "unit": "eV/atom", "lr": 2e-3, "batch_size": 32, "batchnorm_batches": 100}
-
-small = {**parts, "train": [record for record in parts["train"] if len(record.atoms) <= 20]}
-first = arguments.folder / "small"
-if not (first / "summary.json").exists():
-    settings = TrainingSettings(**common, epochs=arguments.small_epochs, model={**MODEL, "element_types": elements})
-    train(settings, small, first, resume=True)
-
-settings = TrainingSettings(**common, epochs=arguments.epochs, model=MODEL, seed=1)
-summary = train(settings, parts, arguments.folder / "all", resume=True, init=matgl.load_model(first / "model"))
+summary = train(settings, parts, arguments.folder, resume=True, progress=not arguments.no_progress)
 print(json.dumps(summary["scores"], indent=1))

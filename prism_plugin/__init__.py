@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prism_plugin.graph import CrystalGraph, build_graph
     from prism_plugin.model import PRISM
     from prism_plugin.potential import PRISMPotential
+    from prism_plugin.pretrained import load
     from prism_plugin.recipes import presets
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ _HOMES = {
     "PRISMPotential": "potential",
     "batch_graphs": "batch",
     "build_graph": "graph",
+    "load": "pretrained",
     "presets": "recipes",
 }
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "PRISMPotential",
     "batch_graphs",
     "build_graph",
+    "load",
     "presets",
 ]
 

@@ -311,7 +311,7 @@ def _rodflow(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from prism_plugin.pretrained import load_prism
+    from prism_plugin.pretrained import load
     from prism_plugin.training import train
     from prism_plugin.training.job import Job, read_config
     from prism_plugin.training.scores import format_scores
@@ -326,7 +326,7 @@ def _train(arguments: argparse.Namespace) -> None:
     else:
         job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)
     out = arguments.resume if resume else arguments.out
-    init = None if job.values.get("init") is None else load_prism(job.values["init"])
+    init = None if job.values.get("init") is None else load(job.values["init"])
     settings, parts = job.load()
     summary = train(settings, parts, out, resume, init, cache=job.values.get("cache"), on_start=job.save)
     if summary:
@@ -355,12 +355,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from prism_plugin.data import DATASETS, PES, read_records
     from prism_plugin.devices import find_device
     from prism_plugin.potential import PRISMPotential
-    from prism_plugin.pretrained import load_prism, saved_metadata
+    from prism_plugin.pretrained import load, saved_metadata
     from prism_plugin.training import evaluate
     from prism_plugin.training.job import load_parts
     from prism_plugin.training.scores import format_scores
 
-    model = load_prism(arguments.model).to(find_device(arguments.device))
+    model = load(arguments.model).to(find_device(arguments.device))
     target = arguments.target or (PES if isinstance(model, PRISMPotential) else model.target)
     named = arguments.data in DATASETS
     if all(value is None for value in (arguments.part, arguments.splits, arguments.fold)) and not named:
@@ -387,10 +387,10 @@ def _scaling(arguments: argparse.Namespace) -> None:
 
     from prism_plugin.devices import find_device
     from prism_plugin.prediction import iterate_structures, read_source
-    from prism_plugin.pretrained import load_prism
+    from prism_plugin.pretrained import load
     from prism_plugin.scaling import count_edges, fit_edges, format_fits, write_scaling
 
-    model = load_prism(arguments.model).to(find_device(arguments.device))
+    model = load(arguments.model).to(find_device(arguments.device))
     structures = [read_source(name, source) for name, source in iterate_structures(arguments.files)]
     if 0 < arguments.crystals < len(structures):
         chosen = np.random.default_rng(arguments.seed).choice(len(structures), arguments.crystals, replace=False)

@@ -13,7 +13,7 @@ from prism_plugin import __version__
 from prism_plugin.data import DATASETS
 from prism_plugin.data.download import cache_home
 from prism_plugin.optim import OPTIMIZERS
-from prism_plugin.pretrained import available_models, load_prism, model_folder, saved_metadata
+from prism_plugin.pretrained import available_models, load, model_folder, saved_metadata
 from prism_plugin.training.scores import format_score
 
 __all__ = ["describe_installation", "describe_model"]
@@ -33,7 +33,7 @@ def describe_model(name: str | Path) -> str:
         FileNotFoundError: if there is no such model.
         ValueError: if it is damaged.
     """
-    model = load_prism(name)
+    model = load(name)
     card = model_folder(name) / "README.md"
     kept = saved_metadata(name)
     arguments = model._init_args

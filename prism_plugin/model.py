@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,6 +91,8 @@ class PRISM(MatGLModel):
     __version__ = 1
 
     layers: Sequence[PRISMLayer]
+    # Symbol -> number of training crystals, where these were too few to trust; of a model that ships.
+    rare_elements: Mapping[str, int] = MappingProxyType({})
     _element_refs: Tensor | None
 
     def __init__(
@@ -271,7 +275,7 @@ class PRISM(MatGLModel):
         return table
 
     def check_elements(self, atomic_numbers: Tensor) -> None:
-        """Raise ValueError if there is an element that the model does not know."""
+        """Raise ValueError if there is an element that the model does not know; warn of one it has hardly seen."""
         present = [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
         unknown = sorted(set(present) - set(self.element_types))
         if unknown:
@@ -279,6 +283,11 @@ class PRISM(MatGLModel):
                 f"unknown element{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: this model was made for "
                 f"{len(self.element_types)} elements ({', '.join(self.element_types)}); remove such structures or "
                 "train a model on data with these elements"
+            )
+        rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
+        if rare:
+            warnings.warn(
+                f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there", stacklevel=2
             )
 
     def as_batch(self, graph: Any) -> CrystalBatch:

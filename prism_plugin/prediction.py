@@ -31,7 +31,7 @@ from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 
 __all__ = ["iterate_structures", "predict_files", "read_source"]
 
@@ -140,7 +140,7 @@ def predict_files(
     kind = find_device(device).type
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
-    loaded = load_prism(model)
+    loaded = load(model)
     out = Path(out)
     done = _open_table(out, loaded)
     counts = {"predicted": 0, "kept": 0, "failed": 0}
@@ -233,7 +233,7 @@ def _start(queue: Any, model: str, threads: int) -> None:
     """Load the model of a worker process."""
     global _worker_model
     torch.set_num_threads(threads)
-    _worker_model = load_prism(model).to(torch.device(queue.get()))
+    _worker_model = load(model).to(torch.device(queue.get()))
 
 
 def _predict(chunk: Sequence[tuple[str, _Source]], model: PRISM | None = None) -> list[_Row]:

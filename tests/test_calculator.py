@@ -18,7 +18,7 @@ from matgl.models import MEGNet
 
 from prism_plugin import PRISM, PRISMCalculator, pretrained
 from prism_plugin.data import read_records
-from prism_plugin.pretrained import available_models, load_prism
+from prism_plugin.pretrained import available_models, load
 from tests.conftest import crystal_zoo, small_model
 
 
@@ -139,19 +139,19 @@ def test_bad_atoms_and_arguments_are_refused(calculator: PRISMCalculator) -> Non
 
 def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"is no saved model: it lacks model.json, model.pt, state.pt"):
-        load_prism(tmp_path)
+        load(tmp_path)
     MEGNet(nblocks=1).save(tmp_path / "megnet")
     with pytest.raises(ValueError, match="holds a MEGNet, not a PRISM"):
-        load_prism(tmp_path / "megnet")
+        load(tmp_path / "megnet")
     small_model().save(tmp_path / "damaged")
     (tmp_path / "damaged" / "model.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
-        load_prism(tmp_path / "damaged")
+        load(tmp_path / "damaged")
     small_model().save(tmp_path / "cut")
     state = (tmp_path / "cut" / "state.pt").read_bytes()
     (tmp_path / "cut" / "state.pt").write_bytes(state[: len(state) // 2])
     with pytest.raises(ValueError, match="is damaged"):
-        load_prism(tmp_path / "cut")
+        load(tmp_path / "cut")
 
 
 def test_shipped_models_have_a_card_and_are_small() -> None:
@@ -162,7 +162,7 @@ def test_shipped_models_have_a_card_and_are_small() -> None:
         for word in ("CC BY 4.0", "Materials Project", "must not be used", "seed"):
             assert word in card, word
         assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
-        assert load_prism(name).unit
+        assert load(name).unit
 
 
 def test_the_card_of_the_default_model_says_what_the_shipped_file_does(shared_data) -> None:
@@ -174,6 +174,6 @@ def test_the_card_of_the_default_model_says_what_the_shipped_file_does(shared_da
     assert f"{scores['mae']:.4f}" in (folder / "README.md").read_text()
     records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
     held_out = [record for record in records if record.split == "val"]
-    predicted = load_prism().predict_structure([record.atoms for record in held_out]).numpy()
+    predicted = load().predict_structure([record.atoms for record in held_out]).numpy()
     error = np.abs(predicted - [record.target for record in held_out]).mean()
     assert error < 2 * scores["mae"]

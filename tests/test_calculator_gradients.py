@@ -23,7 +23,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from prism_plugin import PRISM, PRISMCalculator, build_graph
 from prism_plugin.experts import EXPERTS
 from prism_plugin.model import split_graphs
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 from tests.conftest import crystal_zoo, random_potential, small_model
 
 
@@ -489,4 +489,4 @@ def test_what_are_no_atoms_is_refused_at_every_door(given) -> None:
 
 def test_the_default_model_is_the_shipped_one() -> None:
     (one,) = PRISMCalculator().predict([bulk("MgO", "rocksalt", a=4.25)])
-    assert one["energy"] / 2 == pytest.approx(float(load_prism().predict_structure(bulk("MgO", "rocksalt", a=4.25))))
+    assert one["energy"] / 2 == pytest.approx(float(load().predict_structure(bulk("MgO", "rocksalt", a=4.25))))

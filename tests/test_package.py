@@ -131,4 +131,4 @@ def test_the_training_of_the_default_model_runs_and_resumes(shared_data, tmp_pat
     for _ in range(2):  # the second time there is nothing left to train
         result = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "all" / "model" / "state.pt").exists()
+    assert (tmp_path / "run" / "model" / "state.pt").exists()

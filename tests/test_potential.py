@@ -33,7 +33,7 @@ from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.records import elements_of, fingerprint, split_records
 from prism_plugin.gradients import energies_with_gradients
 from prism_plugin.potential import fit_element_refs
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 from prism_plugin.training import TrainingSettings, evaluate, train
 from prism_plugin.training.job import Job
 from prism_plugin.training.module import PotentialTraining
@@ -87,7 +87,7 @@ def test_a_potential_keeps_when_saved(experts: str, tmp_path) -> None:
     model.save(tmp_path / "model")
     atoms = bulk("Cu") * (2, 1, 1)
     atoms.symbols[1] = "Au"
-    for loaded in (load_prism(tmp_path / "model"), matgl.load_model(tmp_path / "model").eval()):
+    for loaded in (load(tmp_path / "model"), matgl.load_model(tmp_path / "model").eval()):
         assert type(loaded) is PRISMPotential
         assert loaded._init_args == model._init_args
         assert float(loaded.predict_structure(atoms)) == float(model.predict_structure(atoms))
@@ -425,7 +425,7 @@ def test_the_scores_are_those_of_the_saved_model(run, parts) -> None:
 
 def test_evaluation_gives_the_same_scores(run, parts, tmp_path) -> None:
     folder, summary = run
-    scores = evaluate(load_prism(folder / "model"), {"test": parts["test"]}, tmp_path / "report", progress=False)
+    scores = evaluate(load(folder / "model"), {"test": parts["test"]}, tmp_path / "report", progress=False)
     for name, value in summary["scores"]["test"].items():
         assert scores["test"][name] == pytest.approx(value, rel=1e-4), name
     assert (tmp_path / "report" / "parity.png").exists()
@@ -442,12 +442,12 @@ def test_an_interrupted_training_goes_on_bit_for_bit(run, parts, tmp_path) -> No
     with pytest.raises(RuntimeError, match="stop here"):
         train(settings(), parts, tmp_path / "run", progress=False, callbacks=[Stop()])
     train(settings(), parts, tmp_path / "run", resume=True, progress=False)
-    first, second = (load_prism(folder / "model").state_dict() for folder in (run[0], tmp_path / "run"))
+    first, second = (load(folder / "model").state_dict() for folder in (run[0], tmp_path / "run"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_potential_goes_on_from_another(run, parts, tmp_path) -> None:
-    init = load_prism(run[0] / "model")
+    init = load(run[0] / "model")
     summary = train(settings(model={}, epochs=1, lr=1e-5), parts, tmp_path / "run", init=init, progress=False)
     assert summary["scores"]["test"]["forces_rmse"] == pytest.approx(run[1]["scores"]["test"]["forces_rmse"], rel=0.1)
     with pytest.raises(ValueError, match="forces need a potential to start from"):
@@ -467,14 +467,12 @@ def test_averaging_optimizers_train_potentials(parts, tmp_path) -> None:
 def test_energies_from_elsewhere_are_taken_up(run, parts, tmp_path) -> None:
     """Another code counts from another zero: of each element; the initial model is told so."""
     folder, before = run
-    zero = {
-        symbol: -100.0 * number for number, symbol in enumerate(load_prism(folder / "model").element_types, start=1)
-    }
+    zero = {symbol: -100.0 * number for number, symbol in enumerate(load(folder / "model").element_types, start=1)}
     moved = {
         name: [replace(r, target=r.target + sum(zero[symbol] for symbol in r.atoms.symbols)) for r in part]
         for name, part in parts.items()
     }
-    init = load_prism(folder / "model")
+    init = load(folder / "model")
     summary = train(settings(model={}, epochs=1, lr=1e-6), moved, tmp_path / "run", init=init, progress=False)
     scores = summary["scores"]["test"]
     assert scores["energy_rmse"] < 1.5 * before["scores"]["test"]["energy_rmse"] + 1.0
@@ -484,7 +482,7 @@ def test_energies_from_elsewhere_are_taken_up(run, parts, tmp_path) -> None:
 def test_given_elements_keep_their_energies_and_their_order(parts, tmp_path) -> None:
     known = [*reversed(elements_of(parts["train"])), "Xe"]
     train(settings(epochs=1, model={**SMALL, "element_types": known}), parts, tmp_path / "run", progress=False)
-    arguments = load_prism(tmp_path / "run" / "model")._init_args
+    arguments = load(tmp_path / "run" / "model")._init_args
     crystals, energies = [r.atoms for r in parts["train"]], np.array([r.target for r in parts["train"]])
     fitted = dict(zip(sorted(known), fit_element_refs(crystals, energies, sorted(known)), strict=True))
     assert fitted["Xe"] == pytest.approx(0, abs=1e-9)
@@ -503,7 +501,7 @@ def test_without_forces_the_energies_give_the_scale(tmp_path) -> None:
         records.append(Record(atoms, float(energy), str(number), None, np.zeros((1, 3)), stress))
     train(settings(epochs=1), split_records(records), tmp_path / "run", progress=False)
     energies = np.array([record.target for record in split_records(records)["train"]])
-    assert load_prism(tmp_path / "run" / "model").std == pytest.approx(energies.std(), rel=1e-6)
+    assert load(tmp_path / "run" / "model").std == pytest.approx(energies.std(), rel=1e-6)
 
 
 def test_a_run_from_before_there_were_potentials_goes_on(parts, tmp_path) -> None:
@@ -574,7 +572,7 @@ def test_a_broken_force_is_named(parts, tmp_path) -> None:
 def test_evaluation_wants_forces_of_all_or_none(run, parts, tmp_path) -> None:
     some = [parts["test"][0], Record(parts["test"][1].atoms, 1.0, "no forces")]
     with pytest.raises(ValueError, match="some of the crystals have forces and some have none"):
-        evaluate(load_prism(run[0] / "model"), {"all": some}, tmp_path / "report", progress=False)
+        evaluate(load(run[0] / "model"), {"all": some}, tmp_path / "report", progress=False)
 
 
 def test_rows_without_forces_can_be_left_out(tmp_path) -> None:

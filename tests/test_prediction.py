@@ -19,7 +19,7 @@ from prism_plugin import cli
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.graph import build_graph
 from prism_plugin.prediction import iterate_structures, predict_files
-from prism_plugin.pretrained import load_prism
+from prism_plugin.pretrained import load
 from prism_plugin.scaling import count_edges, fit_edges
 from tests.conftest import small_model
 
@@ -57,7 +57,7 @@ def test_every_structure_has_a_row_and_a_bad_one_a_reason(files, tmp_path) -> No
     assert counts == {"predicted": 6, "kept": 0, "failed": 7}
     assert list(rows[0]) == ["name", "formula", "atoms", "formation_energy (eV/atom)", "error"]
     assert [row["formula"] for row in rows if not row["error"]] == ["NaCl", "MgO", "Cu", "Al", "Si", "Fe"]
-    model = load_prism()
+    model = load()
     value = float(rows[0]["formation_energy (eV/atom)"])
     assert value == pytest.approx(float(model.predict_structure(bulk("NaCl", "rocksalt", a=5.64))), abs=1e-5)
     reasons = {row["name"].removeprefix(f"{files}/"): row["error"] for row in rows if row["error"]}

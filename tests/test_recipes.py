@@ -68,7 +68,7 @@ def test_presets_are_the_rows_of_the_supplement() -> None:
         pytest.skip("../shared/papers is not here: the supplement is not part of the project")
     text = paper.read_text()
     rows = supplement_rows(text)
-    assert rows.keys() == presets.keys()
+    assert rows.keys() == {name for name in presets if not name.startswith("mp2018/")}
     assert len(rows) == 11
     for name, cells in rows.items():
         _, optimizer, lr, betas, scheduler, decay, epochs, rotate, r_c, cell_cutoff, r_f = cells
@@ -97,9 +97,9 @@ def test_presets_are_public_and_complete() -> None:
 def test_prism_presets_prints_them(capsys) -> None:
     assert cli.main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 1 + len(presets)
     last = "matbench/jdft2d adamw-schedulefree 0.001 0.95, 0.999 1e-06 5000 yes 5 Å 15 Å 1 0.5"
-    assert " ".join(lines[-1].split()) == last
+    assert last in [" ".join(line.split()) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_every_preset_trains(data, tmp_path, name) -> None:
     kept = json.loads((run / "settings.json").read_text())
     wanted = presets[name].settings()
     assert kept["options"] == {**wanted["options"], "betas": list(wanted["options"]["betas"])}
-    assert kept["model"] == {**wanted["model"], "dim": 8, "num_rbf": 8}
+    assert kept["model"] == json.loads(json.dumps({**wanted["model"], "dim": 8, "num_rbf": 8}))
     assert (kept["optimizer"], kept["rotate"], kept["lr"]) == (wanted["optimizer"], wanted["rotate"], wanted["lr"])
     for file in ("parity", "elements", "fusion", "learning_curve"):
         assert (run / f"{file}.png").stat().st_size > 10_000

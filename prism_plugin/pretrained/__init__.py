@@ -1,14 +1,16 @@
-"""Models that ship with the package, and loading of any saved PRISM by name or path."""
+"""Models that ship with the package, and loading of any saved PRISM by name, path or repository."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import matgl
 import torch
+from matgl.utils.io import _download_from_hf_hub  # what its load_model calls; there is no public way to the files
 
 from prism_plugin.devices import find_device
 from prism_plugin.model import PRISM
@@ -17,8 +19,8 @@ __all__ = [
     "DEFAULT_MODEL",
     "available_models",
     "gives_energy",
+    "load",
     "load_on",
-    "load_prism",
     "model_folder",
     "saved_metadata",
 ]
@@ -26,6 +28,7 @@ __all__ = [
 DEFAULT_MODEL = "prism-mp2018-eform"
 _HERE = Path(__file__).parent
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one
 _FILES = ("model.json", "model.pt", "state.pt")
 
 
@@ -35,28 +38,48 @@ def available_models() -> list[str]:
 
 
 def model_folder(model: str | Path) -> Path:
-    """Where a model lies: the folder of a shipped one by its name, else what was given."""
-    return _HERE / str(model) if str(model) in available_models() else Path(model)
-
-
-def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
-    """Load a PRISM in eval mode.
+    """Where a model lies: the folder of a shipped one by its name, a given folder, or that of a downloaded one.
 
     Args:
-        model: name of a model that ships with the package, or the folder of a saved one.
+        model: name, folder, or repository of the Hugging Face Hub; its files are kept where matgl keeps its own.
 
     Raises:
-        TypeError: if ``model`` is neither.
-        FileNotFoundError: if there is no such name or folder.
-        ValueError: if the folder is no saved model, or one of another class.
+        TypeError: if ``model`` is neither a string nor a path.
+        FileNotFoundError: if there is none such here, and none can be had.
     """
     if not isinstance(model, (str, Path)):
         raise TypeError(f"give the name or folder of a model, or a PRISM; got {type(model).__name__}")
-    folder = model_folder(model)
-    if not folder.is_dir():
+    if str(model) in available_models():
+        return _HERE / str(model)
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    known = f"give the folder of a saved model or one of: {', '.join(available_models())}"
+    # Where the first part of "a/b" is a folder, a path was meant, and nobody waits for a network.
+    if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
+        raise FileNotFoundError(f"no model {str(model)!r}; {known}")
+    try:
+        return _download_from_hf_hub(model)["model.json"].parent
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise FileNotFoundError(
-            f"no model {str(model)!r}; give the folder of a saved model or one of: {', '.join(available_models())}"
-        )
+            f"no folder {model!r} is here, and no such model could be had from the Hugging Face Hub ({reason}); {known}"
+        ) from error
+
+
+def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
+    """Load a PRISM in eval mode.
+
+    Args:
+        model: name of a model that ships with the package, the folder of a saved one, or ``"owner/name"`` of one on the
+            Hugging Face Hub (``model.push_to_hub`` puts it there), which is downloaded once.
+
+    Raises:
+        TypeError: if ``model`` is none of these.
+        FileNotFoundError: if there is no such model.
+        ValueError: if the folder is no saved model, or one of another class.
+    """
+    folder = model_folder(model)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(
@@ -70,6 +93,7 @@ def load_prism(model: str | Path = DEFAULT_MODEL) -> PRISM:
         loaded = matgl.load_model(folder)
     except (RuntimeError, ValueError) as error:  # all that matgl raises, whatever it met
         raise ValueError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
+    loaded.rare_elements = saved_metadata(folder).get("rare_elements", {})
     loaded.eval()
     return loaded
 
@@ -91,7 +115,7 @@ def load_on(model: str | Path | PRISM, device: str = "auto", dtype: str = "auto"
     if dtype not in ("auto", *_DTYPES):
         raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
     given = isinstance(model, PRISM)
-    found = model if isinstance(model, PRISM) else load_prism(model)
+    found = model if isinstance(model, PRISM) else load(model)
     place = found.device if given and device == "auto" else find_device(device)
     kind = _DTYPES.get(dtype, found.dtype)
     if kind not in _DTYPES.values():
