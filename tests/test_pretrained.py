@@ -1,0 +1,197 @@
+"""The models that ship, and loading by name, folder or repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.spacegroup import crystal
+
+from prism_plugin import PRISM, PRISMCalculator, load
+from prism_plugin.pretrained import DEFAULT_MODEL, model_folder
+
+# Lattice constants by X-ray diffraction, as textbooks and structure databases have them (lengths in Å), and the
+# formation energies (eV/atom) of the entries named, Materials Project 2018.6.1.
+COMPOUNDS: dict[str, tuple[Atoms, float]] = {
+    "NaCl, rock salt (mp-22862)": (bulk("NaCl", "rocksalt", a=5.640), -2.105),
+    "MgO, rock salt (mp-1265)": (bulk("MgO", "rocksalt", a=4.212), -3.065),
+    "GaAs, zinc blende (mp-2534)": (bulk("GaAs", "zincblende", a=5.653), -0.347),
+    "SiO2, quartz (mp-10851)": (
+        crystal(
+            ["Si", "O"],
+            [(0.4697, 0, 2 / 3), (0.4135, 0.2669, 0.7858)],
+            spacegroup=154,
+            cellpar=[4.913, 4.913, 5.405, 90, 90, 120],
+        ),
+        -3.272,
+    ),
+    "TiO2, rutile (mp-2657)": (
+        crystal(
+            ["Ti", "O"], [(0, 0, 0), (0.3053, 0.3053, 0)], spacegroup=136, cellpar=[4.594, 4.594, 2.959, 90, 90, 90]
+        ),
+        -3.482,
+    ),
+    "CaTiO3, perovskite (mp-4019)": (
+        crystal(
+            ["Ca", "Ti", "O", "O"],
+            [(0.0356, 0.25, -0.0065), (0.5, 0, 0), (-0.0162, 0.25, 0.5711), (0.2888, 0.0373, -0.2897)],
+            spacegroup=62,
+            cellpar=[5.440, 7.639, 5.380, 90, 90, 90],
+        ),
+        -3.569,
+    ),
+    "Al2O3, corundum (mp-1143)": (
+        crystal(
+            ["Al", "O"],
+            [(0, 0, 0.3522), (0.3063, 0, 0.25)],
+            spacegroup=167,
+            cellpar=[4.759, 4.759, 12.993, 90, 90, 120],
+            primitive_cell=True,
+        ),
+        -3.442,
+    ),
+    "ZnS, zinc blende (mp-10695)": (bulk("ZnS", "zincblende", a=5.409), -1.140),
+    "Fe2O3, hematite (mp-19770)": (
+        crystal(
+            ["Fe", "O"],
+            [(0, 0, 0.3553), (0.3059, 0, 0.25)],
+            spacegroup=167,
+            cellpar=[5.035, 5.035, 13.747, 90, 90, 120],
+            primitive_cell=True,
+        ),
+        -1.907,
+    ),
+    "BN, zinc blende (mp-1639)": (bulk("BN", "zincblende", a=3.615), -1.396),
+    "Cu, fcc (mp-30)": (bulk("Cu", "fcc", a=3.615), 0.0),
+    "LiFePO4, triphylite (mp-19017)": (
+        crystal(
+            ["Li", "Fe", "P", "O", "O", "O"],
+            [
+                (0, 0, 0),
+                (0.2822, 0.25, 0.9747),
+                (0.0948, 0.25, 0.4182),
+                (0.0968, 0.25, 0.7428),
+                (0.4571, 0.25, 0.2060),
+                (0.1656, 0.0464, 0.2848),
+            ],
+            spacegroup=62,
+            cellpar=[10.332, 6.010, 4.692, 90, 90, 90],
+        ),
+        -2.552,
+    ),
+}
+
+
+def test_well_known_compounds() -> None:
+    calculator = PRISMCalculator()
+    atoms = [crystal for crystal, _ in COMPOUNDS.values()]
+    assert [len(one) for one in atoms] == [2, 2, 2, 9, 6, 20, 10, 2, 10, 2, 1, 28]
+    found = np.array([result["energy"] for result in calculator.predict(atoms)]) / [len(one) for one in atoms]
+    known = np.array([energy for _, energy in COMPOUNDS.values()])
+    table = "\n".join(f"{name:32s} {a:7.3f} {b:7.3f}" for name, a, b in zip(COMPOUNDS, found, known, strict=True))
+    print(table)
+    assert np.abs(found - known).mean() < 0.15, table
+
+
+def test_a_rare_element_is_warned_of(tmp_path: Path) -> None:
+    rare = json.loads((model_folder(DEFAULT_MODEL) / "model.json").read_text())["metadata"]["rare_elements"]
+    assert set(rare) == {"Ar", "He", "Kr", "Xe"}
+    assert all(count < 50 for count in rare.values())
+    xenon, salt = bulk("Xe", "fcc", a=6.1), bulk("NaCl", "rocksalt", a=5.64)
+    for predict in (load().predict_structure, lambda atoms: PRISMCalculator().predict([atoms])):
+        with pytest.warns(UserWarning, match=r"few training crystals with Xe \(38\): do not trust"):
+            predict(xenon)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            predict(salt)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """The part of the Hugging Face Hub that a download needs: ``/owner/name/resolve/main/FILE``."""
+
+    folder: Path
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(False)
+
+    def do_GET(self) -> None:
+        self._answer(True)
+
+    def _answer(self, with_body: bool) -> None:
+        file = self.folder / self.path.rsplit("/", 1)[1]
+        found = self.path.startswith("/some/model/resolve/") and file.exists()
+        body = file.read_bytes() if found else b""
+        self.asked.append(f"{self.command} {self.path}")
+        self.send_response(200 if found else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{file.name}"')
+        if not found:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """A server in the place of the Hub, with the model some/model."""
+    PRISM(element_types=("Cu",), dim=8, num_layers=1, target="gap", unit="eV").save(tmp_path / "model")
+    _Hub.folder, _Hub.asked = tmp_path / "model", []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", _Hub.asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_model_is_downloaded_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    address, asked = hub
+    code = "import sys, prism_plugin; model = prism_plugin.load(sys.argv[1]); print(model.target, model.training)"
+
+    def run(name: str, endpoint: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HOME": str(tmp_path),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **more,
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code, name], capture_output=True, text=True, env=environment, cwd=tmp_path
+        )
+
+    first = run("some/model", address)
+    assert first.stdout == "gap False\n", first.stderr
+    files = {one.rsplit("/", 1)[1] for one in asked if one.startswith("GET /some/model/")}
+    assert files == {"model.json", "model.pt", "state.pt"}
+    assert (tmp_path / ".cache" / "matgl").is_dir()  # where matgl keeps its own
+    again = run("some/model", address, HF_HUB_OFFLINE="1")
+    assert again.stdout == "gap False\n", again.stderr
+    unknown = run("no/such", address)
+    assert "no folder 'no/such' is here, and no such model could be had from the Hugging Face Hub" in unknown.stderr
+    assert "FileNotFoundError" in unknown.stderr
+
+
+def test_a_missing_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no model 'runs/gap'; give the folder .* one of: .*prism-mp2018"):
+        load("runs/gap")
