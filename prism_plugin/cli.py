@@ -80,7 +80,11 @@ def _add_train(commands: Any) -> None:
     add("--target", help="what to predict: its key in the data; pes: a potential of energies, forces and stresses")
     add("--unit", help="its unit; with eV/atom the model can be an ASE energy; a data set knows its own")
     _add_parts(what)
-    add("--init", metavar="MODEL", help="start from the weights of this model: a folder, or the name of a shipped one")
+    add(
+        "--init",
+        metavar="MODEL",
+        help="start from this model: a folder, the name of a shipped one, or OWNER/NAME on the Hub",
+    )
     run = train.add_argument_group("the run")
     add = run.add_argument
     where = run.add_mutually_exclusive_group(required=True)

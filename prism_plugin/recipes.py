@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FINE_TUNING_LR", "POTENTIAL", "Preset", "format_presets", "presets"]
+__all__ = ["FINE_TUNING", "FINE_TUNING_LR", "POTENTIAL", "Preset", "format_presets", "presets"]
 
 # How prism train learns energies, forces and stresses, where nothing else is said (docs/potential.md).
 POTENTIAL: Mapping[str, Any] = MappingProxyType(
@@ -15,6 +15,17 @@ POTENTIAL: Mapping[str, Any] = MappingProxyType(
 )
 # In its place with --init: the rate from scratch would first undo what the initial model has learned.
 FINE_TUNING_LR = 1e-3
+# How prism train --init learns a property, where nothing else is said (benchmarks/fine_tuning.py).
+FINE_TUNING: Mapping[str, Any] = MappingProxyType(
+    {
+        "optimizer": "muon",
+        "lr": FINE_TUNING_LR,
+        "options": {"weight_decay": 0.1},
+        "batch_size": 16,
+        "epochs": 40,
+        "clip": 1.0,
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""What was tried for the recipe of the models that ship: one thing changed at a time, equal epochs, three seeds.
+
+4,000 training crystals of at most 20 atoms and all validation crystals of that size (those of optimizers.py), width 64,
+two layers, the atomistic expert only; the validation MAE of the last epoch, and the CPU time of the training. Each run
+has a folder and is skipped when it is there already, so that the command can be interrupted and repeated; with a share
+of the runs each, two processes can work side by side. What the experts give is in ablations.py.
+
+    python benchmarks/recipe.py DATA runs/recipe --out docs/default_model
+"""
+
+import json
+import lzma
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from optimizers import make_parser, subset
+
+from prism_plugin.data import Record
+from prism_plugin.files import replaced
+from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training.plots import read_columns
+
+START = TrainingSettings(
+    target="formation_energy",
+    unit="eV/atom",
+    model={
+        "dim": 64,
+        "num_layers": 2,
+        "num_rbf": 32,
+        "cutoff": 4.0,
+        "experts": ("atomistic",),
+        "atom_encoder": "cartnet",
+    },
+    options={"lr": 8e-3},
+    batch_size=32,
+    batchnorm_batches=30,
+    precision="bf16-mixed",
+)
+_MUON = {"optimizer": "muon", "clip": 1.0}
+# Name -> settings that differ from START; those of the model by their own names.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "start: width 64, 2 layers, AdamW-ScheduleFree 8e-3": {},
+    "width 128": {"model": {"dim": 128}},
+    "4 layers": {"model": {"num_layers": 4}},
+    "cutoff 5 Å": {"model": {"cutoff": 5.0}},
+    "cutoff 6 Å": {"model": {"cutoff": 6.0}},
+    "64 radial functions": {"model": {"num_rbf": 64}},
+    "radial functions: even": {"model": {"rbf_scale": "even"}},
+    "PRISM's atom encoder": {"model": {"atom_encoder": "prism"}},
+    "all experts": {"model": {"experts": ("atomistic", "cell", "multiscale", "similarity"), "atom_encoder": "prism"}},
+    "AdamW-ScheduleFree 4e-3": {"options": {"lr": 4e-3}},
+    "Adam + OneCycle 4e-3": {"optimizer": "adam-onecycle", "options": {"lr": 4e-3}},
+    "ELRA, floor 0.1": {"optimizer": "elra", "options": {"min_step": 0.1}},
+    "Muon 4e-3": {**_MUON, "options": {"lr": 4e-3, "weight_decay": 0.1}},
+    "Muon 8e-3": {**_MUON, "options": {"lr": 8e-3, "weight_decay": 0.1}},
+    "Muon 2e-2": {**_MUON, "options": {"lr": 2e-2, "weight_decay": 0.1}},
+    "batch of 16": {"batch_size": 16},
+    "targets not scaled": {"normalize": False},
+    "training crystals not turned": {"rotate": False},
+    "without suspect labels": {},
+    "products in float32": {"precision": "32-true"},
+    "the recipe: width 128, 3 layers, Muon 4e-3": {
+        **_MUON,
+        "options": {"lr": 4e-3, "weight_decay": 0.1},
+        "model": {"dim": 128, "num_layers": 3},
+    },
+}
+
+
+def suspects(path: Path) -> set[str]:
+    """Names of the crystals whose label another source has otherwise."""
+    with lzma.open(path, "rt") as file:
+        return {row["id"] for row in map(json.loads, file) if row["suspect"]}
+
+
+def settings_of(name: str, epochs: int, seed: int) -> TrainingSettings:
+    """Give the settings of a variant."""
+    changes = dict(VARIANTS[name])
+    model = {**START.model, **changes.pop("model", {})}
+    return TrainingSettings(**{**asdict(START), **changes, "model": model, "epochs": epochs, "seed": seed})
+
+
+def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root: Path) -> Path:
+    """Train, unless that was done."""
+    folder = root / f"{''.join(letter if letter.isalnum() else '_' for letter in name)}_epochs={epochs}_seed={seed}"
+    if not (folder / "summary.json").exists():
+        print(folder.name, flush=True)
+        started = time.process_time()
+        train(settings_of(name, epochs, seed), parts, folder, resume=True, progress=False)
+        with replaced(folder / "cpu.json") as path:
+            path.write_text(json.dumps(time.process_time() - started))
+    return folder
+
+
+def main() -> None:
+    parser = make_parser(__doc__, epochs=12)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = subset(arguments.data)
+    doubtful = suspects(arguments.data)
+    clean = {**parts, "train": [record for record in parts["train"] if record.name not in doubtful]}
+    print({name: len(records) for name, records in parts.items()}, len(clean["train"]), "not suspect", flush=True)
+    some = {name: clean if name == "without suspect labels" else parts for name in arguments.variants}
+    jobs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.variants]
+    for name, seed in jobs[arguments.share[0] :: arguments.share[1]]:
+        run(some[name], name, seed, arguments.epochs, arguments.folder)
+    if arguments.out is None:
+        return
+    table: dict[str, dict[str, list[float]]] = {}
+    for name in arguments.variants:
+        folders = [run(some[name], name, seed, arguments.epochs, arguments.folder) for seed in range(arguments.seeds)]
+        logs = [read_columns(folder / "log", "epoch", ("val_mae",))["val_mae"] for folder in folders]
+        table[name] = {
+            "val_mae": [float(log[-1]) for log in logs],
+            "cpu_seconds": [float(json.loads((folder / "cpu.json").read_text())) for folder in folders],
+        }
+    with replaced(arguments.out / "recipe.json") as path:
+        path.write_text(json.dumps({"epochs": arguments.epochs, "runs": table}, indent=1))
+    print("| changed | validation MAE (eV/atom), mean | each seed | CPU time |\n|---|---|---|---|")
+    first = np.mean(table[arguments.variants[0]]["cpu_seconds"])
+    for name, row in table.items():
+        each = ", ".join(f"{value:.4f}" for value in row["val_mae"])
+        print(f"| {name} | {np.mean(row['val_mae']):.4f} | {each} | {np.mean(row['cpu_seconds']) / first:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
