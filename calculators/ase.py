@@ -39,9 +39,10 @@ class PRISMCalculator(Calculator):
     """Energies with forces and stress, or another property, of ASE atoms from a PRISM or a committee of them.
 
     With the default model, ``energy`` is the number of atoms times the formation energy per atom of Materials Project
-    release 2018.6.1 in eV: relative to the elements, not to free atoms. It was trained on relaxed crystals only: its
-    forces and stress are exact gradients of its energy, which nobody has validated as physics; that is why they must be
-    asked for. Its card says what it must not be used for
+    release 2018.6.1 in eV, with the corrections of that time: relative to the elements, not to free atoms. It was
+    trained on relaxed crystals only: its forces and stress are exact gradients of its energy, which nobody has
+    validated as physics; that is why they must be asked for. Of elements with fewer than 50 training crystals (He, Ar, Kr, Xe) it
+    warns. Its card says how large its errors are and what it must not be used for
     (``prism_plugin/pretrained/prism-mp2018-eform/README.md``).
 
     A model whose unit is ``"eV/atom"`` (or ``"eV"`` with ``readout="sum"``) answers ``energy``, ``free_energy`` and
@@ -53,7 +54,8 @@ class PRISMCalculator(Calculator):
     Safe to share between threads, which then take turns.
 
     Args:
-        model: name of a shipped model, folder of a saved one, a PRISM, or a list of these that predict one property.
+        model: name of a shipped model, folder of a saved one, ``"owner/name"`` of one on the Hugging Face Hub, a PRISM,
+            or a list of these that predict one property.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
         dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device,
             or in train mode, is copied, not changed.

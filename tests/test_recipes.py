@@ -270,3 +270,13 @@ def test_a_folder_named_like_a_data_set_does_not_hide_it(tmp_path, monkeypatch) 
     assert cli.main(["train", "--resume", "emt-alloys"]) == 0
     monkeypatch.setenv("SLURM_PROCID", "1")  # one process of one, wherever it was started
     assert cli.main([*command, "--out", "emt-alloys"]) == 2
+
+
+def test_a_start_from_a_trained_model_has_a_recipe_of_its_own() -> None:
+    given = {"data": "mine.extxyz", "target": "e", "init": "prism-mp2018-eform"}
+    settings = Job.make(given).settings
+    assert (settings.optimizer, settings.lr, settings.epochs, settings.batch_size) == ("muon", 1e-3, 40, 16)
+    changed = Job.make({**given, "epochs": 3, "optimizer": "adamw-schedulefree"}).settings
+    assert (changed.optimizer, changed.lr, changed.epochs, changed.clip) == ("adamw-schedulefree", None, 3, None)
+    preset = Job.make({**given, "preset": "mp2018/band_gap"}).settings
+    assert (preset.lr, preset.epochs) == (presets["mp2018/band_gap"].lr, presets["mp2018/band_gap"].epochs)
