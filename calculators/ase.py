@@ -41,8 +41,8 @@ class PRISMCalculator(Calculator):
     With the default model, ``energy`` is the number of atoms times the formation energy per atom of Materials Project
     release 2018.6.1 in eV, with the corrections of that time: relative to the elements, not to free atoms. It was
     trained on relaxed crystals only: its forces and stress are exact gradients of its energy, which nobody has
-    validated as physics; that is why they must be asked for. Of elements with fewer than 50 training crystals (He, Ar, Kr, Xe) it
-    warns. Its card says how large its errors are and what it must not be used for
+    validated as physics; that is why they must be asked for. Of elements with fewer than 50 training crystals (He, Ar,
+    Kr, Xe) it warns. Its card says how large its errors are and what it must not be used for
     (``prism_plugin/pretrained/prism-mp2018-eform/README.md``).
 
     A model whose unit is ``"eV/atom"`` (or ``"eV"`` with ``readout="sum"``) answers ``energy``, ``free_energy`` and
