@@ -184,6 +184,9 @@ def main() -> None:
         scores, predicted = score(model, parts)
         print(name, json.dumps(scores, indent=1))
         if arguments.install is not None:
+            before = name in pretrained.available_models() and load(name).target
+            if before not in (False, model.target):
+                parser.error(f"{name} predicts {before}, the run {model.target}")
             install(name, arguments.install, model, parts, scores)
             draw(name, model, parts["val"], predicted)
 

@@ -2,9 +2,10 @@
 
 100, 500 and 2,000 training crystals of ../shared/data/mp_elastic, the other 399 of them for validation, three seeds
 (which also draw the training crystals). A start from the shipped model is what `prism train --init` does; one from
-scratch has the recipe of the shipped models, and as many epochs. Each run has a folder and is skipped when it is there
-already, so that the command can be interrupted and repeated; with a share of the runs each, two processes can work side
-by side.
+scratch has the recipe of the shipped models, with as many epochs and crystals a batch. Most of these crystals, for
+validation as well, are among those of the shipped model: it has seen their structures, not their moduli. Each run has a
+folder and is skipped when it is there already, so that the command can be interrupted and repeated (give another folder
+after the shipped model was replaced); with a share of the runs each, two processes can work side by side.
 
     python benchmarks/fine_tuning.py DATA runs/fine_tuning --out docs/default_model
 """
@@ -46,7 +47,7 @@ def run(records: list[Record], start: str, size: int, seed: int, root: Path) -> 
         how = {"target": "log10_k_vrh", "unit": "log10(GPa)", "seed": seed}
         if start == "from scratch":  # all know the same elements
             recipe = presets["mp2018/formation_energy"].settings()
-            recipe |= {name: FINE_TUNING[name] for name in ("batch_size", "epochs")}
+            recipe |= {"precision": "32-true", "batch_size": FINE_TUNING["batch_size"], "epochs": FINE_TUNING["epochs"]}
             init = None
             recipe["model"] = {**recipe["model"], "element_types": load().element_types}
             settings = TrainingSettings(**how, **recipe)

@@ -1,6 +1,6 @@
 """Train the models that ship in the wheel, on the Materials Project of 2018.6.1, by the recipe of their preset.
 
-Resumable: run the same command again. One run a model; prism-mp2018-eform is a committee of three seeds.
+Resumable: run the same command again. A card has the command of each model.
 
     python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/eform-0
     python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/gap-0 --target band_gap

@@ -164,8 +164,8 @@ def training_values(given: Mapping[str, Any]) -> dict[str, Any]:
 def _add_presets(commands: Any) -> None:
     commands.add_parser(
         "presets",
-        help="list the experiments of the paper",
-        description="Print every row of the supplement's Tables 2, 3 and 4. "
+        help="list the experiments of the paper and the recipes of the shipped models",
+        description="Print every row of the supplement's Tables 2, 3 and 4, and the recipes of the shipped models. "
         "Run one: prism train --preset NAME --out RUN; any option can be added, --data FILE --target KEY as well.",
     )
 
@@ -245,7 +245,11 @@ def _add_parts(parser: Any) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL, help="folder of a model (RUN/model), or the name of a shipped one")
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub",
+    )
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--batch-size", type=int, default=64, help="most crystals that are predicted together")
 

@@ -245,12 +245,14 @@ class PRISM(MatGLModel):
 
         Args:
             path: folder of the model.
-            metadata: anything JSON can hold, kept in ``model.json``.
+            metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements``.
             makedirs: make the folder if it is missing.
 
         Raises:
             FileNotFoundError: if the folder is missing and ``makedirs`` is False.
         """
+        if self.rare_elements and isinstance(metadata, dict | None):
+            metadata = {"rare_elements": dict(self.rare_elements), **(metadata or {})}
         folder = Path(path).resolve()
         if makedirs:
             folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +277,7 @@ class PRISM(MatGLModel):
         return table
 
     def check_elements(self, atomic_numbers: Tensor) -> None:
-        """Raise ValueError if there is an element that the model does not know; warn of one it has hardly seen."""
+        """Raise ValueError if there is an element that the model does not know."""
         present = [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
         unknown = sorted(set(present) - set(self.element_types))
         if unknown:
@@ -283,11 +285,6 @@ class PRISM(MatGLModel):
                 f"unknown element{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: this model was made for "
                 f"{len(self.element_types)} elements ({', '.join(self.element_types)}); remove such structures or "
                 "train a model on data with these elements"
-            )
-        rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
-        if rare:
-            warnings.warn(
-                f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there", stacklevel=2
             )
 
     def as_batch(self, graph: Any) -> CrystalBatch:
@@ -317,7 +314,18 @@ class PRISM(MatGLModel):
                 "model.cell_cutoff)"
             )
         self.check_elements(graph.atomic_numbers)
+        if self.rare_elements:
+            self._warn_of_rare(graph.atomic_numbers)
         return graph.to(self.device, self.dtype)
+
+    def _warn_of_rare(self, atomic_numbers: Tensor) -> None:
+        """Warn of elements that the model has hardly seen."""
+        present = [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
+        rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
+        if rare:
+            warnings.warn(
+                f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there", stacklevel=2
+            )
 
     def forward(self, g: Any, state_attr: Tensor | None = None, l_g: Any = None, **kwargs: Any) -> Tensor:
         """Predict the target of each crystal.

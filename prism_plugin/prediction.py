@@ -31,7 +31,7 @@ from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import load
+from prism_plugin.pretrained import load, model_folder
 
 __all__ = ["iterate_structures", "predict_files", "read_source"]
 
@@ -210,7 +210,7 @@ def _in_order(
     for place in places:
         queue.put(place)
     threads = max(1, torch.get_num_threads() // len(places))
-    with ProcessPoolExecutor(len(places), context, _start, (queue, str(name), threads)) as pool:
+    with ProcessPoolExecutor(len(places), context, _start, (queue, str(model_folder(name)), threads)) as pool:
         ahead: deque[Future[list[_Row]]] = deque()
         try:
             for chunk in chunks:

@@ -30,7 +30,7 @@ FINE_TUNING: Mapping[str, Any] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Preset:
-    """One row of a table.
+    """One row of a table of the paper, or the recipe of a model that ships.
 
     Attributes:
         data: name of the data set (:data:`prism_plugin.data.DATASETS`).
@@ -46,7 +46,7 @@ class Preset:
         batch_size: crystals per update.
         clip: largest norm of the gradient.
         precision: of the products (:class:`~prism_plugin.training.TrainingSettings`).
-        model: the rest of the model's arguments; equal in all rows.
+        model: the rest of the model's arguments; equal in all rows of the paper.
     """
 
     data: str
@@ -68,6 +68,7 @@ class Preset:
 
     def settings(self) -> dict[str, Any]:
         """Arguments of :class:`~prism_plugin.training.TrainingSettings`, but for target and unit."""
+        clip = {} if self.clip is None else {"clip": self.clip}
         return {
             "model": {**self.model, "cell_cutoff": self.cell_cutoff, "dropout": self.dropout},
             "optimizer": self.optimizer,
@@ -76,13 +77,13 @@ class Preset:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "rotate": self.rotate,
-            "clip": self.clip,
             "precision": self.precision,
+            **clip,
         }
 
 
 _ADAM = "adam-onecycle"
-# Of the models that ship (docs/default_model.md): what learned most in the same time on two CPU cores.
+# Of the models that ship: what learned most in the same time on a CPU (benchmarks/recipe.py).
 _SHIPPED: dict[str, Any] = {
     "optimizer": "muon",
     "lr": 4e-3,

@@ -130,6 +130,7 @@ def test_every_preset_trains(data, tmp_path, name) -> None:
     assert {"mae", "rmse"} <= summary["scores"]["test"].keys()
     assert summary["versions"].keys() >= {"torch", "matgl", "prism-plugin"}
     assert summary["seed"] == 0
+    assert cli.main(["train", "--resume", str(run)]) == 0
 
 
 # --- config files ---------------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_a_folder_named_like_a_data_set_does_not_hide_it(tmp_path, monkeypatch) 
     assert cli.main([*command, "--out", "emt-alloys"]) == 2
 
 
-def test_a_start_from_a_trained_model_has_a_recipe_of_its_own() -> None:
+def test_a_start_from_a_trained_model_has_a_recipe_of_its_own(tmp_path) -> None:
     given = {"data": "mine.extxyz", "target": "e", "init": "prism-mp2018-eform"}
     settings = Job.make(given).settings
     assert (settings.optimizer, settings.lr, settings.epochs, settings.batch_size) == ("muon", 1e-3, 40, 16)
@@ -280,3 +281,13 @@ def test_a_start_from_a_trained_model_has_a_recipe_of_its_own() -> None:
     assert (changed.optimizer, changed.lr, changed.epochs, changed.clip) == ("adamw-schedulefree", None, 3, None)
     preset = Job.make({**given, "preset": "mp2018/band_gap"}).settings
     assert (preset.lr, preset.epochs) == (presets["mp2018/band_gap"].lr, presets["mp2018/band_gap"].epochs)
+    # What a run began with stays, whatever the recipes say now.
+    for values in (
+        {**given, "preset": "jarvis/e_hull", "optimizer": "muon"},
+        given,
+        {"data": "mine.extxyz", "target": "e"},
+    ):
+        began = Job.make(values)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        began.save(tmp_path / "run")
+        assert Job.resumed(tmp_path / "run", {}).settings == began.settings

@@ -60,7 +60,7 @@ def model_folder(model: str | Path) -> Path:
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")
     try:
         return _download_from_hf_hub(model)["model.json"].parent
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
             f"no folder {model!r} is here, and no such model could be had from the Hugging Face Hub ({reason}); {known}"
@@ -72,7 +72,7 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
 
     Args:
         model: name of a model that ships with the package, the folder of a saved one, or ``"owner/name"`` of one on the
-            Hugging Face Hub (``model.push_to_hub`` puts it there), which is downloaded once.
+            Hugging Face Hub (``model.push_to_hub`` puts it there), which is kept where matgl keeps its own.
 
     Raises:
         TypeError: if ``model`` is none of these.
@@ -93,7 +93,8 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
         loaded = matgl.load_model(folder)
     except (RuntimeError, ValueError) as error:  # all that matgl raises, whatever it met
         raise ValueError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
-    loaded.rare_elements = saved_metadata(folder).get("rare_elements", {})
+    rare = saved_metadata(folder).get("rare_elements")
+    loaded.rare_elements = rare if isinstance(rare, dict) else {}
     loaded.eval()
     return loaded
 
@@ -138,7 +139,8 @@ def saved_metadata(model: str | Path) -> dict[str, Any]:
         model: name of a model that ships with the package, or the folder of a saved one; it must be there.
     """
     folder = model_folder(model)
-    return json.loads((folder / "model.json").read_text()).get("metadata") or {}
+    kept = json.loads((folder / "model.json").read_text()).get("metadata")
+    return kept if isinstance(kept, dict) else {}
 
 
 def _saved_class(folder: Path) -> Any:

@@ -86,8 +86,13 @@ class Job:
     settings: TrainingSettings
 
     @staticmethod
-    def make(given: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Job:
+    def make(given: Mapping[str, Any], config: Mapping[str, Any] | None = None, complete: bool = False) -> Job:
         """Merge what was given with a config file, a preset and the defaults.
+
+        Args:
+            given: values by name, of the command line.
+            config: those of a config file.
+            complete: whether ``given`` are the values of a run that began, to which no recipe is added any more.
 
         Raises:
             ValueError: if data or target are missing, or a value is bad.
@@ -95,13 +100,13 @@ class Job:
         config = config or {}
         preset = given.get("preset", config.get("preset"))
         values: dict[str, Any] = {}
-        if _target(given, config) == PES:
+        if not complete and _target(given, config) == PES:
             if preset is not None:
                 raise ValueError("the presets are of properties: leave the preset out for a potential")
             values = dict(POTENTIAL)
             if "init" in {**config, **given}:
                 values["lr"] = FINE_TUNING_LR
-        elif "init" in {**config, **given}:
+        elif not complete and "init" in {**config, **given}:
             values = dict(FINE_TUNING)
         if preset is not None:
             if preset not in presets:
@@ -178,7 +183,7 @@ class Job:
             )
         values = read_config(folder / _CONFIG)
         preset = {"preset": values.pop("preset")} if "preset" in values else {}  # its values are among the others
-        job = Job.make({**values, **changes})
+        job = Job.make({**values, **changes}, complete=True)
         return replace(job, values={**job.values, **preset})
 
 
