@@ -75,6 +75,7 @@ def test_the_wheel_holds_calculators_and_the_default_model(tmp_path) -> None:
         "prism_plugin/py.typed",
         "prism_plugin/pretrained/prism-mp2018-eform/state.pt",
         "prism_plugin/pretrained/prism-mp2018-eform/README.md",
+        "prism_plugin/pretrained/prism-mp2018-gap/state.pt",
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "calculators/", "build/"))]

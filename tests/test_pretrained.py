@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.spacegroup import crystal
 
 from prism_plugin import PRISM, PRISMCalculator, load
+from prism_plugin.data import read_records
 from prism_plugin.pretrained import DEFAULT_MODEL, model_folder
 
 # Lattice constants by X-ray diffraction, as textbooks and structure databases have them (lengths in Å), and the
@@ -115,6 +117,11 @@ def test_a_rare_element_is_warned_of(tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             predict(salt)
+    load().save(tmp_path / "copy", metadata={"note": "mine"})
+    assert load(tmp_path / "copy").rare_elements == rare
+    small = PRISM(element_types=("Cu",), dim=8, num_layers=1)
+    small.save(tmp_path / "odd", metadata=["anything"])  # type: ignore[arg-type]
+    assert load(tmp_path / "odd").rare_elements == {}
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -167,13 +174,10 @@ def test_a_model_is_downloaded_once(hub: tuple[str, list[str]], tmp_path: Path) 
     code = "import sys, prism_plugin; model = prism_plugin.load(sys.argv[1]); print(model.target, model.training)"
 
     def run(name: str, endpoint: str, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": endpoint,
-            "HOME": str(tmp_path),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            **more,
-        }
+        settings = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
+        environment = {name: value for name, value in os.environ.items() if name not in settings}
+        environment |= {"HF_ENDPOINT": endpoint, "HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment |= {"NO_PROXY": "127.0.0.1", **more}
         return subprocess.run(
             [sys.executable, "-c", code, name], capture_output=True, text=True, env=environment, cwd=tmp_path
         )
@@ -195,3 +199,35 @@ def test_a_missing_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch:
     (tmp_path / "runs").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no model 'runs/gap'; give the folder .* one of: .*prism-mp2018"):
         load("runs/gap")
+
+
+def test_the_gap_model_tells_insulators_from_metals() -> None:
+    calculator = PRISMCalculator("prism-mp2018-gap")
+    # PBE gaps of Materials Project, eV.
+    known = {"MgO": 4.74, "NaCl": 5.00, "Ag": 0.0, "AlNi": 0.0, "Si": 0.61}
+    crystals = [
+        bulk("MgO", "rocksalt", a=4.256),
+        bulk("NaCl", "rocksalt", a=5.69),
+        bulk("Ag", "fcc", a=4.16),
+        bulk("AlNi", "cesiumchloride", a=2.89),
+        bulk("Si", "diamond", a=5.468),
+    ]
+    found = [result["band_gap"] for result in calculator.predict(crystals)]
+    assert np.abs(np.array(found) - list(known.values())).mean() < 0.3, dict(zip(known, found, strict=True))
+    with pytest.raises(PropertyNotImplementedError, match="predicts band_gap"):
+        calculator.get_potential_energy(crystals[0])
+
+
+def test_the_card_of_the_gap_model_says_what_the_shipped_file_does(shared_data: Path) -> None:
+    folder = model_folder("prism-mp2018-gap")
+    scores = json.loads((folder / "model.json").read_text())["metadata"]["scores"]["val"]
+    assert scores["crystals"] == 2854
+    assert scores["mae"] <= 0.30
+    assert f"{scores['mae']:.4f}" in (folder / "README.md").read_text()
+    records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "gap_pbe")
+    model = load("prism-mp2018-gap")
+    # One of helium, with a gap of 16.6 eV, would be more than all other errors together.
+    held_out = [r for r in records if r.split == "val" and not model.rare_elements.keys() & set(r.atoms.symbols)]
+    predicted = model.predict_structure([record.atoms for record in held_out]).numpy()
+    error = np.abs(predicted - [record.target for record in held_out]).mean()
+    assert error < 2 * scores["mae"]
