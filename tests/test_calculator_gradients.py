@@ -63,6 +63,9 @@ def boxed() -> dict[str, Atoms]:
 STRUCTURES = {**crystal_zoo(), **boxed(), "hundred atoms": hundred_atoms()}
 
 
+@pytest.mark.filterwarnings(
+    "ignore:the model has seen few training crystals"
+)  # of argon and xenon; gradients are exact
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("which", ["small", "default", "potential"])
 def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default) -> None:
