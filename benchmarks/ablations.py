@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from optimizers import make_parser, subset
+from optimizers import make_parser, run_folder, subset
 
 from prism_plugin.batch import batch_graphs
 from prism_plugin.data import GraphDataset, Record, rotate_batch
@@ -65,7 +65,7 @@ TURNED = 500  # validation crystals
 
 
 def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root: Path) -> Path:
-    folder = root / f"{''.join(letter if letter.isalnum() else '_' for letter in name)}_epochs={epochs}_seed={seed}"
+    folder = run_folder(root, name, epochs, seed)
     if not (folder / "summary.json").exists():
         settings = replace(
             SETTINGS,

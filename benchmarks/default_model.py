@@ -180,13 +180,12 @@ def main() -> None:
         parser.error("--install needs one --name")
     for name in names:
         model = load(name if arguments.install is None else arguments.install / "model")
+        if name in pretrained.available_models() and load(name).target != model.target:
+            parser.error(f"{name} predicts {load(name).target}, the run {model.target}")
         parts = split_records(read_records(arguments.data, COLUMNS[model.target]))
         scores, predicted = score(model, parts)
         print(name, json.dumps(scores, indent=1))
         if arguments.install is not None:
-            before = name in pretrained.available_models() and load(name).target
-            if before not in (False, model.target):
-                parser.error(f"{name} predicts {before}, the run {model.target}")
             install(name, arguments.install, model, parts, scores)
             draw(name, model, parts["val"], predicted)
 

@@ -149,6 +149,12 @@ def draw(curves: dict[str, list[dict[str, np.ndarray]]], path: Path) -> None:
         figure.savefig(aside, dpi=130)
 
 
+def run_folder(root: Path, name: str, epochs: int, seed: int) -> Path:
+    """Where the run of a variant goes, by its name."""
+    plain = "".join(letter if letter.isalnum() else "_" for letter in name)
+    return root / f"{plain}_epochs={epochs}_seed={seed}"
+
+
 def make_parser(description: str, epochs: int) -> argparse.ArgumentParser:
     """Arguments of a benchmark that is many runs on the subset."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from optimizers import make_parser, subset
+from optimizers import make_parser, run_folder, subset
 
 from prism_plugin.data import Record
 from prism_plugin.files import replaced
@@ -86,7 +86,7 @@ def settings_of(name: str, epochs: int, seed: int) -> TrainingSettings:
 
 def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root: Path) -> Path:
     """Train, unless that was done."""
-    folder = root / f"{''.join(letter if letter.isalnum() else '_' for letter in name)}_epochs={epochs}_seed={seed}"
+    folder = run_folder(root, name, epochs, seed)
     if not (folder / "summary.json").exists():
         print(folder.name, flush=True)
         started = time.process_time()

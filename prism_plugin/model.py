@@ -278,8 +278,7 @@ class PRISM(MatGLModel):
 
     def check_elements(self, atomic_numbers: Tensor) -> None:
         """Raise ValueError if there is an element that the model does not know."""
-        present = [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
-        unknown = sorted(set(present) - set(self.element_types))
+        unknown = sorted(set(_symbols(atomic_numbers)) - set(self.element_types))
         if unknown:
             raise ValueError(
                 f"unknown element{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: this model was made for "
@@ -320,7 +319,7 @@ class PRISM(MatGLModel):
 
     def _warn_of_rare(self, atomic_numbers: Tensor) -> None:
         """Warn of elements that the model has hardly seen."""
-        present = [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
+        present = _symbols(atomic_numbers)
         rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
         if rare:
             warnings.warn(
@@ -452,6 +451,11 @@ class PRISM(MatGLModel):
                 self.check_elements(graph.atomic_numbers)
             predictions = self.predict_graphs(graphs, batch_size)
         return predictions if isinstance(structure, (list, tuple)) else predictions[0]
+
+
+def _symbols(atomic_numbers: Tensor) -> list[str]:
+    """Symbols of the elements that are there, each once."""
+    return [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
 
 
 def _number(name: str, value: Any) -> float:

@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FINE_TUNING", "FINE_TUNING_LR", "POTENTIAL", "Preset", "format_presets", "presets"]
+__all__ = ["FINE_TUNING", "POTENTIAL", "Preset", "format_presets", "presets"]
 
 # How prism train learns energies, forces and stresses, where nothing else is said (docs/potential.md).
 POTENTIAL: Mapping[str, Any] = MappingProxyType(
     {"optimizer": "muon", "lr": 2e-2, "options": {"weight_decay": 0.1}, "batch_size": 4, "epochs": 60, "clip": 1.0}
 )
-# In its place with --init: the rate from scratch would first undo what the initial model has learned.
-FINE_TUNING_LR = 1e-3
-# How prism train --init learns a property, where nothing else is said (benchmarks/fine_tuning.py).
+# How prism train --init learns a property, where nothing else is said (benchmarks/fine_tuning.py); of a potential the
+# rate only: that from scratch would first undo what the initial model has learned.
 FINE_TUNING: Mapping[str, Any] = MappingProxyType(
     {
         "optimizer": "muon",
-        "lr": FINE_TUNING_LR,
+        "lr": 1e-3,
         "options": {"weight_decay": 0.1},
         "batch_size": 16,
         "epochs": 40,

@@ -20,7 +20,7 @@ from prism_plugin.data.named import DATASETS, load_named
 from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
 from prism_plugin.pretrained import available_models
-from prism_plugin.recipes import FINE_TUNING, FINE_TUNING_LR, POTENTIAL, presets
+from prism_plugin.recipes import FINE_TUNING, POTENTIAL, presets
 from prism_plugin.training.run import TrainingSettings
 
 __all__ = ["Job", "load_parts", "read_config"]
@@ -105,7 +105,7 @@ class Job:
                 raise ValueError("the presets are of properties: leave the preset out for a potential")
             values = dict(POTENTIAL)
             if "init" in {**config, **given}:
-                values["lr"] = FINE_TUNING_LR
+                values["lr"] = FINE_TUNING["lr"]
         elif not complete and "init" in {**config, **given}:
             values = dict(FINE_TUNING)
         if preset is not None:
