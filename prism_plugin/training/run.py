@@ -294,6 +294,7 @@ def train(
         inference_mode=settings.target != PES,
     )
     started = time.perf_counter()
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
         # Graphs are built before and held in memory: workers would only copy them.
@@ -314,6 +315,9 @@ def train(
     module.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
     module.batchnorm_batches = None
     module.reestimate()
+    if settings.processes > 1 and not grouped:  # Lightning leaves its group behind; one that is open at exit may abort
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return {}
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
