@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
 from matplotlib.figure import Figure
 
-from prism_plugin import PRISM, load, pretrained
+from prism_plugin import PRISM, batch_graphs, build_graph, load, pretrained
 from prism_plugin.data import Record, read_records, split_records
-from prism_plugin.data.augmentation import random_rotations
+from prism_plugin.data.augmentation import random_rotations, rotate_batch
 from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
+from prism_plugin.model import split_graphs
 from prism_plugin.training.plots import plot_elements, plot_learning_curve, plot_parity, read_log, save_figure
 
 HERE = Path(__file__).parent
@@ -50,33 +50,22 @@ TEXTS: dict[str, dict[str, str]] = {
 }
 
 
-def turned(atoms: Atoms, rotation: np.ndarray) -> Atoms:
-    """Give the crystal in another orientation."""
-    crystal = atoms.copy()
-    crystal.set_cell(crystal.cell.array @ rotation.T, scale_atoms=True)
-    return crystal
-
-
 def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any], np.ndarray]:
     """Score a model on the validation crystals; give the predictions, too."""
     records = parts["val"]
     target = np.array([record.target for record in records])
-    predicted = model.predict_structure([record.atoms for record in records]).double().numpy()
+    graphs = [build_graph(record.atoms, model.cutoff, model.cell_cutoff) for record in records]
+    predicted = model.predict_graphs(graphs).double().numpy()
     # The answer depends a little on the orientation: the same crystals, turned at random.
     generator = torch.Generator().manual_seed(0)
-    turns = np.array(
-        [
-            model.predict_structure(
-                [
-                    turned(record.atoms, rotation)
-                    for record, rotation in zip(records, random_rotations(len(records), generator).numpy(), strict=True)
-                ]
-            )
-            .double()
-            .numpy()
-            for _ in range(TURNS)
-        ]
-    )
+    batches = [batch_graphs(part) for part in split_graphs(graphs, 64)]
+
+    def turn() -> np.ndarray:
+        with torch.no_grad():
+            answers = [model(rotate_batch(batch, random_rotations(len(batch), generator))) for batch in batches]
+        return torch.cat(answers).double().numpy()
+
+    turns = np.array([turn() for _ in range(TURNS)])
     error = np.abs(predicted - target)
     mean = np.mean([record.target for record in parts["train"]])
     scores: dict[str, Any] = {
@@ -141,6 +130,8 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
         "train": len(parts["train"]),
         "epochs": settings["epochs"],
         "seed": settings["seed"],
+        "cutoff": settings["model"]["cutoff"],
+        "turns": TURNS,
         "elements": len(elements),
         "rare": ", ".join(f"{symbol} ({count})" for symbol, count in rare.items()),
     }

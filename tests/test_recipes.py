@@ -276,7 +276,7 @@ def test_a_folder_named_like_a_data_set_does_not_hide_it(tmp_path, monkeypatch) 
 def test_a_start_from_a_trained_model_has_a_recipe_of_its_own(tmp_path) -> None:
     given = {"data": "mine.extxyz", "target": "e", "init": "prism-mp2018-eform"}
     settings = Job.make(given).settings
-    assert (settings.optimizer, settings.lr, settings.epochs, settings.batch_size) == ("muon", 1e-3, 40, 16)
+    assert (settings.optimizer, settings.lr, settings.epochs, settings.batch_size) == ("muon", 2e-3, 40, 16)
     changed = Job.make({**given, "epochs": 3, "optimizer": "adamw-schedulefree"}).settings
     assert (changed.optimizer, changed.lr, changed.epochs, changed.clip) == ("adamw-schedulefree", None, 3, None)
     preset = Job.make({**given, "preset": "mp2018/band_gap"}).settings

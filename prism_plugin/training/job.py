@@ -105,7 +105,7 @@ class Job:
                 raise ValueError("the presets are of properties: leave the preset out for a potential")
             values = dict(POTENTIAL)
             if "init" in {**config, **given}:
-                values["lr"] = FINE_TUNING["lr"]
+                values["lr"] = 1e-3  # at that from scratch it would first undo what the initial model has learned
         elif not complete and "init" in {**config, **given}:
             values = dict(FINE_TUNING)
         if preset is not None:
