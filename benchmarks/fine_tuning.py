@@ -2,11 +2,11 @@
 
 100, 500 and 2,000 training crystals of ../shared/data/mp_elastic, the other 399 of them for validation, three seeds
 (which also draw the training crystals). A start from the shipped model is what `prism train --init` does; one from
-scratch has the recipe of the shipped models, with as many epochs and crystals a batch. Both keep the epoch that has the lowest
-error on the validation crystals, so that these errors are a little low on either side. Most of these crystals, for
-validation as well, are among those of the shipped model: it has seen their structures, not their moduli. Each run has a
-folder and is skipped when it is there already, so that the command can be interrupted and repeated (give another folder
-after the shipped model was replaced); with a share of the runs each, two processes can work side by side.
+scratch has the recipe of the shipped models, with as many epochs and crystals a batch. Both keep the epoch that has the
+lowest error on the validation crystals, so that these errors are a little low on either side. Most of these crystals,
+for validation as well, are among those of the shipped model: it has seen their structures, not their moduli. Each run
+has a folder and is skipped when it is there already, so that the command can be interrupted and repeated (give another
+folder after the shipped model was replaced); with a share of the runs each, two processes can work side by side.
 
     python benchmarks/fine_tuning.py DATA runs/fine_tuning --out docs/default_model
 """

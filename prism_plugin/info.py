@@ -33,9 +33,9 @@ def describe_model(name: str | Path) -> str:
         FileNotFoundError: if there is no such model.
         ValueError: if it is damaged.
     """
-    model = load(name)
-    card = model_folder(name) / "README.md"
-    kept = saved_metadata(name)
+    folder = model_folder(name)
+    model = load(folder)
+    kept = saved_metadata(folder)
     arguments = model._init_args
     unit = "probability" if model.task_type == "classification" else model.unit or "no unit"
     sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
@@ -60,8 +60,8 @@ def describe_model(name: str | Path) -> str:
         for layer, row in enumerate(rows, start=1):
             shares = ", ".join(f"{expert} {share:.2f}" for expert, share in row.items())
             lines.append(f"{nodes:<11} layer {layer}: {shares}")
-    if card.exists():
-        lines.append(f"card        {card}")
+    if (folder / "README.md").exists():
+        lines.append(f"card        {folder / 'README.md'}")
     return "\n".join(lines)
 
 

@@ -91,7 +91,7 @@ class PRISM(MatGLModel):
     __version__ = 1
 
     layers: Sequence[PRISMLayer]
-    # Symbol -> number of training crystals, where these were too few to trust; of a model that ships.
+    # Symbol -> number of training crystals, where these were too few to trust; of a model that ships, or began as one.
     rare_elements: Mapping[str, int] = MappingProxyType({})
     _element_refs: Tensor | None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from ase.io.trajectory import Trajectory
 from matgl.models import MEGNet
 
 from prism_plugin import PRISM, PRISMCalculator, pretrained
-from prism_plugin.data import read_records
 from prism_plugin.pretrained import available_models, load
 from tests.conftest import crystal_zoo, small_model
 
@@ -163,18 +161,3 @@ def test_shipped_models_have_a_card_and_are_small() -> None:
             assert word in card, word
         assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
         assert load(name).unit
-
-
-def test_the_card_of_the_default_model_says_what_the_shipped_file_does(shared_data) -> None:
-    # A part of the 2,854 validation crystals; benchmarks/default_model.py does all.
-    folder = Path(pretrained.__file__).parent / "prism-mp2018-eform"
-    scores = json.loads((folder / "model.json").read_text())["metadata"]["scores"]["val"]
-    assert scores["crystals"] == 2854
-    assert scores["mae"] <= 0.10
-    assert f"{scores['mae']:.4f}" in (folder / "README.md").read_text()
-    records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
-    held_out = [record for record in records if record.split == "val"]
-    with pytest.warns(UserWarning, match=r"few training crystals with He \(1\)"):
-        predicted = load().predict_structure([record.atoms for record in held_out]).numpy()
-    error = np.abs(predicted - [record.target for record in held_out]).mean()
-    assert error < 2 * scores["mae"]

@@ -443,6 +443,8 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
     model.recompute = settings.recompute
     if init is not None:
         model.load_state_dict(init.state_dict())
+        seen = set(elements_of(records))
+        model.rare_elements = {symbol: count for symbol, count in init.rare_elements.items() if symbol not in seen}
     return model
 
 
