@@ -27,7 +27,6 @@ HERE = Path(__file__).parent
 FOLDER = Path(pretrained.__file__).parent
 DOCS = HERE.parent / "docs" / "default_model"
 TURNS = 8
-RARE = 50  # fewer training crystals than this, and an element is called rare
 COLUMNS = {"formation_energy": "e_form", "band_gap": "gap_pbe"}
 # Target -> what the card says of it.
 TEXTS: dict[str, dict[str, str]] = {
@@ -116,7 +115,7 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
     for record in parts["train"]:
         for symbol in set(record.atoms.symbols):
             seen[symbol] += 1
-    rare = {symbol: count for symbol, count in sorted(seen.items()) if count < RARE}
+    rare = {symbol: count for symbol, count in sorted(seen.items()) if count < pretrained.RARE}
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
     values = {

@@ -48,7 +48,8 @@ def run(records: list[Record], start: str, size: int, seed: int, root: Path) -> 
         how = {"target": "log10_k_vrh", "unit": "log10(GPa)", "seed": seed}
         if start == "from scratch":  # all know the same elements
             recipe = presets["mp2018/formation_energy"].settings()
-            recipe |= {"precision": "32-true", "batch_size": FINE_TUNING["batch_size"], "epochs": FINE_TUNING["epochs"]}
+            recipe |= {name: FINE_TUNING[name] for name in ("batch_size", "epochs")}
+            recipe |= {"precision": "32-true", "batchnorm_batches": None}
             init = None
             recipe["model"] = {**recipe["model"], "element_types": load().element_types}
             settings = TrainingSettings(**how, **recipe)

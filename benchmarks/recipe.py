@@ -2,14 +2,15 @@
 
 4,000 training crystals of at most 20 atoms and all validation crystals of that size (those of optimizers.py), width 64,
 two layers, the atomistic expert only; the validation MAE of the last epoch, and the CPU time of the training. Each run
-has a folder and is skipped when it is there already, so that the command can be interrupted and repeated; with a share
-of the runs each, two processes can work side by side. What the experts give is in ablations.py.
+has a folder and is skipped when it is done, so that the command can be interrupted and repeated; with a share of the
+runs each, two processes can work side by side. What each expert gives is in ablations.py.
 
     python benchmarks/recipe.py DATA runs/recipe --out docs/default_model
 """
 
 import json
 import lzma
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cutoff 5 Å": {"model": {"cutoff": 5.0}},
     "cutoff 6 Å": {"model": {"cutoff": 6.0}},
     "PRISM's atom encoder": {"model": {"atom_encoder": "prism"}},
-    "all experts": {"model": {"experts": ("atomistic", "cell", "multiscale", "similarity"), "atom_encoder": "prism"}},
+    "all experts, PRISM's atom encoder": {
+        "model": {"experts": ("atomistic", "cell", "multiscale", "similarity"), "atom_encoder": "prism"}
+    },
     "Adam + OneCycle 8e-3": {"optimizer": "adam-onecycle"},
     "ELRA, floor 0.1": {"optimizer": "elra", "options": {"min_step": 0.1}},
     "Muon 8e-3": {**_MUON, "options": {"lr": 8e-3, "weight_decay": 0.1}},
@@ -82,10 +85,11 @@ def settings_of(name: str, epochs: int, seed: int) -> TrainingSettings:
 def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root: Path) -> Path:
     """Train, unless that was done."""
     folder = run_folder(root, name, epochs, seed)
-    if not (folder / "summary.json").exists():
+    if not (folder / "cpu.json").exists():
         print(folder.name, flush=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a minute's work that was interrupted
         started = time.process_time()
-        train(settings_of(name, epochs, seed), parts, folder, resume=True, progress=False)
+        train(settings_of(name, epochs, seed), parts, folder, progress=False)
         with replaced(folder / "cpu.json") as path:
             path.write_text(json.dumps(time.process_time() - started))
     return folder

@@ -1,6 +1,6 @@
 """Relax the cell of NaCl with ASE and the default model, and draw the way.
 
-The forces and stresses are gradients of a model that has seen relaxed crystals only: good near a minimum, no more.
+The forces and stresses are gradients of a model that has seen relaxed crystals only: nobody has validated them.
 """
 
 import argparse
@@ -32,13 +32,13 @@ optimizer = LBFGS(FrechetCellFilter(atoms), logfile=None)
 optimizer.attach(note)
 optimizer.run(fmax=0.02, steps=100)
 
-# Beside it the energy over the lattice constant, all of it in one call (of the same cell: PRISM depends on its choice).
+# Beside it the energy over the lattice constant, all of it in one call.
 grid = np.linspace(5.3, 6.2, 37)
-curve = atoms.calc.predict([bulk("NaCl", "rocksalt", a=a, cubic=True) for a in grid])
+curve = atoms.calc.predict([bulk("NaCl", "rocksalt", a=a) for a in grid])
 
 figure = Figure(figsize=(6.5, 4.2), layout="constrained")
 panel = figure.subplots()
-panel.plot(grid, [result["energy"] / 8 for result in curve], color="#8da0cb", label="energy over the lattice constant")
+panel.plot(grid, [result["energy"] / 2 for result in curve], color="#8da0cb", label="energy over the lattice constant")
 panel.plot(lengths, energies, "o-", color="#d95f02", label=f"relaxation, {len(lengths)} points")
 panel.axvline(5.69, color="0.5", linestyle="--", label="Materials Project, 5.69 Å")
 panel.set(xlabel="lattice constant (Å)", ylabel="formation energy (eV/atom)", title="NaCl, default model")

@@ -36,7 +36,6 @@ settings = TrainingSettings(
     target=arguments.target,
     unit=unit,
     seed=arguments.seed,
-    batchnorm_batches=100,
     **presets[f"mp2018/{arguments.target}"].settings(),
 )
 if arguments.dry_run:

@@ -209,7 +209,8 @@ def _add_scaling(commands: Any) -> None:
         "scaling",
         help="count the edges of each expert against the number of atoms",
         description="Count edges (supplement, Fig. 3, Fig. 4, Eq. 17-19). The folder gets edges.csv, fits.json, "
-        "edges.png; the fits are printed. Similarity edges depend on the model, layer by layer.",
+        "edges.png; the fits are printed. Similarity edges depend on the model, layer by layer; the default model "
+        "has the atomistic expert only and none of them: give one that has the similarity expert.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = scaling.add_argument

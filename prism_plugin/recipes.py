@@ -44,6 +44,7 @@ class Preset:
         batch_size: crystals per update.
         clip: largest norm of the gradient.
         precision: of the products (:class:`~prism_plugin.training.TrainingSettings`).
+        batchnorm_batches: for the BatchNorm statistics before a validation; None takes all.
         model: the rest of the model's arguments; equal in all rows of the paper.
     """
 
@@ -60,13 +61,14 @@ class Preset:
     batch_size: int = 64
     clip: float | None = None
     precision: str = "32-true"
+    batchnorm_batches: int | None = None
     model: Mapping[str, Any] = field(
         default_factory=lambda: MappingProxyType({"dim": 256, "num_layers": 4, "cutoff": 5.0, "similarity_cutoff": 1.0})
     )
 
     def settings(self) -> dict[str, Any]:
         """Arguments of :class:`~prism_plugin.training.TrainingSettings`, but for target and unit."""
-        clip = {} if self.clip is None else {"clip": self.clip}
+        optional = {"clip": self.clip, "batchnorm_batches": self.batchnorm_batches}
         return {
             "model": {**self.model, "cell_cutoff": self.cell_cutoff, "dropout": self.dropout},
             "optimizer": self.optimizer,
@@ -76,12 +78,12 @@ class Preset:
             "batch_size": self.batch_size,
             "rotate": self.rotate,
             "precision": self.precision,
-            **clip,
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
 
 _ADAM = "adam-onecycle"
-# Of the models that ship: what learned most in the same time on a CPU (benchmarks/recipe.py).
+# Of the models that ship: what learned most of what was tried (docs/default_model.md).
 _SHIPPED: dict[str, Any] = {
     "optimizer": "muon",
     "lr": 4e-3,
@@ -90,6 +92,7 @@ _SHIPPED: dict[str, Any] = {
     "precision": "bf16-mixed",
     "epochs": 20,
     "batch_size": 32,
+    "batchnorm_batches": 100,
     "model": MappingProxyType(
         {
             "dim": 128,

@@ -83,7 +83,7 @@ def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default)
     assert np.abs(atoms.get_forces()[some] - numerical).max() < 1e-6
     assert np.abs(atoms.get_forces().sum(axis=0)).max() < 1e-9
     if atoms.cell.rank == 3:
-        # In the tiny cell it is some 700 eV/Å^3: finite differences have no more digits.
+        # In the tiny cell it is some 1,200 eV/Å^3: finite differences have no more digits.
         numerical = calculate_numerical_stress(atoms, eps=1e-6)
         np.testing.assert_allclose(atoms.get_stress(), numerical, rtol=0, atol=1e-6 + 5e-8 * np.abs(numerical).max())
     else:

@@ -249,8 +249,11 @@ def test_info_on_what_is_here_and_on_models(tmp_path, capsys) -> None:
         assert word in text
     assert cli.main(["info", "prism-mp2018-eform"]) == 0
     text = capsys.readouterr().out
-    for word in ("formation_energy (eV/atom)", "parameters  510,337", "MAE 0.0296", "atoms       layer 1: atomistic"):
+    for word in ("formation_energy (eV/atom)", "parameters  510,337", "MAE 0.0296", "experts = ('atomistic',)"):
         assert word in text
+    small_model().save(tmp_path / "all")
+    assert cli.main(["info", str(tmp_path / "all")]) == 0
+    assert "atoms       layer 1: atomistic 0." in capsys.readouterr().out
     small_model(fusion="gated").save(tmp_path / "gated")
     assert cli.main(["info", str(tmp_path / "gated")]) == 0
     assert "target      target (no unit), mean over the atoms" in capsys.readouterr().out

@@ -129,10 +129,12 @@ def test_a_fine_tuned_model_warns_of_what_its_own_data_lack(tmp_path: Path) -> N
     records = [
         Record(bulk("NaCl", "rocksalt", a=5.5 + 0.01 * number), float(number), str(number)) for number in range(4)
     ]
-    records.append(Record(bulk("Xe", "fcc", a=6.1), 0.0, "of a rare element"))
+    records += [Record(bulk("Xe", "fcc", a=6.1), 0.0, f"xenon {number}") for number in range(12)]
+    records.append(Record(bulk("Kr", "fcc", a=5.7), 0.0, "krypton"))
     settings = TrainingSettings(target="e", epochs=1, lr=1e-5)
-    train(settings, {"train": records, "val": records}, tmp_path, init=load(), progress=False)
-    assert set(load(tmp_path / "model").rare_elements) == {"Ar", "He", "Kr"}
+    with pytest.warns(UserWarning, match=r"few training crystals with Kr \(9\)"):  # in the report of its own run
+        train(settings, {"train": records, "val": records[:1]}, tmp_path, init=load(), progress=False)
+    assert load(tmp_path / "model").rare_elements == {"Ar": 1, "He": 1, "Kr": 9}  # xenon: 38 and 12
 
 
 class _Hub(BaseHTTPRequestHandler):

@@ -17,6 +17,7 @@ from prism_plugin.model import PRISM
 
 __all__ = [
     "DEFAULT_MODEL",
+    "RARE",
     "available_models",
     "gives_energy",
     "load",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "prism-mp2018-eform"
+RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one

@@ -18,6 +18,7 @@ import pickle
 import platform
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -39,6 +40,7 @@ from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.potential import PRISMPotential, element_shares, fit_element_refs
+from prism_plugin.pretrained import RARE
 from prism_plugin.training.elra import ELRACallback
 from prism_plugin.training.module import PotentialTraining, PropertyTraining, split_options
 from prism_plugin.training.plots import (
@@ -320,7 +322,16 @@ def train(
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return {}
+    if init is not None:
+        model.rare_elements = _still_rare(init, parts["train"])
     return _finish(settings, model, datasets, folder, time.perf_counter() - started, int(best["epoch"]), progress)
+
+
+def _still_rare(init: PRISM, records: Sequence[Record]) -> dict[str, int]:
+    """Count the crystals of elements that the initial model has hardly seen, and the new data do not make up for."""
+    seen = Counter(symbol for record in records for symbol in set(record.atoms.symbols))
+    counts = {symbol: count + seen[symbol] for symbol, count in init.rare_elements.items()}
+    return {symbol: count for symbol, count in counts.items() if count < RARE}
 
 
 def _module(settings: TrainingSettings, model: PRISM, dataset: GraphDataset) -> PropertyTraining:
@@ -443,8 +454,6 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
     model.recompute = settings.recompute
     if init is not None:
         model.load_state_dict(init.state_dict())
-        seen = set(elements_of(records))
-        model.rare_elements = {symbol: count for symbol, count in init.rare_elements.items() if symbol not in seen}
     return model
 
 
