@@ -6,12 +6,17 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-__all__ = ["rank_and_size", "sum_over_processes"]
+__all__ = ["has_group", "rank_and_size", "sum_over_processes"]
+
+
+def has_group() -> bool:
+    """Whether this process is in a group of processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank_and_size() -> tuple[int, int]:
     """Number of this process and of all."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not has_group():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

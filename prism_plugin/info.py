@@ -57,7 +57,9 @@ def describe_model(name: str | Path) -> str:
     except RuntimeError:  # gated: they depend on the input
         weights = {}
     for nodes, rows in weights.items():
-        for layer, row in enumerate(rows if len(rows[0]) > 1 else [], start=1):  # one expert has all the weight
+        if len(rows[0]) == 1:  # one expert has all the weight
+            continue
+        for layer, row in enumerate(rows, start=1):
             shares = ", ".join(f"{expert} {share:.2f}" for expert, share in row.items())
             lines.append(f"{nodes:<11} layer {layer}: {shares}")
     if (folder / "README.md").exists():

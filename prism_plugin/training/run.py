@@ -36,6 +36,7 @@ from prism_plugin import __version__
 from prism_plugin.data import PES, GraphDataset, Record, make_datasets, make_loader
 from prism_plugin.data.records import elements_of, fingerprint
 from prism_plugin.devices import find_device
+from prism_plugin.distributed import has_group
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
@@ -296,7 +297,7 @@ def train(
         inference_mode=settings.target != PES,
     )
     started = time.perf_counter()
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    grouped = has_group()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
         # Graphs are built before and held in memory: workers would only copy them.
