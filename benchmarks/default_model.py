@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from prism_plugin import PRISM, batch_graphs, build_graph, load, pretrained
 from prism_plugin.data import Record, read_records, split_records
 from prism_plugin.data.augmentation import random_rotations, rotate_batch
-from prism_plugin.data.records import elements_of
+from prism_plugin.data.records import count_crystals
 from prism_plugin.files import replaced
 from prism_plugin.model import split_graphs
 from prism_plugin.training.plots import plot_elements, plot_learning_curve, plot_parity, read_log, save_figure
@@ -110,11 +110,7 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
     """Write the model with its scores, its card, its log and its pictures."""
     settings = json.loads((run / "settings.json").read_text())
     del settings["data"]  # a fingerprint
-    elements = elements_of(parts["train"])
-    seen = dict.fromkeys(elements, 0)
-    for record in parts["train"]:
-        for symbol in set(record.atoms.symbols):
-            seen[symbol] += 1
+    seen = count_crystals(parts["train"])
     rare = {symbol: count for symbol, count in sorted(seen.items()) if count < pretrained.RARE}
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
@@ -131,7 +127,7 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
         "seed": settings["seed"],
         "cutoff": settings["model"]["cutoff"],
         "turns": TURNS,
-        "elements": len(elements),
+        "elements": len(seen),
         "rare": ", ".join(f"{symbol} ({count})" for symbol, count in rare.items()),
     }
     with replaced(FOLDER / name / "README.md") as path:

@@ -14,6 +14,7 @@ import json
 import lzma
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "Record",
     "as_atoms",
     "assign_splits",
+    "count_crystals",
     "elements_of",
     "fingerprint",
     "read_records",
@@ -96,6 +98,11 @@ class Record:
 def elements_of(records: Iterable[Record]) -> list[str]:
     """Symbols of all elements in some records, sorted."""
     return sorted({symbol for record in records for symbol in record.atoms.symbols})
+
+
+def count_crystals(records: Iterable[Record]) -> Counter[str]:
+    """Number of crystals with each element, by its symbol."""
+    return Counter(symbol for record in records for symbol in set(record.atoms.symbols))
 
 
 def as_atoms(structure: Any) -> Atoms:

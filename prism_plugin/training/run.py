@@ -18,7 +18,6 @@ import pickle
 import platform
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -34,7 +33,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from prism_plugin import __version__
 from prism_plugin.data import PES, GraphDataset, Record, make_datasets, make_loader
-from prism_plugin.data.records import elements_of, fingerprint
+from prism_plugin.data.records import count_crystals, elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.distributed import has_group
 from prism_plugin.files import replaced
@@ -330,7 +329,7 @@ def train(
 
 def _still_rare(init: PRISM, records: Sequence[Record]) -> dict[str, int]:
     """Count the crystals of elements that the initial model has hardly seen, and the new data do not make up for."""
-    seen = Counter(symbol for record in records for symbol in set(record.atoms.symbols))
+    seen = count_crystals(records)
     counts = {symbol: count + seen[symbol] for symbol, count in init.rare_elements.items()}
     return {symbol: count for symbol, count in counts.items() if count < RARE}
 
