@@ -31,7 +31,7 @@ COLUMNS = {"formation_energy": "e_form", "band_gap": "gap_pbe"}
 # Target -> what the card says of it.
 TEXTS: dict[str, dict[str, str]] = {
     "formation_energy": {
-        "about": "The default model of prism-plugin: formation energy per atom of inorganic crystals, in eV/atom.",
+        "about": "Formation energy per atom of inorganic crystals, in eV/atom.",
         "predicts": "formation energy per atom (PBE / PBE+U with the corrections of Materials Project release "
         "2018.6.1), relative to the elements; `PRISMCalculator` multiplies it by the number of atoms",
         "limits": "* forces, stresses, relaxation, phonons or dynamics: it has seen relaxed crystals only, and nobody "
@@ -114,9 +114,17 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
     rare = {symbol: count for symbol, count in sorted(seen.items()) if count < pretrained.RARE}
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
+    texts = TEXTS[model.target]
+    about = texts["about"]
+    if name in pretrained.COMMITTEE:
+        others = " and ".join(f"`{other}`" for other in pretrained.COMMITTEE if other != name)
+        if name == pretrained.DEFAULT_MODEL:
+            about = f"The default model of prism-plugin. {about}"
+        about += f" With {others}, which differ in the seed only, it is the committee `prism_plugin.COMMITTEE`."
     values = {
         **scores,
-        **TEXTS[model.target],
+        **texts,
+        "about": about,
         "name": name,
         "unit": model.unit,
         "target": model.target,

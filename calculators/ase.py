@@ -26,7 +26,7 @@ from prism_plugin.batch import batch_graphs
 from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
 from prism_plugin.graph import CrystalGraph, build_graph, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
-from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
+from prism_plugin.pretrained import DEFAULT_MODEL, check_same_property, gives_energy, load_on
 
 __all__ = ["PRISMCalculator"]
 
@@ -49,7 +49,9 @@ class PRISMCalculator(Calculator):
     ``energies`` (per atom; they sum to ``energy``), with ``compute_forces=True`` also ``forces`` (eV/Å) and, where the
     cell has three vectors, ``stress`` (Voigt, eV/Å^3). A model of another property answers under its own name through
     ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean, and as ``energy_std``
-    (or the property's name with ``_std``) the standard deviation of their answers.
+    (or the property's name with ``_std``) the standard deviation of their answers;
+    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds, whose errors are
+    about four times as large as their spread (``docs/default_model.md``).
 
     Safe to share between threads, which then take turns.
 
@@ -106,9 +108,7 @@ class PRISMCalculator(Calculator):
         self._lock = threading.RLock()
         # On a CPU the search would only take time from the model: 3 % slower, measured on two cores.
         self._builds_ahead = self.model.device.type != "cpu"
-        kinds = {(one.target, one.unit, one.readout, one.task_type) for one in self.models}
-        if len(kinds) > 1:
-            raise ValueError(f"the models predict different things: {' and '.join(map(str, sorted(kinds)))}")
+        check_same_property(self.models)
         # A list of this instance: the class's own one is shared by every calculator of the process.
         self.implemented_properties = self._properties()  # type: ignore[misc]  # ASE's own way to narrow it
 

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from prism_plugin.graph import CrystalGraph, build_graph
     from prism_plugin.model import PRISM
     from prism_plugin.potential import PRISMPotential
-    from prism_plugin.pretrained import load
+    from prism_plugin.pretrained import COMMITTEE, load
     from prism_plugin.recipes import presets
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "COMMITTEE": "pretrained",
     "PRISM": "model",
     "CrystalBatch": "batch",
     "CrystalGraph": "graph",
@@ -28,6 +29,7 @@ _HOMES = {
     "presets": "recipes",
 }
 __all__ = [
+    "COMMITTEE",
     "PRISM",
     "CrystalBatch",
     "CrystalGraph",

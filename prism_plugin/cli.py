@@ -182,7 +182,7 @@ def _add_predict(commands: Any) -> None:
     add = predict.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="structure file, or folder")
     add("--out", required=True, type=Path, help="the table, CSV")
-    _add_model(predict)
+    _add_model(predict, several=True)
     add("--devices", type=int, default=1, help="processes, each with a GPU of its own with --device cuda")
 
 
@@ -244,13 +244,14 @@ def _add_parts(parser: Any) -> None:
     add("--skip-missing", action="store_true", help="leave out rows without the target")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add = parser.add_argument
-    add(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub",
-    )
+    about = "folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub"
+    if several:
+        about += f"; repeated, a committee: mean and standard deviation of its models; {DEFAULT_MODEL} if not given"
+        add("--model", action="append", help=about)
+    else:
+        add("--model", default=DEFAULT_MODEL, help=about)
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--batch-size", type=int, default=64, help="most crystals that are predicted together")
 
@@ -352,8 +353,8 @@ def _presets(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from prism_plugin.prediction import predict_files
 
-    given = {name: getattr(arguments, name) for name in ("model", "out", "device", "devices", "batch_size")}
-    counts = predict_files(arguments.files, **given)
+    given = {name: getattr(arguments, name) for name in ("out", "device", "devices", "batch_size")}
+    counts = predict_files(arguments.files, arguments.model or DEFAULT_MODEL, **given)
     print(
         f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed "
         f"(column error; delete such rows to try again)\ntable: {arguments.out}"

@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.io import iread
@@ -31,13 +32,13 @@ from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import load, model_folder
+from prism_plugin.pretrained import check_same_property, load, model_folder
 
 __all__ = ["iterate_structures", "predict_files", "read_source"]
 
 # What is read: a structure, a file that a worker shall read, or the reason why there is none.
 _Source: TypeAlias = Atoms | Path | ValueError
-_Row = tuple[str, str, str, str, str]
+_Row = tuple[str, ...]  # with the error at its end
 _CHUNK = 64
 _FRAMES = (".extxyz", ".xyz", ".traj", ".db", ".jsonl")
 
@@ -107,7 +108,7 @@ def read_source(name: str, source: _Source) -> Atoms:
 
 def predict_files(
     paths: Iterable[str | Path],
-    model: str | Path,
+    model: str | Path | Sequence[str | Path],
     out: str | Path,
     device: str = "auto",
     devices: int = 1,
@@ -118,9 +119,11 @@ def predict_files(
 
     Args:
         paths: what :func:`iterate_structures` reads.
-        model: name of a shipped model, or folder of a saved one.
-        out: the CSV; columns name, formula, atoms, the target with its unit, error. If it is there, what it has is kept
-            and the rest is added. Beside it lies ``OUT.model.json``, by which a table knows its model.
+        model: name of a shipped model, folder of a saved one, or a list of these that predict one property: their
+            mean is predicted, and in a column of its own the standard deviation of their predictions.
+        out: the CSV; columns name, formula, atoms, the target with its unit, the same with ``_std`` for several models,
+            error. If it is there, what it has is kept and the rest is added. Beside it lies ``OUT.model.json``, by
+            which a table knows its models.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         devices: number of processes; each has a GPU of its own where ``device`` is CUDA. With more than one the calling
             script needs ``if __name__ == "__main__"``.
@@ -133,14 +136,18 @@ def predict_files(
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if the table is another model's, or an argument is bad.
+        ValueError: if the table is another model's, the models predict different things, or an argument is bad.
     """
     if devices < 1 or batch_size < 1:
         raise ValueError(f"devices and batch_size must be at least 1, got {devices} and {batch_size}")
     kind = find_device(device).type
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
-    loaded = load(model)
+    given = [model] if isinstance(model, (str, Path)) else list(model)
+    if not given:
+        raise ValueError("the list of models is empty")
+    loaded = [load(one) for one in given]
+    check_same_property(loaded)
     out = Path(out)
     done = _open_table(out, loaded)
     counts = {"predicted": 0, "kept": 0, "failed": 0}
@@ -159,23 +166,27 @@ def predict_files(
         open(out, "a", newline="", encoding="utf-8") as file,
         tqdm(desc="predict", unit="crystal", disable=not progress) as bar,
     ):
-        for rows in _in_order(chunks, loaded, model, places):
+        for rows in _in_order(chunks, loaded, given, places):
             csv.writer(file).writerows(rows)
             file.flush()
-            failed = sum(bool(row[4]) for row in rows)
+            failed = sum(bool(row[-1]) for row in rows)
             counts["failed"] += failed
             counts["predicted"] += len(rows) - failed
             bar.update(len(rows))
     return counts
 
 
-def _open_table(out: Path, model: PRISM) -> dict[str, str]:
+def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     """Make the table with its header, or check the one that is there; give the names it has, with their errors."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    about = {"target": model.target, "unit": model.unit, "sha256_of_weights": digest.hexdigest()}
-    header = ("name", "formula", "atoms", f"{model.target} ({model.unit})" if model.unit else model.target, "error")
+    for model in models:
+        for name, value in sorted(model.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    target, unit = models[0].target, models[0].unit
+    about = {"target": target, "unit": unit, "sha256_of_weights": digest.hexdigest()}
+    suffixes = ("", "_std") if len(models) > 1 else ("",)
+    values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]
+    header = ("name", "formula", "atoms", *values, "error")
     beside = out.with_name(f"{out.name}.model.json")
     if not out.exists():
         with replaced(beside) as path:
@@ -188,7 +199,7 @@ def _open_table(out: Path, model: PRISM) -> dict[str, str]:
     with open(out, "rb+") as binary:  # what was written last may have no end
         binary.truncate(binary.read().rfind(b"\n") + 1)
     with open(out, newline="", encoding="utf-8") as file:
-        return {row[0]: row[4] for row in islice(csv.reader(file), 1, None)}
+        return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
 
 
 def _first_row(table: Path) -> list[str] | None:
@@ -197,20 +208,25 @@ def _first_row(table: Path) -> list[str] | None:
 
 
 def _in_order(
-    chunks: Iterator[list[tuple[str, _Source]]], model: PRISM, name: str | Path, places: Sequence[str]
+    chunks: Iterator[list[tuple[str, _Source]]],
+    models: Sequence[PRISM],
+    names: Sequence[str | Path],
+    places: Sequence[str],
 ) -> Iterator[list[_Row]]:
     """Predict chunk after chunk, here or in processes that have a bounded number of chunks ahead."""
     if len(places) == 1:
-        model.to(torch.device(places[0]))
+        for model in models:
+            model.to(torch.device(places[0]))
         for chunk in chunks:
-            yield _predict(chunk, model)
+            yield _predict(chunk, models)
         return
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     for place in places:
         queue.put(place)
     threads = max(1, torch.get_num_threads() // len(places))
-    with ProcessPoolExecutor(len(places), context, _start, (queue, str(model_folder(name)), threads)) as pool:
+    folders = [str(model_folder(name)) for name in names]
+    with ProcessPoolExecutor(len(places), context, _start, (queue, folders, threads)) as pool:
         ahead: deque[Future[list[_Row]]] = deque()
         try:
             for chunk in chunks:
@@ -226,41 +242,40 @@ def _in_order(
             ) from error
 
 
-_worker_model: PRISM | None = None
+_worker_models: list[PRISM] = []
 
 
-def _start(queue: Any, model: str, threads: int) -> None:
-    """Load the model of a worker process."""
-    global _worker_model
+def _start(queue: Any, folders: Sequence[str], threads: int) -> None:
+    """Load the models of a worker process."""
     torch.set_num_threads(threads)
-    _worker_model = load(model).to(torch.device(queue.get()))
+    place = torch.device(queue.get())
+    _worker_models.extend(load(folder).to(place) for folder in folders)
 
 
-def _predict(chunk: Sequence[tuple[str, _Source]], model: PRISM | None = None) -> list[_Row]:
-    model = model or _worker_model
-    if model is None:
+def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | None = None) -> list[_Row]:
+    models = models or _worker_models
+    if not models:
         raise RuntimeError("the worker process has no model")
-    graphs: list[CrystalGraph] = []
-    formulas: list[str] = []
-    reasons: list[str] = []
+    graphs: dict[tuple[float, float], list[CrystalGraph]] = {(one.cutoff, one.cell_cutoff): [] for one in models}
+    about: list[tuple[str, str, str]] = []  # formula, atoms, why there is no prediction
     for name, source in chunk:
         try:
             atoms = read_source(name, source)
-            graph = build_graph(atoms, model.cutoff, model.cell_cutoff)
-            model.check_elements(graph.atomic_numbers)
+            built = {cutoffs: build_graph(atoms, *cutoffs) for cutoffs in graphs}
+            for model in models:
+                model.check_elements(built[model.cutoff, model.cell_cutoff].atomic_numbers)
         except (ValueError, OSError) as error:
-            formulas.append("")
-            reasons.append(str(error).removeprefix(f"{name}: ") or type(error).__name__)
+            reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
+            about.append(("", "", " ".join(reason[:500].split())))
         else:
-            graphs.append(graph)
-            formulas.append(atoms.get_chemical_formula(mode="metal", empirical=True))
-            reasons.append("")
-    answers = iter(zip(graphs, model.predict_graphs(graphs, len(chunk)).tolist(), strict=True))
-    rows = []
-    for (name, _), formula, reason in zip(chunk, formulas, reasons, strict=True):
-        if reason:
-            rows.append((name, "", "", "", " ".join(reason[:500].split())))
-        else:
-            graph, value = next(answers)
-            rows.append((name, formula, str(len(graph)), f"{value:.8g}", ""))
-    return rows
+            for cutoffs, graph in built.items():
+                graphs[cutoffs].append(graph)
+            about.append((atoms.get_chemical_formula(mode="metal", empirical=True), str(len(atoms)), ""))
+    each = [model.predict_graphs(graphs[model.cutoff, model.cell_cutoff], len(chunk)) for model in models]
+    answers = np.array([answer.double().cpu().numpy() for answer in each])
+    columns = [answers.mean(axis=0), *([answers.std(axis=0, ddof=1)] if len(models) > 1 else [])]
+    values = iter(np.transpose(columns).tolist())
+    return [
+        (name, formula, atoms, *([""] * len(columns) if reason else [f"{value:.8g}" for value in next(values)]), reason)
+        for (name, _), (formula, atoms, reason) in zip(chunk, about, strict=True)
+    ]

@@ -16,7 +16,7 @@ from ase.io.trajectory import Trajectory
 from matgl.models import MEGNet
 
 from prism_plugin import PRISM, PRISMCalculator, pretrained
-from prism_plugin.pretrained import available_models, load
+from prism_plugin.pretrained import COMMITTEE, available_models, load
 from tests.conftest import crystal_zoo, small_model
 
 
@@ -153,7 +153,7 @@ def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
 
 
 def test_shipped_models_have_a_card_and_are_small() -> None:
-    assert "prism-mp2018-eform" in available_models()
+    assert set(available_models()) == {*COMMITTEE, "prism-mp2018-gap"}
     for name in available_models():
         folder = Path(pretrained.__file__).parent / name
         card = (folder / "README.md").read_text()

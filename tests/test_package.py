@@ -73,9 +73,8 @@ def test_the_wheel_holds_calculators_and_the_default_model(tmp_path) -> None:
         "prism_plugin/calculators/torch_sim.py",
         "prism_plugin/matbench/leaderboard.json",
         "prism_plugin/py.typed",
-        "prism_plugin/pretrained/prism-mp2018-eform/state.pt",
-        "prism_plugin/pretrained/prism-mp2018-eform/README.md",
-        "prism_plugin/pretrained/prism-mp2018-gap/state.pt",
+        *(f"prism_plugin/pretrained/{name}/state.pt" for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")),
+        *(f"prism_plugin/pretrained/{name}/README.md" for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")),
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "calculators/", "build/"))]
@@ -94,7 +93,7 @@ def test_doctests(name: str) -> None:
         ("docs/elra.md", 2),
         ("docs/rod_flow.md", 1),
         ("docs/training.md", 1),
-        ("docs/calculator.md", 2),
+        ("docs/calculator.md", 3),
         ("docs/potential.md", 1),
     ],
 )

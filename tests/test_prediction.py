@@ -15,11 +15,12 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
-from prism_plugin import cli
+from prism_plugin import PRISM, PRISMCalculator, cli
 from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.records import read_structure_file
 from prism_plugin.graph import build_graph
 from prism_plugin.prediction import iterate_structures, predict_files
-from prism_plugin.pretrained import load
+from prism_plugin.pretrained import COMMITTEE, load
 from prism_plugin.scaling import count_edges, fit_edges
 from tests.conftest import small_model
 
@@ -119,6 +120,33 @@ def test_a_table_knows_its_model(files, tmp_path, capsys) -> None:
         assert not (tmp_path / "new.csv").exists()
 
 
+def test_a_committee_has_a_column_for_its_spread(files, tmp_path, capsys) -> None:
+    for number, cutoff in enumerate((3.0, 3.0, 3.4)):
+        torch.manual_seed(number)
+        elements = ("Na", "Cl", "Mg", "O", "Cu", "Al", "Si")
+        PRISM(elements, dim=8, num_layers=1, cutoff=cutoff, unit="eV/atom", target="e").save(tmp_path / f"m{number}")
+    folders = [tmp_path / f"m{number}" for number in range(3)]
+    out = tmp_path / "t.csv"
+    options = [option for folder in folders for option in ("--model", str(folder))]
+    assert cli.main(["predict", str(files), "--out", str(out), *options]) == 0
+    assert "5 predicted" in capsys.readouterr().out
+    rows = read(out)
+    assert list(rows[0]) == ["name", "formula", "atoms", "e (eV/atom)", "e_std (eV/atom)", "error"]
+    assert {row["e_std (eV/atom)"] for row in rows if row["error"]} == {""}
+    (right,) = PRISMCalculator(folders).predict([read_structure_file(files / "a.cif")])
+    assert rows[0]["formula"] == "NaCl"
+    assert float(rows[0]["e (eV/atom)"]) == pytest.approx(right["energy"] / 2, rel=1e-5)
+    assert float(rows[0]["e_std (eV/atom)"]) == pytest.approx(right["energy_std"] / 2, rel=1e-4)
+    # Another committee's table; another property; none.
+    assert cli.main(["predict", str(files), "--out", str(out), *options[:4]]) == 2
+    assert "is no table of this model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="the models predict different things"):
+        predict_files([files], [folders[0], "prism-mp2018-gap"], tmp_path / "new.csv")
+    with pytest.raises(ValueError, match="the list of models is empty"):
+        predict_files([files], [], tmp_path / "new.csv")
+    assert not (tmp_path / "new.csv").exists()
+
+
 def test_files_are_read_as_a_stream(tmp_path) -> None:
     def endless():
         while True:
@@ -135,8 +163,9 @@ def test_files_are_read_as_a_stream(tmp_path) -> None:
 @pytest.mark.slow
 def test_two_processes_write_the_table_of_one(files, tmp_path) -> None:
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    predict_files([files], "prism-mp2018-eform", one, progress=False, batch_size=2)
+    predict_files([files], COMMITTEE, one, progress=False, batch_size=2)
     command = [sys.executable, "-m", "prism_plugin.cli", "predict", str(files), "--out", str(two)]
+    command += [option for name in COMMITTEE for option in ("--model", name)]
     result = subprocess.run(
         [*command, "--devices", "2", "--batch-size", "2"], capture_output=True, text=True, check=False
     )
@@ -145,9 +174,10 @@ def test_two_processes_write_the_table_of_one(files, tmp_path) -> None:
         assert [mine[key] for key in ("name", "formula", "error")] == [
             right[key] for key in ("name", "formula", "error")
         ]
-        key = "formation_energy (eV/atom)"
-        if right[key]:
-            assert float(mine[key]) == pytest.approx(float(right[key]), abs=1e-5)
+        for key in ("formation_energy (eV/atom)", "formation_energy_std (eV/atom)"):
+            assert (mine[key] == "") == (right[key] == "")
+            if right[key]:
+                assert float(mine[key]) == pytest.approx(float(right[key]), abs=1e-5)
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from ase.spacegroup import crystal
 
 from prism_plugin import PRISM, PRISMCalculator, load
 from prism_plugin.data import Record, read_records
-from prism_plugin.pretrained import DEFAULT_MODEL, model_folder, saved_metadata
+from prism_plugin.pretrained import COMMITTEE, DEFAULT_MODEL, model_folder, saved_metadata
 from prism_plugin.training import TrainingSettings, train
 
+ROOT = Path(__file__).parents[1]
 # Lattice constants by X-ray diffraction, as textbooks and structure databases have them (lengths in Å), and the
 # formation energies (eV/atom) of the entries named, Materials Project 2018.6.1.
 COMPOUNDS: dict[str, tuple[Atoms, float]] = {
@@ -232,10 +233,33 @@ def test_the_gap_model_tells_insulators_from_metals() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the model has seen few training crystals with He")
+def test_the_committee_is_three_seeds_of_one_recipe(shared_data: Path) -> None:
+    settings = [saved_metadata(name)["settings"] for name in COMMITTEE]
+    assert [one.pop("seed") for one in settings] == [0, 1, 2]
+    assert settings[0] == settings[1] == settings[2]
+    scores = json.loads((ROOT / "docs" / "default_model" / "committee.json").read_text())
+    of_cards = [saved_metadata(name)["scores"]["val"]["mae"] for name in COMMITTEE]
+    assert scores["mae_each"] == pytest.approx(of_cards, abs=1e-6)
+    assert scores["mae"] < min(of_cards)
+    records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
+    records = [record for record in records if record.split == "val"]
+    crystals = [record.atoms for record in records]
+    results = PRISMCalculator(COMMITTEE).predict(crystals)
+    sizes, targets = np.array([len(one) for one in crystals]), [record.target for record in records]
+    energies = np.array([result["energy"] for result in results]) / sizes
+    each = np.array([load(name).predict_structure(crystals).numpy() for name in COMMITTEE])
+    np.testing.assert_allclose(energies, each.mean(axis=0), atol=2e-6)
+    error = np.abs(energies - targets)
+    spread = np.array([result["energy_std"] for result in results]) / sizes
+    certain = spread <= np.median(spread)
+    assert error[certain].mean() < error[~certain].mean()
+
+
+@pytest.mark.filterwarnings("ignore:the model has seen few training crystals with He")
 @pytest.mark.parametrize(
     ("name", "column", "limit", "left_out"),
     [
-        ("prism-mp2018-eform", "e_form", 0.06, set()),
+        *((name, "e_form", 0.06, set()) for name in COMMITTEE),
         # One of helium, with a gap of 16.6 eV, would be more than all other errors together.
         ("prism-mp2018-gap", "gap_pbe", 0.30, {"He"}),
     ],

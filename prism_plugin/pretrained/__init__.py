@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from prism_plugin.devices import find_device
 from prism_plugin.model import PRISM
 
 __all__ = [
+    "COMMITTEE",
     "DEFAULT_MODEL",
     "RARE",
     "available_models",
+    "check_same_property",
     "gives_energy",
     "load",
     "load_on",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "prism-mp2018-eform"
+# The default model and its like of two other seeds, for PRISMCalculator(COMMITTEE): their mean, and its energy_std.
+COMMITTEE = (DEFAULT_MODEL, f"{DEFAULT_MODEL}-seed1", f"{DEFAULT_MODEL}-seed2")
 RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -132,6 +137,17 @@ def gives_energy(model: PRISM) -> bool:
     """Whether the sum of a model's outputs over the atoms is an energy in eV."""
     fits = (model.unit, model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
     return fits and model.task_type == "regression"
+
+
+def check_same_property(models: Sequence[PRISM]) -> None:
+    """Refuse models that are no committee.
+
+    Raises:
+        ValueError: if the models predict different things.
+    """
+    kinds = {(model.target, model.unit, model.readout, model.task_type) for model in models}
+    if len(kinds) > 1:
+        raise ValueError(f"the models predict different things: {' and '.join(map(str, sorted(kinds)))}")
 
 
 def saved_metadata(model: str | Path) -> dict[str, Any]:
