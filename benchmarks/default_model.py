@@ -115,16 +115,21 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
     texts = TEXTS[model.target]
-    about = texts["about"]
+    about, limits = texts["about"], texts["limits"]
     if name in pretrained.COMMITTEE:
         others = " and ".join(f"`{other}`" for other in pretrained.COMMITTEE if other != name)
         if name == pretrained.DEFAULT_MODEL:
             about = f"The default model of prism-plugin. {about}"
         about += f" With {others}, which differ in the seed only, it is the committee `prism_plugin.COMMITTEE`."
+        limits += (
+            "\n* `energy_std` of the committee as an error bar: errors are several times as large, and all three can "
+            "be wrong together (docs/default_model.md#committee);"
+        )
     values = {
         **scores,
         **texts,
         "about": about,
+        "limits": limits,
         "name": name,
         "unit": model.unit,
         "target": model.target,

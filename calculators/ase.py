@@ -49,9 +49,10 @@ class PRISMCalculator(Calculator):
     ``energies`` (per atom; they sum to ``energy``), with ``compute_forces=True`` also ``forces`` (eV/Å) and, where the
     cell has three vectors, ``stress`` (Voigt, eV/Å^3). A model of another property answers under its own name through
     ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean, and as ``energy_std``
-    (or the property's name with ``_std``) the standard deviation of their answers;
-    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds, whose errors are
-    about four times as large as their spread (``docs/default_model.md``).
+    (or the property's name with ``_std``) the standard deviation of their answers, that of the whole cell.
+    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds. Its
+    ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
+    (``docs/default_model.md``).
 
     Safe to share between threads, which then take turns.
 

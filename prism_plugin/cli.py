@@ -249,7 +249,7 @@ def _add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     about = "folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub"
     if several:
         about += f"; repeated, a committee: mean and standard deviation of its models; {DEFAULT_MODEL} if not given"
-        add("--model", action="append", help=about)
+        add("--model", action="append", default=argparse.SUPPRESS, help=about)
     else:
         add("--model", default=DEFAULT_MODEL, help=about)
     add("--device", default="auto", help="auto, cpu or cuda")
@@ -354,7 +354,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from prism_plugin.prediction import predict_files
 
     given = {name: getattr(arguments, name) for name in ("out", "device", "devices", "batch_size")}
-    counts = predict_files(arguments.files, arguments.model or DEFAULT_MODEL, **given)
+    counts = predict_files(arguments.files, getattr(arguments, "model", DEFAULT_MODEL), **given)
     print(
         f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed "
         f"(column error; delete such rows to try again)\ntable: {arguments.out}"

@@ -136,16 +136,18 @@ def predict_files(
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if the table is another model's, the models predict different things, or an argument is bad.
+        TypeError: if ``model`` is neither a name, a folder nor a list of them.
+        ValueError: if the table is another model's, the models predict different things or are twice the same, or an
+            argument is bad.
     """
     if devices < 1 or batch_size < 1:
         raise ValueError(f"devices and batch_size must be at least 1, got {devices} and {batch_size}")
     kind = find_device(device).type
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
-    given = [model] if isinstance(model, (str, Path)) else list(model)
+    given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
     if not given:
-        raise ValueError("the list of models is empty")
+        raise ValueError("the list of models is empty; give at least one")
     loaded = [load(one) for one in given]
     check_same_property(loaded)
     out = Path(out)
@@ -178,12 +180,11 @@ def predict_files(
 
 def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     """Make the table with its header, or check the one that is there; give the names it has, with their errors."""
-    digest = hashlib.sha256()
-    for model in models:
-        for name, value in sorted(model.state_dict().items()):
-            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     target, unit = models[0].target, models[0].unit
-    about = {"target": target, "unit": unit, "sha256_of_weights": digest.hexdigest()}
+    digests = sorted(map(_digest, models))
+    if len(set(digests)) < len(digests):
+        raise ValueError("a model is given twice, which makes the spread too small; give each once")
+    about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]
     header = ("name", "formula", "atoms", *values, "error")
@@ -200,6 +201,13 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
         binary.truncate(binary.read().rfind(b"\n") + 1)
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
+
+
+def _digest(model: PRISM) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _first_row(table: Path) -> list[str] | None:

@@ -63,7 +63,7 @@ def test_every_package_is_listed() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_calculators_and_the_default_model(tmp_path) -> None:
+def test_the_wheel_holds_calculators_and_models(tmp_path) -> None:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

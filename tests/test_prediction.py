@@ -137,9 +137,19 @@ def test_a_committee_has_a_column_for_its_spread(files, tmp_path, capsys) -> Non
     assert rows[0]["formula"] == "NaCl"
     assert float(rows[0]["e (eV/atom)"]) == pytest.approx(right["energy"] / 2, rel=1e-5)
     assert float(rows[0]["e_std (eV/atom)"]) == pytest.approx(right["energy_std"] / 2, rel=1e-4)
-    # Another committee's table; another property; none.
+    assert all(float(row["e_std (eV/atom)"]) > 0 for row in rows if not row["error"])
+    # In another order they are the same committee.
+    failed = sum(bool(row["error"]) for row in rows)
+    again = predict_files([files], folders[::-1], out, progress=False)
+    assert again == {"predicted": 0, "kept": 5, "failed": failed}
+    assert read(out) == rows
+    # Another committee's table; the same model twice; another property; none.
     assert cli.main(["predict", str(files), "--out", str(out), *options[:4]]) == 2
     assert "is no table of this model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a model is given twice"):
+        predict_files([files], [folders[0], folders[0]], tmp_path / "new.csv")
+    with pytest.raises(TypeError, match="give the name or folder of a model"):
+        predict_files([files], None, tmp_path / "new.csv")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the models predict different things"):
         predict_files([files], [folders[0], "prism-mp2018-gap"], tmp_path / "new.csv")
     with pytest.raises(ValueError, match="the list of models is empty"):

@@ -251,6 +251,8 @@ def test_the_committee_is_three_seeds_of_one_recipe(shared_data: Path) -> None:
     np.testing.assert_allclose(energies, each.mean(axis=0), atol=2e-6)
     error = np.abs(energies - targets)
     spread = np.array([result["energy_std"] for result in results]) / sizes
+    # That is no error bar, as the card says.
+    assert np.sqrt((error**2).mean()) > 2 * np.sqrt((spread**2).mean())
     certain = spread <= np.median(spread)
     assert error[certain].mean() < error[~certain].mean()
 
