@@ -26,7 +26,7 @@ from prism_plugin.batch import batch_graphs
 from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
 from prism_plugin.graph import CrystalGraph, build_graph, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
-from prism_plugin.pretrained import DEFAULT_MODEL, check_same_property, gives_energy, load_on
+from prism_plugin.pretrained import DEFAULT_MODEL, check_committee, gives_energy, load_on
 
 __all__ = ["PRISMCalculator"]
 
@@ -69,9 +69,9 @@ class PRISMCalculator(Calculator):
     Raises:
         FileNotFoundError: if there is no such model.
         TypeError: if ``model`` is neither a name, a folder nor a PRISM.
-        ValueError: if the folder holds no PRISM, the models predict different things, forces are asked of a property,
-            device, dtype or another option is unknown, or the target's name is one of ASE's properties and its unit
-            another.
+        ValueError: if the folder holds no PRISM, the models predict different things or are twice the same, forces are
+            asked of a property, device, dtype or another option is unknown, or the target's name is one of ASE's
+            properties and its unit another.
 
     Example:
         >>> from ase.build import bulk
@@ -109,7 +109,7 @@ class PRISMCalculator(Calculator):
         self._lock = threading.RLock()
         # On a CPU the search would only take time from the model: 3 % slower, measured on two cores.
         self._builds_ahead = self.model.device.type != "cpu"
-        check_same_property(self.models)
+        check_committee(self.models)
         # A list of this instance: the class's own one is shared by every calculator of the process.
         self.implemented_properties = self._properties()  # type: ignore[misc]  # ASE's own way to narrow it
 

@@ -355,10 +355,13 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     given = {name: getattr(arguments, name) for name in ("out", "device", "devices", "batch_size")}
     counts = predict_files(arguments.files, getattr(arguments, "model", DEFAULT_MODEL), **given)
+    how = " (column error; delete such rows to try again)" if counts["failed"] else ""
     print(
-        f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed "
-        f"(column error; delete such rows to try again)\ntable: {arguments.out}"
+        f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed{how}\n"
+        f"table: {arguments.out}"
     )
+    if not counts["predicted"] + counts["kept"]:
+        raise ValueError(f"no structure was predicted: {'see the table' if how else 'there is none in what was given'}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from prism_plugin import __version__
 from prism_plugin.data import DATASETS
 from prism_plugin.data.download import cache_home
 from prism_plugin.optim import OPTIMIZERS
-from prism_plugin.pretrained import available_models, load, model_folder, saved_metadata
+from prism_plugin.pretrained import COMMITTEE, available_models, load, model_folder, saved_metadata
 from prism_plugin.training.scores import format_score
 
 __all__ = ["describe_installation", "describe_model"]
@@ -79,6 +79,7 @@ def describe_installation() -> str:
     lines.append(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda: {name}' for name in names)}")
     lines.append(f"optimizers: {', '.join(sorted(OPTIMIZERS))}, or the path of a class")
     lines.append(f"models: {', '.join(available_models())}")
+    lines.append(f"  those of the committee (prism_plugin.COMMITTEE): {', '.join(COMMITTEE)}")
     lines.append(f"data sets (downloads go to {cache_home()}):")
     for name, data in DATASETS.items():
         lines.append(f"  {name}: {data.about}; targets: {', '.join(data.targets)}")

@@ -8,7 +8,6 @@ reason.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import lzma
 import multiprocessing
@@ -32,7 +31,7 @@ from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
 from prism_plugin.graph import CrystalGraph, build_graph
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import check_same_property, load, model_folder
+from prism_plugin.pretrained import check_committee, load, model_folder, weights_digest
 
 __all__ = ["iterate_structures", "predict_files", "read_source"]
 
@@ -149,7 +148,7 @@ def predict_files(
     if not given:
         raise ValueError("the list of models is empty; give at least one")
     loaded = [load(one) for one in given]
-    check_same_property(loaded)
+    check_committee(loaded)
     out = Path(out)
     done = _open_table(out, loaded)
     counts = {"predicted": 0, "kept": 0, "failed": 0}
@@ -181,9 +180,7 @@ def predict_files(
 def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     """Make the table with its header, or check the one that is there; give the names it has, with their errors."""
     target, unit = models[0].target, models[0].unit
-    digests = sorted(map(_digest, models))
-    if len(set(digests)) < len(digests):
-        raise ValueError("a model is given twice, which makes the spread too small; give each once")
+    digests = sorted(map(weights_digest, models))
     about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]
@@ -201,13 +198,6 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
         binary.truncate(binary.read().rfind(b"\n") + 1)
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
-
-
-def _digest(model: PRISM) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _first_row(table: Path) -> list[str] | None:

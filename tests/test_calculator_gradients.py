@@ -262,8 +262,10 @@ def test_a_committee_of_different_cutoffs_and_of_another_property() -> None:
     values = [float(model.predict_structure(atoms)) for model in models]
     assert calculator.get_property("band_gap", atoms) == pytest.approx(np.mean(values))
     assert calculator.get_property("band_gap_std", atoms) == pytest.approx(np.std(values, ddof=1))
-    with pytest.raises(ValueError, match=r"the models predict different things: \('band_gap', 'eV'.*formation_energy"):
+    with pytest.raises(ValueError, match=r"different things: band_gap \(eV, mean.* and formation_energy \(eV/a"):
         PRISMCalculator([models[0], energy_model()])
+    with pytest.raises(ValueError, match="a model is given twice, which makes the spread too small; give each once"):
+        PRISMCalculator(["prism-mp2018-eform", load()])
     with pytest.raises(ValueError, match="the list of models is empty"):
         PRISMCalculator([])
     with pytest.raises(ValueError, match=r"band_gap \(eV\) is no energy and has no forces: leave compute_forces out"):

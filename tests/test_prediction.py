@@ -157,6 +157,19 @@ def test_a_committee_has_a_column_for_its_spread(files, tmp_path, capsys) -> Non
     assert not (tmp_path / "new.csv").exists()
 
 
+def test_nothing_predicted_is_an_error(files, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    for number, (given, message) in enumerate(
+        [
+            (tmp_path / "nowhere", "no structure was predicted: see the table"),
+            (files / "b.cif", "no structure was predicted: see the table"),
+            (tmp_path / "empty", "no structure was predicted: there is none in what was given"),
+        ]
+    ):
+        assert cli.main(["predict", str(given), "--out", str(tmp_path / f"{number}.csv")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_files_are_read_as_a_stream(tmp_path) -> None:
     def endless():
         while True:
