@@ -159,6 +159,8 @@ def check_committee(models: Sequence[PRISM]) -> None:
     if len(kinds) > 1:
         found = " and ".join(f"{target} ({', '.join(others)})" for target, *others in kinds)
         raise ValueError(f"the models predict different things: {found}; give models of one property")
+    if len(models) == 1:
+        return
     if len({(weights_digest(model), repr(sorted(model._init_args.items()))) for model in models}) < len(models):
         raise ValueError("a model is given twice, which makes the spread too small; give each once")
 
