@@ -149,7 +149,7 @@ def test_a_committee_has_a_column_for_its_spread(files, tmp_path, capsys) -> Non
     with pytest.raises(ValueError, match="a model is given twice"):
         predict_files([files], [folders[0], folders[0]], tmp_path / "new.csv")
     with pytest.raises(TypeError, match="give the name or folder of a model"):
-        predict_files([files], None, tmp_path / "new.csv")  # type: ignore[arg-type]
+        predict_files([files], None, tmp_path / "new.csv")  # type: ignore[arg-type]  # what is tested
     with pytest.raises(ValueError, match="the models predict different things"):
         predict_files([files], [folders[0], "prism-mp2018-gap"], tmp_path / "new.csv")
     with pytest.raises(ValueError, match="the list of models is empty"):
