@@ -16,13 +16,9 @@ from prism_plugin import COMMITTEE, build_graph, load
 from prism_plugin.data import read_records, split_records
 from prism_plugin.files import replaced
 from prism_plugin.training.plots import save_figure
+from prism_plugin.training.scores import rms
 
 BLUE = "#1f4e9c"
-
-
-def rms(values: np.ndarray) -> float:
-    """Compute the root mean square."""
-    return float(np.sqrt((values**2).mean()))
 
 
 def score(answers: np.ndarray, target: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from prism_plugin.data.records import count_crystals
 from prism_plugin.files import replaced
 from prism_plugin.model import split_graphs
 from prism_plugin.training.plots import plot_elements, plot_learning_curve, plot_parity, read_log, save_figure
+from prism_plugin.training.scores import rms
 
 HERE = Path(__file__).parent
 FOLDER = Path(pretrained.__file__).parent
@@ -70,7 +71,7 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
     scores: dict[str, Any] = {
         "crystals": len(records),
         "mae": float(error.mean()),
-        "rmse": float(np.sqrt((error**2).mean())),
+        "rmse": rms(error),
         "median": float(np.median(error)),
         "mean_predictor_mae": float(np.abs(target - mean).mean()),
         "mae_rotated": float(np.abs(turns[0] - target).mean()),

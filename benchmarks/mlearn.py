@@ -24,7 +24,7 @@ from prism_plugin.data import PES, Record, read_records
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.recipes import POTENTIAL
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.scores import score_potential
+from prism_plugin.training.scores import rms, score_potential
 
 # Energy (meV/atom) and force (eV/Å) RMSE of Zuo et al.
 PUBLISHED = {
@@ -78,10 +78,6 @@ def committee(models: list[Path], records: list[Record]) -> tuple[dict, float, f
         (np.full((1, 3, 3), np.nan), np.zeros((1, 3, 3))),
     )
     return scores, 1000 * rms(np.array(energies)), rms(np.concatenate(forces))
-
-
-def rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.square(values).mean()))
 
 
 singles, together = {}, {}

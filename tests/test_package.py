@@ -73,8 +73,11 @@ def test_the_wheel_holds_calculators_and_models(tmp_path) -> None:
         "prism_plugin/calculators/torch_sim.py",
         "prism_plugin/matbench/leaderboard.json",
         "prism_plugin/py.typed",
-        *(f"prism_plugin/pretrained/{name}/state.pt" for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")),
-        *(f"prism_plugin/pretrained/{name}/README.md" for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")),
+        *(
+            f"prism_plugin/pretrained/{name}/{file}"
+            for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")
+            for file in ("state.pt", "README.md")
+        ),
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "calculators/", "build/"))]

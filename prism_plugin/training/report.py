@@ -18,7 +18,7 @@ from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients
 from prism_plugin.model import PRISM, split_graphs
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity, plot_potential
-from prism_plugin.training.scores import Scores, check_classes, score, score_potential
+from prism_plugin.training.scores import Scores, check_classes, rms, score, score_potential
 
 __all__ = ["evaluate", "write_potential_report", "write_report"]
 
@@ -104,7 +104,7 @@ def write_potential_report(
         stresses = np.stack([unknown if stress is None else stress for stress in dataset.stresses])
         stresses = np.where(np.isnan(volumes), np.nan, stresses)
         errors = np.split(found["forces"] - forces, np.cumsum(sizes)[:-1])
-        rmse = np.array([np.sqrt(np.square(error).mean()) for error in errors])
+        rmse = np.array([rms(error) for error in errors])
         _check_finite(found["energy"] + rmse, dataset.names, name)
         pairs[name] = {
             "energies": (energies / sizes, found["energy"] / sizes),

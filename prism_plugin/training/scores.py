@@ -22,6 +22,7 @@ __all__ = [
     "format_score",
     "format_scores",
     "loss",
+    "rms",
     "score",
     "score_potential",
 ]
@@ -89,7 +90,7 @@ def score(task_type: str, target: np.ndarray, prediction: np.ndarray, constant: 
         error = prediction - target
         scores: dict[str, Any] = {
             "mae": float(np.abs(error).mean()),
-            "rmse": _rms(error),
+            "rmse": rms(error),
             "mean_predictor_mae": float(np.abs(target - constant).mean()),
         }
     else:
@@ -127,16 +128,17 @@ def score_potential(
     of_stress = of_stress[np.isfinite(stresses[0])]
     return {
         "energy_mae": 1000 * float(np.abs(of_energy).mean()),
-        "energy_rmse": 1000 * _rms(of_energy),
+        "energy_rmse": 1000 * rms(of_energy),
         "forces_mae": float(np.abs(of_forces).mean()),
-        "forces_rmse": _rms(of_forces),
-        "rms_forces": _rms(forces[0]),
-        "stress_rmse": _rms(of_stress) / GPa if len(of_stress) else None,
+        "forces_rmse": rms(of_forces),
+        "rms_forces": rms(forces[0]),
+        "stress_rmse": rms(of_stress) / GPa if len(of_stress) else None,
         "crystals": len(of_energy),
     }
 
 
-def _rms(values: np.ndarray) -> float:
+def rms(values: np.ndarray) -> float:
+    """Compute the root mean square."""
     return float(np.sqrt(np.square(values).mean()))
 
 
