@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from prism_plugin import load, presets
 from prism_plugin.data import Record, read_records
 from prism_plugin.files import replaced
-from prism_plugin.recipes import FINE_TUNING
+from prism_plugin.preset import FINE_TUNING
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns, save_figure
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from prism_plugin import PRISMCalculator
 from prism_plugin.data import PES, Record, read_records
 from prism_plugin.data.augmentation import random_rotations
-from prism_plugin.recipes import POTENTIAL
+from prism_plugin.preset import POTENTIAL
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.scores import rms, score_potential
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from prism_plugin.edge_of_stability import make_problem
+from prism_plugin.edge_of_stability.tracker import BETAS, SETTINGS, summarize
 from prism_plugin.optim import Discrete, RodShadow
-from prism_plugin.optim.phase_space import METHODS
-from prism_plugin.tracking import make_problem
-from prism_plugin.tracking.run import BETAS, SETTINGS, summarize
+from prism_plugin.optim.rod_flow.phase_space import METHODS
 
 SEEDS = range(3)
 STEPS = 400

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from prism_plugin import PRISM
-from prism_plugin.batch import CrystalBatch
-from prism_plugin.encoders import EdgeEncoder, cosine_envelope, feature_envelope
-from prism_plugin.experts import GatedMessagePassing, MultiscaleMessagePassing
-from prism_plugin.layer import Edges, PRISMLayer
+from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.nn.encoders import EdgeEncoder, cosine_envelope, feature_envelope
+from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
+from prism_plugin.nn.layer import Edges, PRISMLayer
 
 __all__ = ["cartnet", "naive"]
 

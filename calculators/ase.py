@@ -22,9 +22,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
-from prism_plugin.batch import batch_graphs
-from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
-from prism_plugin.graph import CrystalGraph, build_graph, read_structure
+from prism_plugin.forces import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
+from prism_plugin.graph.crystals import CrystalGraph, batch_graphs
+from prism_plugin.graph.structure import build_graph, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
 from prism_plugin.pretrained import DEFAULT_MODEL, check_committee, gives_energy, load_on
 

@@ -13,9 +13,9 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from prism_plugin.batch import batch_graphs
-from prism_plugin.gradients import energies_with_gradients, plain_computation
-from prism_plugin.graph import build_graph
+from prism_plugin.forces import energies_with_gradients, plain_computation
+from prism_plugin.graph.crystals import batch_graphs
+from prism_plugin.graph.structure import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
 

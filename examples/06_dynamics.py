@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from prism_plugin import PRISMCalculator
 from prism_plugin.data import PES, Record, split_records
-from prism_plugin.recipes import POTENTIAL
+from prism_plugin.preset import POTENTIAL
 from prism_plugin.training import TrainingSettings, train
 
 parser = argparse.ArgumentParser(description=__doc__)

@@ -6,27 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prism_plugin.batch import CrystalBatch, batch_graphs
     from prism_plugin.calculators import PRISMCalculator
-    from prism_plugin.graph import CrystalGraph, build_graph
+    from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
+    from prism_plugin.graph.structure import build_graph
     from prism_plugin.model import PRISM
     from prism_plugin.potential import PRISMPotential
+    from prism_plugin.preset import presets
     from prism_plugin.pretrained import COMMITTEE, load
-    from prism_plugin.recipes import presets
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "COMMITTEE": "pretrained",
     "PRISM": "model",
-    "CrystalBatch": "batch",
-    "CrystalGraph": "graph",
+    "CrystalBatch": "graph.crystals",
+    "CrystalGraph": "graph.crystals",
     "PRISMCalculator": "calculators",
     "PRISMPotential": "potential",
-    "batch_graphs": "batch",
-    "build_graph": "graph",
+    "batch_graphs": "graph.crystals",
+    "build_graph": "graph.structure",
     "load": "pretrained",
-    "presets": "recipes",
+    "presets": "preset",
 }
 __all__ = [
     "COMMITTEE",

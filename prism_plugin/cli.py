@@ -290,8 +290,8 @@ def _add_rodflow(commands: Any) -> None:
 
 def _rodflow(arguments: argparse.Namespace) -> None:
     from prism_plugin.data import read_records
-    from prism_plugin.tracking import TrackingSettings, track
-    from prism_plugin.tracking.run import format_summary
+    from prism_plugin.edge_of_stability import TrackingSettings, track
+    from prism_plugin.edge_of_stability.tracker import format_summary
 
     settings = TrackingSettings(
         optimizer=arguments.optimizer,
@@ -345,7 +345,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _presets(arguments: argparse.Namespace) -> None:
-    from prism_plugin.recipes import format_presets
+    from prism_plugin.preset import format_presets
 
     print(format_presets())
 
@@ -399,9 +399,9 @@ def _scaling(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from prism_plugin.devices import find_device
+    from prism_plugin.edge_counts import count_edges, fit_edges, format_fits, write_scaling
     from prism_plugin.prediction import iterate_structures, read_source
     from prism_plugin.pretrained import load
-    from prism_plugin.scaling import count_edges, fit_edges, format_fits, write_scaling
 
     model = load(arguments.model).to(find_device(arguments.device))
     structures = [read_source(name, source) for name, source in iterate_structures(arguments.files)]
@@ -415,13 +415,13 @@ def _scaling(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from prism_plugin.info import describe_installation, describe_model
+    from prism_plugin.commands.info import describe_installation, describe_model
 
     print(describe_installation() if arguments.model is None else describe_model(arguments.model))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from prism_plugin.demo import run_demo
+    from prism_plugin.commands.demo import run_demo
 
     run_demo(arguments.out, arguments.crystals, arguments.epochs)
 

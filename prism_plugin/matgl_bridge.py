@@ -1,7 +1,7 @@
 """The only file that touches matgl's internals: its base class, its PyG graphs, its converters.
 
 In comes a PyG ``Data`` or ``Batch`` as matgl's converters, loaders and ``Potential`` make it, out goes a
-:class:`~prism_plugin.batch.CrystalBatch`.
+:class:`~prism_plugin.graph.crystals.CrystalBatch`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from matgl.models import MatGLModel
 from torch import Tensor
 from torch_geometric.data import Data
 
-from prism_plugin.batch import CrystalBatch
-from prism_plugin.lattice import lattice_translations, reduced_bases
+from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 
 __all__ = ["MatGLModel", "batch_from_matgl", "inside_potential"]
 

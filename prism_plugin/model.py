@@ -21,12 +21,12 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prism_plugin.batch import CrystalBatch, batch_graphs
-from prism_plugin.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
-from prism_plugin.experts import EXPERTS, GatedMessagePassing
-from prism_plugin.graph import CrystalGraph, build_graph
-from prism_plugin.layer import Edges, PRISMLayer, encode_edges
+from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
+from prism_plugin.graph.structure import build_graph
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
+from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
+from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing
+from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
 
 __all__ = ["PRISM"]
 
@@ -59,7 +59,7 @@ class PRISM(MatGLModel):
         similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
         atom_encoder: ``"prism"`` (Eq. 4) or ``"cartnet"``.
-        rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.encoders.RadialBasis`.
+        rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.nn.encoders.RadialBasis`.
         superatom_readout: ``"sum"`` (Eq. 3) or ``"mean"``.
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None.
@@ -301,7 +301,7 @@ class PRISM(MatGLModel):
             graph = batch_graphs([graph])
         elif not isinstance(graph, CrystalBatch):
             if type(graph).__module__.startswith("dgl"):
-                from prism_plugin.dgl_graph import batch_from_dgl
+                from prism_plugin.graph.dgl_read import batch_from_dgl
 
                 graph = batch_from_dgl(graph)
             else:

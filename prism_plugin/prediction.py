@@ -26,10 +26,11 @@ from ase import Atoms
 from ase.io import iread
 from tqdm import tqdm
 
-from prism_plugin.data.records import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
+from prism_plugin.data.readers import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
-from prism_plugin.graph import CrystalGraph, build_graph
+from prism_plugin.graph.crystals import CrystalGraph
+from prism_plugin.graph.structure import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import check_committee, load, model_folder, weights_digest
 

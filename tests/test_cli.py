@@ -15,8 +15,8 @@ import pytest
 from ase.io import write
 
 from prism_plugin import cli
+from prism_plugin.commands.demo import run_demo
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.demo import run_demo
 
 MODEL = [
     "--set",

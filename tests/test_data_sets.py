@@ -26,15 +26,18 @@ from prism_plugin.data import (
     Record,
     assign_splits,
     load_named,
-    named,
     read_records,
     split_records,
-    store,
 )
+from prism_plugin.data import (
+    datasets as named,
+)
+from prism_plugin.data.datasets import matbench_folds, published_split, write_matbench_file
 from prism_plugin.data.download import fetch
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.named import matbench_folds, published_split, stream_json, write_matbench_file
-from prism_plugin.graph import build_graph
+from prism_plugin.data.json_stream import stream_json
+from prism_plugin.graph import store
+from prism_plugin.graph.structure import build_graph
 from tests.conftest import crystal_zoo
 
 

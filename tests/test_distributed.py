@@ -17,8 +17,8 @@ from prism_plugin import cli
 from prism_plugin.data import PES
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.loading import BatchSampler, EpochSampler
-from prism_plugin.experts import FeatureNorm
-from prism_plugin.gated import Answer, GatedTensors, Settings, gated_messages
+from prism_plugin.nn.gated_conv import Answer, GatedTensors, Settings, gated_messages
+from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.training import TrainingSettings
 
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from prism_plugin.cli import main
+from prism_plugin.edge_of_stability.tracker import BETAS
 from prism_plugin.optim import Discrete, RodFlow
-from prism_plugin.optim.sharpness import sharpness
-from prism_plugin.tracking.run import BETAS
+from prism_plugin.optim.rod_flow.sharpness import sharpness
 from prism_plugin.training import EoSMonitor
 from prism_plugin.training.plots import read_columns
 

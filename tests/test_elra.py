@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from prism_plugin.optim import ELRA, BatchSizeControl
-from prism_plugin.training.elra import ELRACallback
+from prism_plugin.training.elra_callback import ELRACallback
 from tests.reference.elra_reference import SlowELRA
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

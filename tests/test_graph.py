@@ -18,8 +18,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin import CrystalGraph, batch_graphs, build_graph
 from prism_plugin.data import read_records
-from prism_plugin.dgl_graph import import_dgl
-from prism_plugin.lattice import lattice_translations, minimum_image, reduced_basis
+from prism_plugin.graph.dgl_write import import_dgl
+from prism_plugin.graph.lattice import lattice_translations, reduced_basis
+from prism_plugin.nn.minimum_image import minimum_image
 from tests.conftest import crystal_zoo
 
 

@@ -10,10 +10,10 @@ import torch
 from ase.build import bulk
 
 from prism_plugin import PRISM, batch_graphs, build_graph
-from prism_plugin.dgl_graph import import_dgl
-from prism_plugin.encoders import EdgeEncoder, SuperatomEncoder
-from prism_plugin.experts import EXPERTS, GatedMessagePassing, MultiscaleMessagePassing
-from prism_plugin.similarity import similar_pairs
+from prism_plugin.graph.dgl_write import import_dgl
+from prism_plugin.nn.encoders import EdgeEncoder, SuperatomEncoder
+from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing, MultiscaleMessagePassing
+from prism_plugin.nn.feature_neighbors import similar_pairs
 from tests.conftest import crystal_zoo, small_model
 
 

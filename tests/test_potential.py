@@ -30,14 +30,15 @@ from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, batch_graphs, b
 from prism_plugin.data import PES, EnergyLabels, GraphDataset, Record, load_named, make_loader, read_records
 from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.records import elements_of, fingerprint, split_records
-from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.data.records import elements_of, fingerprint
+from prism_plugin.data.splits import split_records
+from prism_plugin.forces import energies_with_gradients
 from prism_plugin.potential import fit_element_refs
 from prism_plugin.pretrained import load
 from prism_plugin.training import TrainingSettings, evaluate, train
+from prism_plugin.training.fit import WEIGHTS
 from prism_plugin.training.job import Job
 from prism_plugin.training.module import PotentialTraining
-from prism_plugin.training.run import WEIGHTS
 from tests.conftest import SMALL_POTENTIAL as SMALL
 from tests.conftest import crystal_zoo, random_potential
 from tests.reference import potential_reference

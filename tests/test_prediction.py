@@ -17,11 +17,11 @@ from ase.io import write
 
 from prism_plugin import PRISM, PRISMCalculator, cli
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.records import read_structure_file
-from prism_plugin.graph import build_graph
+from prism_plugin.data.readers import read_structure_file
+from prism_plugin.edge_counts import count_edges, fit_edges
+from prism_plugin.graph.structure import build_graph
 from prism_plugin.prediction import iterate_structures, predict_files
 from prism_plugin.pretrained import COMMITTEE, load
-from prism_plugin.scaling import count_edges, fit_edges
 from tests.conftest import small_model
 
 

@@ -17,7 +17,7 @@ import prism_plugin
 from prism_plugin import cli
 from prism_plugin.data import DATASETS
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.recipes import presets
+from prism_plugin.preset import presets
 from prism_plugin.training import TrainingSettings
 from prism_plugin.training.job import Job, read_config
 from tests.conftest import SHARED

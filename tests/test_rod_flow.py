@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prism_plugin.edge_of_stability import TrackingSettings, make_problem, track
+from prism_plugin.edge_of_stability.tracker import BETAS, SETTINGS, summarize
 from prism_plugin.optim import Discrete, RodFlow, RodShadow, eos_threshold
-from prism_plugin.optim.conventions import Moments, phase_map, read_moments, write_moments
-from prism_plugin.optim.phase_space import METHODS, PhaseMap
-from prism_plugin.optim.rod import Point, Rod, add_rounding, advance, open_rod
-from prism_plugin.optim.sharpness import sharpness
+from prism_plugin.optim.rod_flow.conventions import Moments, phase_map, read_moments, write_moments
+from prism_plugin.optim.rod_flow.flows import Point, Rod, add_rounding, advance, open_rod
+from prism_plugin.optim.rod_flow.phase_space import METHODS, PhaseMap
+from prism_plugin.optim.rod_flow.sharpness import sharpness
 from prism_plugin.optim.vectors import assign, flatten
-from prism_plugin.tracking import TrackingSettings, make_problem, track
-from prism_plugin.tracking.run import BETAS, SETTINGS, summarize
 from tests.reference import rod_flow_reference as slow
 
 _file = Path(__file__).parents[1] / "benchmarks" / "rod_flow.py"

@@ -8,7 +8,8 @@ from ase import Atoms
 from ase.build import bulk
 
 from prism_plugin import PRISM, PRISMCalculator
-from prism_plugin.lattice import blended_image, minimum_image, reduced_bases
+from prism_plugin.graph.lattice import reduced_bases
+from prism_plugin.nn.minimum_image import blended_image, minimum_image
 from tests.conftest import small_model
 
 

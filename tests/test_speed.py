@@ -10,16 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-import prism_plugin.tiles
+import prism_plugin.nn.gated_conv
+import prism_plugin.nn.layer
+import prism_plugin.nn.linear
+import prism_plugin.nn.tiling
 from prism_plugin import PRISM, batch_graphs, build_graph
-from prism_plugin.batch import CrystalBatch
 from prism_plugin.data import rotate_batch
 from prism_plugin.data.augmentation import random_rotations
-from prism_plugin.gated import GatedTensors, Settings, gated_messages, plain_messages
-from prism_plugin.gradients import energies_with_gradients
-from prism_plugin.lattice import blended_image, minimum_image
-from prism_plugin.similarity import similar_blocks, similar_pairs
-from prism_plugin.tiles import gradients_of_inputs, in_tiles, linear, product, tiles
+from prism_plugin.forces import energies_with_gradients
+from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.nn.autograd_mode import gradients_of_inputs
+from prism_plugin.nn.feature_neighbors import similar_blocks, similar_pairs
+from prism_plugin.nn.gated_conv import GatedTensors, Settings, gated_messages, plain_messages
+from prism_plugin.nn.linear import linear, product
+from prism_plugin.nn.minimum_image import blended_image, minimum_image
+from prism_plugin.nn.tiling import in_tiles, tiles
 from tests.conftest import crystal_zoo, small_model
 
 _specification = importlib.util.spec_from_file_location("twins", Path(__file__).parents[1] / "benchmarks" / "twins.py")
@@ -32,11 +37,11 @@ NAMES = ("cesium chloride", "skewed", "slab", "one atom", "low symmetry", "wire"
 @pytest.fixture
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a few rows, and similarity edges in blocks of a few pairs."""
-    monkeypatch.setattr(prism_plugin.tiles, "_NUMBERS", {"cpu": 112})
-    monkeypatch.setattr(prism_plugin.tiles, "_FEWEST_ROWS", 7)
-    monkeypatch.setattr(prism_plugin.tiles, "_ONEDNN_PAYS", 0)
-    monkeypatch.setattr(prism_plugin.gated, "_LITTLE", 0)
-    monkeypatch.setattr(prism_plugin.layer, "_NUMBERS_PER_BLOCK", 40)
+    monkeypatch.setattr(prism_plugin.nn.tiling, "_NUMBERS", {"cpu": 112})
+    monkeypatch.setattr(prism_plugin.nn.tiling, "_FEWEST_ROWS", 7)
+    monkeypatch.setattr(prism_plugin.nn.linear, "_ONEDNN_PAYS", 0)
+    monkeypatch.setattr(prism_plugin.nn.gated_conv, "_LITTLE", 0)
+    monkeypatch.setattr(prism_plugin.nn.layer, "_NUMBERS_PER_BLOCK", 40)
 
 
 def batch_of(model: PRISM, names: tuple[str, ...] = NAMES) -> CrystalBatch:
@@ -171,7 +176,7 @@ def test_products_by_onednn_equal_those_in_float64() -> None:
     rows, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((3000, 96), (64, 96), (64,)))
     plus = torch.randn(3000, 64, generator=generator)
     exact = rows.double() @ weight.double().T + bias.double()
-    assert rows.numel() * len(weight) > prism_plugin.tiles._ONEDNN_PAYS
+    assert rows.numel() * len(weight) > prism_plugin.nn.linear._ONEDNN_PAYS
     torch.testing.assert_close(product(rows, weight, bias).double(), exact, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(product(rows, weight, bias, plus).double(), exact + plus.double(), rtol=1e-5, atol=1e-4)
     every_second = torch.randn(128, generator=generator)[::2]
@@ -292,7 +297,7 @@ def test_the_plain_computation_serves_transforms_of_functions() -> None:
 
 @pytest.mark.parametrize("little", [0, 2**20], ids=["tiles", "plain"])
 def test_a_step_under_autocast_is_close_to_one_in_float32(monkeypatch, little: int) -> None:
-    monkeypatch.setattr(prism_plugin.gated, "_LITTLE", little)
+    monkeypatch.setattr(prism_plugin.nn.gated_conv, "_LITTLE", little)
     torch.manual_seed(0)
     model = PRISM(dim=32, num_layers=2, num_rbf=16, cutoff=3.2, cell_cutoff=6.0).train()
     batch = batch_of(model)

@@ -18,11 +18,12 @@ from ase.build import bulk
 from ase.io import write
 from lightning.pytorch.callbacks import Callback
 
-from prism_plugin import PRISM, batch_graphs, build_graph, gated
+from prism_plugin import PRISM, batch_graphs, build_graph
 from prism_plugin.data import GraphDataset, Record, make_loader, read_records, rotate_batch, split_records
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.data.emt_alloys import METALS, emt_alloys
-from prism_plugin.encoders import EdgeEncoder
+from prism_plugin.nn import gated_conv
+from prism_plugin.nn.encoders import EdgeEncoder
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, train
 from prism_plugin.training import module as module_of_training
@@ -494,7 +495,7 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_training_that_recomputes_activations_gives_the_same_numbers(parts, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(gated, "_LITTLE", 0)
+    monkeypatch.setattr(gated_conv, "_LITTLE", 0)
     with pytest.raises(ValueError, match="recompute must be True or False, got 'yes'"):
         with_settings(recompute="yes")
     for name, value in (("kept", False), ("recomputed", True)):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from prism_plugin.data.augmentation import rotate_batch
+from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.loading import EnergyLabels, GraphDataset, make_datasets, make_loader
-from prism_plugin.data.named import DATASETS, load_named
-from prism_plugin.data.records import PES, Record, assign_splits, read_records, split_records
+from prism_plugin.data.readers import read_records
+from prism_plugin.data.records import PES, Record
+from prism_plugin.data.splits import assign_splits, split_records
 
 __all__ = [
     "DATASETS",

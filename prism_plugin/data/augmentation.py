@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from prism_plugin.batch import CrystalBatch
 from prism_plugin.data.loading import EnergyLabels
-from prism_plugin.lattice import times_matrix
+from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.graph.lattice import times_matrix
 
 __all__ = ["random_rotations", "rotate_batch", "rotate_labels"]
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from prism_plugin.batch import CrystalBatch, batch_graphs
 from prism_plugin.data.records import Record
-from prism_plugin.data.store import graph_store
 from prism_plugin.distributed import rank_and_size
-from prism_plugin.graph import CrystalGraph
+from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
+from prism_plugin.graph.store import graph_store
 
 __all__ = ["EnergyLabels", "GraphDataset", "make_datasets", "make_loader"]
 

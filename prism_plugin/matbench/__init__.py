@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prism_plugin.matbench.assemble import assemble
 from prism_plugin.matbench.official import TASKS
-from prism_plugin.matbench.run import TaskRun
+from prism_plugin.matbench.submission import assemble
+from prism_plugin.matbench.task_run import TaskRun
 
 __all__ = ["TASKS", "TaskRun", "assemble"]

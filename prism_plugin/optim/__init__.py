@@ -12,14 +12,14 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from prism_plugin.optim.batch_size import BatchSizeControl
 from prism_plugin.optim.checks import check_number
-from prism_plugin.optim.conventions import eos_threshold
-from prism_plugin.optim.discrete import Discrete
-from prism_plugin.optim.elra import ELRA
-from prism_plugin.optim.rod_flow import RodFlow
-from prism_plugin.optim.rod_shadow import RodShadow
-from prism_plugin.optim.together import Together
+from prism_plugin.optim.composite import Together
+from prism_plugin.optim.elra.batch_size import BatchSizeControl
+from prism_plugin.optim.elra.optimizer import ELRA
+from prism_plugin.optim.rod_flow.conventions import eos_threshold
+from prism_plugin.optim.rod_flow.discrete import Discrete
+from prism_plugin.optim.rod_flow.optimizer import RodFlow
+from prism_plugin.optim.rod_flow.shadow import RodShadow
 
 __all__ = [
     "ELRA",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from prism_plugin.training.batchnorm import reestimate_batchnorm
-from prism_plugin.training.edge import EoSMonitor
-from prism_plugin.training.elra import ELRACallback
+from prism_plugin.training.edge_of_stability import EoSMonitor
+from prism_plugin.training.elra_callback import ELRACallback
+from prism_plugin.training.fit import TrainingSettings, train
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import evaluate
-from prism_plugin.training.run import TrainingSettings, train
 
 __all__ = [
     "ELRACallback",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prism_plugin.batch import CrystalBatch
+from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.model import evaluation
 
 __all__ = ["reestimate_batchnorm"]

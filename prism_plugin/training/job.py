@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.data import PES, Record, assign_splits, read_records, split_records
+from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.download import cache_home
-from prism_plugin.data.named import DATASETS, load_named
 from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
+from prism_plugin.preset import FINE_TUNING, POTENTIAL, presets
 from prism_plugin.pretrained import available_models
-from prism_plugin.recipes import FINE_TUNING, POTENTIAL, presets
-from prism_plugin.training.run import TrainingSettings
+from prism_plugin.training.fit import TrainingSettings
 
 __all__ = ["Job", "load_parts", "read_config"]
 
@@ -206,7 +206,8 @@ def load_parts(
     """Load crystals of a named data set, or of a file or folder, in their parts.
 
     Args:
-        data: a key of :data:`~prism_plugin.data.named.DATASETS`, or what :func:`~prism_plugin.data.read_records` reads.
+        data: a key of :data:`~prism_plugin.data.datasets.DATASETS`, or what
+            :func:`~prism_plugin.data.read_records` reads.
         target: the property.
         fold: of a Matbench task.
         splits: JSON file with the names of each part (:func:`~prism_plugin.data.assign_splits`).

@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from prism_plugin.batch import CrystalBatch
 from prism_plugin.data import EnergyLabels
 from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
 from prism_plugin.distributed import rank_and_size, sum_over_processes
-from prism_plugin.gradients import energies_with_gradients
+from prism_plugin.forces import energies_with_gradients
+from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.model import PRISM
 from prism_plugin.optim import check_options, make_optimizer
 from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
-from prism_plugin.training.edge import EoSMonitor
-from prism_plugin.training.elra import ELRACallback
+from prism_plugin.training.edge_of_stability import EoSMonitor
+from prism_plugin.training.elra_callback import ELRACallback
 from prism_plugin.training.scores import METRICS, loss
 
 __all__ = ["PotentialTraining", "PropertyTraining", "split_options"]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from prism_plugin.batch import batch_graphs
 from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.files import replaced
-from prism_plugin.gradients import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
+from prism_plugin.forces import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
+from prism_plugin.graph.crystals import batch_graphs
 from prism_plugin.model import PRISM, split_graphs
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity, plot_potential

@@ -1,0 +1,1 @@
+"""The subcommands of ``prism``, one file each."""

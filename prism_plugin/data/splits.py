@@ -1,0 +1,83 @@
+"""Records -> train, validation and test parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from prism_plugin.data.records import Record
+
+__all__ = ["SPLITS", "assign_splits", "split_records"]
+
+SPLITS = ("train", "val", "test")
+
+
+def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
+    """Give records the parts that a JSON file lists by name: ``{"train": [...], "val": [...], "test": [...]}``.
+
+    The keys may also be ``id_train``, ``id_val`` and ``id_test``, as ALIGNN and its kin write them; ``test`` may be
+    missing. Records that are not listed are left out.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no such JSON, lists a name twice, or one that no record has.
+    """
+    try:
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))
+        names = [(str(name), part) for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
+    part_of = dict(names)
+    if len(names) > len(part_of):
+        raise ValueError(f"{path}: {len(names) - len(part_of)} names are listed twice; a crystal has one part")
+    unknown = sorted(part_of.keys() - {record.name for record in records})
+    if unknown:
+        raise ValueError(f"{path}: {len(unknown)} names are in no record, for example {', '.join(unknown[:3])}")
+    return [replace(record, split=part_of[record.name]) for record in records if record.name in part_of]
+
+
+def split_records(
+    records: Sequence[Record], seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1)
+) -> dict[str, list[Record]]:
+    """Divide records into train, val and test.
+
+    Args:
+        records: if all of them name their split, that is taken.
+        seed: of the shuffle, where none does.
+        fractions: parts of train and val; the rest is test. A crystal with an element that no training crystal has
+            goes to train, whatever its turn.
+
+    Raises:
+        ValueError: if only some records name a split, or train or val would be empty.
+    """
+    named = sum(record.split is not None for record in records)
+    if 0 < named < len(records):
+        raise ValueError(f"{len(records) - named} of {len(records)} rows name no split; let all name one, or none")
+    parts: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    if named:
+        for record in records:
+            parts[str(record.split)].append(record)
+    else:
+        order = np.random.default_rng(seed).permutation(len(records))
+        train = int(fractions[0] * len(records))
+        val = max(1, int(fractions[1] * len(records)))
+        known: set[str] = set()
+        for rank, index in enumerate(order):
+            elements = set(records[index].atoms.symbols)
+            split = "train" if rank < train else "val" if rank < train + val else "test"
+            if not elements <= known:
+                split = "train"  # what no training crystal has, no model learns
+            if split == "train":
+                known |= elements
+            parts[split].append(records[index])
+    for split in ("train", "val"):
+        if not parts[split]:
+            remedy = (
+                f"no row has the split {split!r}; mark some, or name no split at all" if named else "give more data"
+            )
+            raise ValueError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
+    return parts

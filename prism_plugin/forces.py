@@ -1,0 +1,63 @@
+"""Energies of a batch with their gradients: forces and stresses by automatic differentiation.
+
+The graph is fixed while the gradients are taken. Where edges come and go (an atom at a cutoff, two atoms at the
+feature distance of a similarity edge) the default envelopes are zero, so that the energy is continuous. One jump is
+left, unless the model has ``similarity_image="blended"``: a similarity edge turns to another image where that becomes
+the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.graph.lattice import times_matrix
+from prism_plugin.model import PRISM, evaluation
+from prism_plugin.nn.autograd_mode import gradients_of_inputs
+
+__all__ = ["EDGES_WITH_GRADIENTS", "energies_with_gradients", "plain_computation"]
+
+# With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
+EDGES_WITH_GRADIENTS = 20_000
+
+
+@contextmanager
+def plain_computation(model: PRISM) -> Iterator[None]:
+    """Compute as if the caller had neither inference mode nor autocast switched on; graphs are built inside as well."""
+    with torch.inference_mode(False), torch.autocast(model.device.type, enabled=False):
+        yield
+
+
+def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: bool = False) -> dict[str, Tensor]:
+    """Differentiate the energy of each crystal with respect to positions and strain, in eval mode.
+
+    Args:
+        model: a model of energies; the energy is the sum of its outputs over the atoms.
+        batch: the crystals.
+        create_graph: whether the answer can be differentiated with respect to the weights, as training needs.
+
+    Returns:
+        In the model's dtype, detached unless ``create_graph``: ``"energies"`` of the atoms, shape ``(atoms,)``;
+        ``"forces"``, minus the gradient with respect to the positions (per Å), shape ``(atoms, 3)``; ``"virial"``, the
+        gradient with respect to a symmetric strain that moves atoms and lattice together, shape ``(crystals, 3, 3)``;
+        the stress is the virial over the volume.
+
+    Raises:
+        ValueError: if the batch does not fit the model (:meth:`~prism_plugin.PRISM.as_batch`).
+    """
+    with torch.enable_grad(), evaluation(model), gradients_of_inputs(twice=create_graph):
+        batch = model.as_batch(batch)
+        positions = batch.positions.detach().requires_grad_()
+        strain = batch.lattice.new_zeros(len(batch), 3, 3).requires_grad_()
+        deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.mT) / 2
+        moved = times_matrix(positions, deformation, batch.atom_crystal)
+        outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))
+        of_positions, of_strain = torch.autograd.grad(
+            outputs.sum(), (positions, strain), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+    return {"energies": outputs if create_graph else outputs.detach(), "forces": -of_positions, "virial": of_strain}

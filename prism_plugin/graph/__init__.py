@@ -1,0 +1,1 @@
+"""Structures, crystal graphs, and the container that holds many of them."""

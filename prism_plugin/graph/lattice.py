@@ -1,0 +1,92 @@
+"""Geometry of periodic lattices: translations, reduced bases, products of rows with the matrix of their crystal.
+
+Plain arrays and tensors; nothing here knows of graphs, DGL or matgl.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from ase.geometry import minkowski_reduce
+from torch import Tensor
+
+from prism_plugin.nn.autograd_mode import needs_gradient
+
+__all__ = ["lattice_translations", "reduced_bases", "reduced_basis", "times_matrix"]
+
+
+def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) -> np.ndarray:
+    """Find all lattice translations T != 0 no longer than a cutoff.
+
+    Args:
+        lattice: lattice vectors as rows in Å, shape ``(3, 3)``.
+        cutoff: largest length in Å.
+        pbc: periodic flags, shape ``(3,)``; coefficients along other directions are 0.
+
+    Returns:
+        Integer coefficients, shape ``(translations, 3)``, in lexicographic order.
+
+    Example:
+        >>> len(lattice_translations(np.eye(3), cutoff=1.0, pbc=np.array([True, True, False])))
+        4
+    """
+    periodic = np.flatnonzero(pbc)
+    if len(periodic) == 0:
+        return np.zeros((0, 3), dtype=np.int64)
+    # In a reduced basis the coefficients are small, however skewed the given one is.
+    reduction = reduced_basis(lattice, pbc)[periodic]
+    rows = reduction @ lattice
+    # |n_k| = |T . b_k| <= |T| |b_k| with b_k the reciprocal vectors of the periodic rows.
+    bounds = np.floor(cutoff * np.linalg.norm(np.linalg.pinv(rows), axis=0) + 1e-9).astype(int)
+    grids = np.meshgrid(*[np.arange(-n, n + 1) for n in bounds], indexing="ij")
+    coefficients = np.stack([grid.ravel() for grid in grids], axis=1)
+    length = np.linalg.norm(coefficients @ rows, axis=1)
+    translations = coefficients[(length <= cutoff) & coefficients.any(axis=1)] @ reduction
+    return translations[np.lexsort(translations.T[::-1])]
+
+
+def reduced_basis(lattice: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Give the integer matrix that turns a lattice basis into its Minkowski-reduced one.
+
+    Args:
+        lattice: lattice vectors as rows in Å, shape ``(3, 3)``.
+        pbc: periodic flags, shape ``(3,)``.
+
+    Returns:
+        Integer matrix M of shape ``(3, 3)``; the reduced vectors are ``M @ lattice``. Rows of directions that are
+        not periodic are zero, so that no image along them is ever a candidate.
+    """
+    cell = np.ascontiguousarray(lattice, dtype=np.float64)
+    return _reduced_basis(cell.tobytes(), np.asarray(pbc, dtype=bool).tobytes()).copy()
+
+
+@lru_cache(maxsize=1024)
+def _reduced_basis(lattice: bytes, periodic: bytes) -> np.ndarray:
+    """Remember the last lattices: a graph needs its own four times, a dynamics in a fixed cell in every step."""
+    pbc = np.frombuffer(periodic, dtype=bool)
+    if not pbc.any():
+        return np.zeros((3, 3), dtype=np.int64)
+    cell = np.frombuffer(lattice).reshape(3, 3)
+    matrix = np.asarray(minkowski_reduce(cell, pbc=pbc)[1], dtype=np.int64).copy()
+    matrix[~pbc] = 0
+    return matrix
+
+
+def reduced_bases(lattice: Tensor, pbc: Tensor) -> Tensor:
+    """Apply :func:`reduced_basis` to several lattices, shapes ``(crystals, 3, 3)`` and ``(crystals, 3)``."""
+    pairs = zip(lattice.detach().cpu().double().numpy(), pbc.cpu().numpy(), strict=True)
+    return torch.stack([torch.from_numpy(reduced_basis(cell, flags)) for cell, flags in pairs]).to(lattice.device)
+
+
+def times_matrix(vectors: Tensor, matrices: Tensor, crystal: Tensor) -> Tensor:
+    """Multiply rows by the matrix of their crystal: ``(rows, 3)``, ``(crystals, 3, 3)``, ``(rows,)`` -> ``(rows, 3)``.
+
+    Written out, since a sum over three is several times slower; but its backward pass has fewer steps. A matrix product
+    would be shortened by autocast.
+    """
+    chosen = matrices.index_select(0, crystal)
+    if needs_gradient(vectors, matrices):
+        return (vectors.unsqueeze(2) * chosen).sum(dim=1)
+    return vectors[:, :1] * chosen[:, 0] + vectors[:, 1:2] * chosen[:, 1] + vectors[:, 2:] * chosen[:, 2]

@@ -1,0 +1,157 @@
+"""The message-passing blocks of the four experts (PRISM Eq. 9-14).
+
+Three experts (atomistic, cell, similarity) are one gated block on three kinds of edges; the multiscale expert has no
+geometry. In come node and edge features, out go updated ones. No weights are shared.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prism_plugin.nn.autograd_mode import as_weight
+from prism_plugin.nn.gated_conv import Answer, GatedTensors, Settings, gated_messages
+from prism_plugin.nn.linear import linear
+from prism_plugin.nn.norm import FeatureNorm, _norm
+
+__all__ = ["EXPERTS", "GatedMessagePassing", "MultiscaleMessagePassing"]
+
+EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
+
+
+class GatedMessagePassing(nn.Module):
+    """Gated messages along edges with geometry (PRISM Eq. 9-14).
+
+    The first layers of both MLPs act on [h_i || e_ij || h_j]. They are one matrix here, and its node parts are applied
+    once per node, not once per edge: W [h_i || e || h_j] = (W_1 h)_i + W_2 e + (W_3 h)_j.
+
+    Args:
+        dim: width of the features.
+        norm: ``"batch"`` or None.
+    """
+
+    recompute = False  # whether the backward pass computes the activations of edges anew
+
+    def __init__(self, dim: int, norm: str | None = "batch") -> None:
+        super().__init__()
+        self.dim = dim
+        self.project = nn.Linear(3 * dim, 2 * dim)  # first layers of MLP_gate and MLP_msg, in this order
+        self.gate = nn.Linear(dim, dim)
+        self.message = nn.Linear(dim, dim)
+        self.gate_norm = _norm(norm, dim)
+        self.norm = _norm(norm, dim)
+
+    def forward(
+        self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pass messages once.
+
+        Args:
+            nodes: h, shape ``(nodes, dim)``.
+            edges: e, shape ``(edges, dim)``.
+            index: receiver and sender of each edge, shape ``(2, edges)``.
+            envelope: weight of each edge, shape ``(edges,)``, or None for 1.
+            update_edges: whether the next layer needs e'.
+
+        Returns:
+            h' of shape ``(nodes, dim)`` and e' of shape ``(edges, dim)`` or None.
+        """
+        answer = self.messages(nodes, edges, index, envelope, update_edges)
+        return self.update(nodes, answer.total), answer.edges
+
+    @property
+    def sees_all_edges(self) -> bool:
+        """Whether the answer at a node depends on edges that end elsewhere: on the statistics of all."""
+        return isinstance(self.gate_norm, FeatureNorm) and self.gate_norm.training
+
+    def update(self, nodes: Tensor, total: Tensor) -> Tensor:
+        """Nodes and the sum of their messages, ``(nodes, dim)`` each -> h' (Eq. 13)."""
+        return nodes + functional.silu(self.norm(total))
+
+    def messages(
+        self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
+    ) -> Answer:
+        """Sum the messages along edges, arguments as above; a part of the edges gives its part of the sum.
+
+        A part that is not all is answered only if not ``sees_all_edges``.
+        """
+        of_receiver, of_edge, of_sender = as_weight(self.project.weight).split(self.dim, dim=1)
+        norm: nn.Module = self.gate_norm
+        gate_weight: Tensor = self.gate.weight
+        gate_bias: Tensor = self.gate.bias
+        scale, shift, eps, rows = None, None, 0.0, 0.0
+        if isinstance(norm, FeatureNorm):
+            rows = norm.rows(edges)
+            if norm.training and rows >= 2:
+                scale, shift, eps = norm.weight, norm.bias, norm.eps
+            else:  # a fixed affine map: part of the gate's last layer
+                factor, summand = norm.running()
+                gate_weight, gate_bias = factor.unsqueeze(1) * gate_weight, factor * gate_bias + summand
+        tensors = GatedTensors(
+            linear(nodes, of_receiver, as_weight(self.project.bias)),
+            linear(nodes, of_sender),
+            edges,
+            envelope,
+            of_edge,
+            as_weight(gate_weight),
+            as_weight(gate_bias),
+            as_weight(self.message.weight),
+            as_weight(self.message.bias),
+            scale,
+            shift,
+        )
+        answer = gated_messages(tensors, Settings(index, update_edges, eps, rows), self.recompute)
+        if isinstance(norm, FeatureNorm) and answer.mean is not None and answer.variance is not None:
+            norm.follow(answer.mean, answer.variance, rows)
+        return answer
+
+
+class MultiscaleMessagePassing(nn.Module):
+    """Messages between the atoms and their superatom: no gate, no envelope, no edge state.
+
+    Args:
+        dim: width of the features.
+        aggregation: ``"sum"`` or ``"mean"`` over the atoms that send to a superatom.
+        norm: ``"batch"`` or None.
+    """
+
+    def __init__(self, dim: int, aggregation: str = "sum", norm: str | None = "batch") -> None:
+        super().__init__()
+        self.dim = dim
+        self.aggregation = aggregation
+        self.project = nn.Linear(2 * dim, dim)
+        self.message = nn.Linear(dim, dim)
+        self.atom_norm = _norm(norm, dim)
+        self.superatom_norm = _norm(norm, dim)
+
+    def forward(
+        self, atoms: Tensor, superatoms: Tensor, atom_crystal: Tensor, update_superatoms: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pass messages once in both directions.
+
+        Args:
+            atoms: shape ``(atoms, dim)``.
+            superatoms: shape ``(crystals, dim)``.
+            atom_crystal: crystal of each atom, shape ``(atoms,)``.
+            update_superatoms: whether the next layer needs the superatoms.
+
+        Returns:
+            Updated atoms, and updated superatoms or None.
+        """
+        of_receiver, of_sender = self.project.weight.split(self.dim, dim=1)
+
+        def messages(receivers: Tensor, senders: Tensor) -> Tensor:
+            return self.message(functional.silu(receivers + senders + self.project.bias))
+
+        sent = functional.linear(superatoms, of_sender).index_select(0, atom_crystal)
+        updated_atoms = atoms + functional.silu(self.atom_norm(messages(functional.linear(atoms, of_receiver), sent)))
+        if not update_superatoms:
+            return updated_atoms, None
+        received = functional.linear(superatoms, of_receiver).index_select(0, atom_crystal)
+        message = messages(received, functional.linear(atoms, of_sender))
+        total = torch.zeros_like(superatoms).index_add(0, atom_crystal, message.to(superatoms.dtype))
+        if self.aggregation == "mean":
+            counts = torch.bincount(atom_crystal, minlength=len(superatoms))
+            total = total / counts.to(total.dtype).unsqueeze(-1)
+        return updated_atoms, superatoms + functional.silu(self.superatom_norm(total))

@@ -1,0 +1,177 @@
+"""One PRISM layer: every expert reads the same features, their answers are fused.
+
+In come the features of atoms, superatoms and edges, out go updated ones. The similarity edges are built here, anew in
+every layer, from the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.nn.autograd_mode import needs_gradient
+from prism_plugin.nn.encoders import EdgeEncoder, cosine_envelope, feature_envelope
+from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
+from prism_plugin.nn.feature_neighbors import similar_blocks, similar_pairs
+from prism_plugin.nn.fusion import Fusion
+from prism_plugin.nn.minimum_image import blended_image, minimum_image
+
+__all__ = ["Edges", "PRISMLayer", "encode_edges"]
+
+# Features of the similarity edges that are held at once where nothing is differentiated: 0.25 GB in float32.
+_NUMBERS_PER_BLOCK = 2**26
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges on their way through the layers.
+
+    Attributes:
+        features: e, shape ``(edges, dim)``.
+        index: receiver and sender, shape ``(2, edges)``.
+        envelope: weights, shape ``(edges,)``, or None for 1.
+    """
+
+    features: Tensor
+    index: Tensor
+    envelope: Tensor | None
+
+
+def encode_edges(
+    encoder: EdgeEncoder, vector: Tensor, index: Tensor, cutoff: float, distance: Tensor | None = None
+) -> Edges:
+    """Encode edges by their vectors (Å, shape ``(edges, 3)``) and weigh them with the cosine envelope.
+
+    The distances are the vectors' lengths, unless others are given, Å, shape ``(edges,)``.
+    """
+    if distance is None:
+        distance = vector.norm(dim=1)
+    return Edges(encoder(vector, distance), index, cosine_envelope(distance, cutoff))
+
+
+class PRISMLayer(nn.Module):
+    """The experts of one layer and their fusion.
+
+    Args:
+        dim: width of the features.
+        experts: names of the experts.
+        similarity_encoder: encoder of this layer's similarity edges, where there is that expert.
+        similarity_cutoff: largest feature distance of a similarity edge.
+        similarity_envelope: ``"feature"``, ``"cosine"`` or None (CHOICES.md #3).
+        similarity_image: ``"nearest"`` or ``"blended"`` (CHOICES.md #58).
+        cutoff: radius of the atomistic edges, Å; the cosine envelope of similarity edges ends there.
+        multiscale_aggregation: ``"sum"`` or ``"mean"``.
+        fusion: ``"scalar"`` or ``"gated"``.
+        norm: ``"batch"`` or None.
+    """
+
+    experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
+
+    def __init__(
+        self,
+        dim: int,
+        experts: Sequence[str],
+        similarity_encoder: EdgeEncoder | None,
+        similarity_cutoff: float,
+        similarity_envelope: str | None,
+        similarity_image: str,
+        cutoff: float,
+        multiscale_aggregation: str,
+        fusion: str,
+        norm: str | None,
+    ) -> None:
+        super().__init__()
+        self.similarity_image = similarity_image
+        self.similarity_cutoff = similarity_cutoff
+        self.similarity_envelope = similarity_envelope
+        self.cutoff = cutoff
+        self.experts = nn.ModuleDict(  # type: ignore[assignment]  # typed by what it holds
+            {
+                name: MultiscaleMessagePassing(dim, multiscale_aggregation, norm)
+                if name == "multiscale"
+                else GatedMessagePassing(dim, norm)
+                for name in experts
+            }
+        )
+        self.similarity_encoder = similarity_encoder
+        self.atom_fusion = Fusion([e for e in ("atomistic", "similarity", "multiscale") if e in experts], dim, fusion)
+        self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, fusion)
+
+    def forward(
+        self, atoms: Tensor, superatoms: Tensor, edges: dict[str, Edges], batch: CrystalBatch, last: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Edges]]:
+        """Pass messages with every expert and fuse the answers.
+
+        Args:
+            atoms: shape ``(atoms, dim)``.
+            superatoms: shape ``(crystals, dim)``.
+            edges: the atomistic and the cell edges, by the expert's name.
+            batch: the crystals.
+            last: whether this is the last layer; then nothing reads superatoms and edges, and both stay as they are.
+
+        Returns:
+            Updated atoms, superatoms and edges.
+        """
+        of_atoms: dict[str, Tensor] = {}
+        of_superatoms: dict[str, Tensor] = {}
+        updated = dict(edges)
+        for name, expert in self.experts.items():
+            if name == "multiscale":
+                of_atoms[name], answer = expert(atoms, superatoms, batch.atom_crystal, update_superatoms=not last)
+                if answer is not None:
+                    of_superatoms[name] = answer
+            elif name == "similarity":
+                of_atoms[name] = self._similarity(cast("GatedMessagePassing", expert), atoms, batch)
+            elif name == "atomistic" or not last:
+                nodes, answers = (atoms, of_atoms) if name == "atomistic" else (superatoms, of_superatoms)
+                given = edges[name]
+                answers[name], features = expert(
+                    nodes, given.features, given.index, given.envelope, update_edges=not last
+                )
+                if features is not None:
+                    updated[name] = replace(given, features=features)
+        if of_atoms:
+            atoms = self.atom_fusion([of_atoms[name] for name in self.atom_fusion.experts])
+        if of_superatoms:
+            superatoms = self.superatom_fusion([of_superatoms[name] for name in self.superatom_fusion.experts])
+        return atoms, superatoms, updated
+
+    def _similarity(self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch) -> Tensor:
+        """Pass messages along similarity edges: all at once if autograd or BatchNorm must see them, else in blocks."""
+        given = atoms, batch.positions, batch.lattice
+        whole = expert.sees_all_edges or (torch.is_grad_enabled() and needs_gradient(*given, *self.parameters()))
+        if whole:
+            blocks = iter([similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)])
+        else:
+            most = _NUMBERS_PER_BLOCK // atoms.shape[1]
+            blocks = similar_blocks(atoms, batch.atom_crystal, self.similarity_cutoff, most)
+        total: Tensor | None = None
+        for index, squared in blocks:
+            edges = self._similarity_edges(index, squared, batch)
+            answer = expert.messages(atoms, edges.features, index, edges.envelope, update_edges=False)
+            total = answer.total if total is None else total.add_(answer.total)
+            del edges, answer, squared  # before the next block is made
+        return expert.update(atoms, cast("Tensor", total))
+
+    def _similarity_edges(self, index: Tensor, squared: Tensor, batch: CrystalBatch) -> Edges:
+        """Give pairs of similar atoms the geometry of their minimum image, and an envelope."""
+        receiver, sender = index
+        displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
+        crystal = batch.atom_crystal.index_select(0, receiver)
+        geometry = batch.lattice, batch.reduction, batch.images
+        encoder = cast("EdgeEncoder", self.similarity_encoder)
+        if self.similarity_image == "blended":
+            direction, distance = blended_image(displacement, crystal, *geometry)
+            vector = direction * distance.unsqueeze(1)
+            edges = encode_edges(encoder, vector, index, self.cutoff, distance)
+        else:
+            vector = displacement + minimum_image(displacement, crystal, *geometry)
+            edges = encode_edges(encoder, vector, index, self.cutoff)
+        if self.similarity_envelope == "feature":
+            return replace(edges, envelope=feature_envelope(squared, self.similarity_cutoff))
+        return edges if self.similarity_envelope == "cosine" else replace(edges, envelope=None)

@@ -1,0 +1,62 @@
+"""BatchNorm over the rows of all edges or nodes of a batch, and of all processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prism_plugin.distributed import rank_and_size, sum_over_processes
+
+__all__ = ["FeatureNorm"]
+
+
+class FeatureNorm(nn.BatchNorm1d):
+    """BatchNorm over edges or nodes that also accepts fewer than two of them while training.
+
+    With none or one there is no batch variance; then the running statistics normalize and stay as they are. In a
+    data-parallel training the statistics are those of the rows of all processes.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def rows(self, rows: Tensor) -> float:
+        """Number of rows, while training of all processes."""
+        if not self.training or rank_and_size()[1] == 1:
+            return float(len(rows))
+        return float(sum_over_processes(torch.tensor([float(len(rows))], device=rows.device)))
+
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Factor and summand that normalize by the running statistics, shape ``(dim,)`` each."""
+        factor = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return factor, self.bias - self.running_mean * factor
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        """Let the running statistics follow those of ``count`` rows, shape ``(dim,)`` each."""
+        self.num_batches_tracked += 1
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), share)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalize rows of shape ``(rows, dim)``."""
+        count = self.rows(values)
+        if not self.training or count < 2:
+            return functional.batch_norm(
+                values, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        if rank_and_size()[1] == 1:
+            return super().forward(values)
+        # As torch's own SyncBatchNorm, which knows CUDA only; under autocast as there in the norm's own digits.
+        values = values.to(self.weight.dtype)
+        mean = sum_over_processes(values.sum(dim=0)) / count
+        variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
+        self.follow(mean.detach(), variance.detach(), count)
+        return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+def _norm(kind: str | None, dim: int) -> nn.Module:
+    return FeatureNorm(dim) if kind == "batch" else nn.Identity()

@@ -1,8 +1,0 @@
-"""Tracking experiments: rod flow and stable flow beside real runs of nine optimizers, on networks of this package."""
-
-from __future__ import annotations
-
-from prism_plugin.tracking.networks import NETWORKS, Problem, make_problem
-from prism_plugin.tracking.run import TrackingSettings, track
-
-__all__ = ["NETWORKS", "Problem", "TrackingSettings", "make_problem", "track"]
