@@ -22,7 +22,6 @@ from optimizers import make_parser, run_folder, subset
 from prism_plugin.data import GraphDataset, Record, rotate_batch
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.files import replaced
-from prism_plugin.graph.crystals import batch_graphs
 from prism_plugin.nn.experts import EXPERTS
 from prism_plugin.pretrained import load
 from prism_plugin.training import TrainingSettings, train
@@ -88,8 +87,7 @@ def spread_over_turns(folder: Path, records: list[Record]) -> float:
         graphs = GraphDataset(records, model.cutoff, model.cell_cutoff, progress=False).graphs
         generator = torch.Generator().manual_seed(0)
         spreads = []
-        for start in range(0, len(graphs), 64):
-            batch = batch_graphs(graphs[start : start + 64])
+        for batch in graphs.split(64):
             turned = [model(rotate_batch(batch, random_rotations(len(batch), generator))) for _ in range(TURNS)]
             spreads.append(torch.stack(turned).std(dim=0))
         with replaced(kept) as path:

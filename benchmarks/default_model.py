@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from prism_plugin import PRISM, batch_graphs, build_graph, load, pretrained
+from prism_plugin import PRISM, build_graph, load, pretrained
 from prism_plugin.data import Record, read_records, split_records
 from prism_plugin.data.augmentation import random_rotations, rotate_batch
 from prism_plugin.data.records import count_crystals
@@ -58,7 +58,7 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
     predicted = model.predict_graphs(graphs).double().numpy()
     # The answer depends a little on the orientation: the same crystals, turned at random.
     generator = torch.Generator().manual_seed(0)
-    batches = [batch_graphs(part) for part in split_graphs(graphs, 64)]
+    batches = list(split_graphs(graphs, 64))
 
     def turn() -> np.ndarray:
         with torch.no_grad():

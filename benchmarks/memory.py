@@ -96,5 +96,5 @@ size = sum(file.stat().st_size for file in (folder / "graphs").rglob("*.bin"))
 print(f"graphs in {built - read:.0f} s, {size / 1e9:.2f} GB on disk, peak {watch.peak / 1e9:.2f} GB")
 again = make_datasets(parts, 5.0, 15.0, progress=False, cache=folder / "graphs")
 print(f"found again in {time.perf_counter() - built:.1f} s")
-edges = int(datasets["train"].graphs.arrays["sizes"][:, 1].sum())  # all parts lie together
+edges = int(datasets["train"].graphs.sizes[:, 1].sum())  # all parts lie together
 print(f"{sum(len(dataset) for dataset in again.values()):,} crystals, {edges:,} atomistic edges")

@@ -107,7 +107,7 @@ _TWINS = {
 
 def naive(model: PRISM) -> PRISM:
     """Let a model compute as its naive twin from now on."""
-    arguments = model._init_args
+    arguments = model.arguments
     if arguments["similarity_image"] != "nearest" or arguments["multiscale_aggregation"] != "sum":
         raise ValueError("the twin knows the specification's similarity_image and multiscale_aggregation only")
     for module in model.modules():
@@ -117,5 +117,5 @@ def naive(model: PRISM) -> PRISM:
 
 def cartnet(model: PRISM) -> PRISM:
     """Make a naive CartNet of the width, depth and cutoff of a model."""
-    arguments = {name: model._init_args[name] for name in ("dim", "num_layers", "num_rbf", "cutoff")}
+    arguments = {name: model.arguments[name] for name in ("dim", "num_layers", "num_rbf", "cutoff")}
     return naive(PRISM(experts=("atomistic",), atom_encoder="cartnet", **arguments))

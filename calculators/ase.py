@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
-from prism_plugin.forces import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
-from prism_plugin.graph.crystals import CrystalGraph, batch_graphs
-from prism_plugin.graph.structure import build_graph, read_structure
+from prism_plugin.committee import check_committee, mean_and_spread
+from prism_plugin.forces import EDGES_WITH_GRADIENTS, EnergyGradients, energies_with_gradients, plain_computation
+from prism_plugin.graph.build import build_graph
+from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
+from prism_plugin.graph.structure import Structure, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
-from prism_plugin.pretrained import DEFAULT_MODEL, check_committee, gives_energy, load_on
+from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
 
 __all__ = ["PRISMCalculator"]
 
@@ -223,8 +225,8 @@ class PRISMCalculator(Calculator):
     def _answer(self, structures: Sequence[Any], places: Sequence[str], progress: bool | None) -> list[_Results]:
         """Answer structures; errors begin with their places, and come before the work (but for atoms too close)."""
         read = [_at(place, read_structure, one) for place, one in zip(places, structures, strict=True)]
-        knows = [self._knows(place, numbers) for place, (numbers, *_) in zip(places, read, strict=True)]
-        known = [(place, one) for place, one, is_known in zip(places, structures, knows, strict=True) if is_known]
+        knows = [self._knows(place, one.numbers) for place, one in zip(places, read, strict=True)]
+        known = [(place, one) for place, one, is_known in zip(places, read, knows, strict=True) if is_known]
         if len(known) < len(structures):
             lost = len(structures) - len(known)
             warnings.warn(f"{lost} of {len(knows)} structures have unknown elements, and NaN as answer", stacklevel=3)
@@ -242,14 +244,12 @@ class PRISMCalculator(Calculator):
         found = iter(answered)
         results = [
             next(found) if is_known else self._unknown(structure)
-            for structure, is_known in zip(structures, knows, strict=True)
+            for structure, is_known in zip(read, knows, strict=True)
         ]
         if self.compute_forces:
-            for (_, _, cell, _), result in zip(read, results, strict=True):  # the graph's is another where not periodic
-                virial = result.pop("virial", np.full((3, 3), np.nan))
-                result.pop("stress", None)
-                if np.linalg.matrix_rank(cell) == 3:
-                    result["stress"] = full_3x3_to_voigt_6_stress(virial) / abs(np.linalg.det(cell))
+            for structure, result in zip(read, results, strict=True):
+                if np.linalg.matrix_rank(structure.cell) < 3:
+                    del result["stress"]  # there is no volume
         return results
 
     def annotate(self, atoms: Atoms | Sequence[Atoms]) -> None:
@@ -275,7 +275,9 @@ class PRISMCalculator(Calculator):
                 if value + suffix in result:
                     one.info[f"prism_{self.model.target}{suffix}"] = result[value + suffix] / share
 
-    def _graphs(self, structures: Sequence[tuple[str, Any]]) -> Iterator[dict[tuple[float, float], list[CrystalGraph]]]:
+    def _graphs(
+        self, structures: Sequence[tuple[str, Structure]]
+    ) -> Iterator[dict[tuple[float, float], list[CrystalGraph]]]:
         """Build graphs by cutoffs, batch after batch; for a GPU those of the next batch while the models compute."""
         several = {(model.cutoff, model.cell_cutoff) for model in self.models}
 
@@ -298,7 +300,7 @@ class PRISMCalculator(Calculator):
         """Whether all models know all elements; if it is an error that one does not, that is raised."""
         try:
             for model in self.models:
-                model.check_elements(torch.from_numpy(numbers))
+                model.check_elements(np.unique(numbers).tolist())
         except ValueError as error:
             if self.on_unknown_element == "error":
                 raise ValueError(f"{place}{error}") from error
@@ -313,30 +315,27 @@ class PRISMCalculator(Calculator):
             results += _halved(lambda some: self._evaluate_batch(model, some), part)
         return results
 
-    def _evaluate_batch(self, model: PRISM, graphs: Sequence[CrystalGraph]) -> list[_Results]:
-        batch = model.as_batch(batch_graphs(graphs))
-        sizes = [len(graph) for graph in graphs]
+    def _evaluate_batch(self, model: PRISM, crystals: CrystalBatch) -> list[_Results]:
+        batch = model.as_batch(crystals)
         if not self._gives_energy:
             with torch.no_grad(), evaluation(model):
                 return [{model.target: value} for value in model(batch).double().tolist()]
+        found: EnergyGradients | None = None
         if self.compute_forces:
             found = energies_with_gradients(model, batch)
+            outputs = found.energies
         else:
             with torch.no_grad(), evaluation(model):
-                found = {"energies": model.atom_outputs(batch)}
-        parts = {
-            name: [part.cpu().numpy() for part in found[name].double().split(sizes)]
-            for name in ("energies", "forces")
-            if name in found
-        }
+                outputs = model.atom_outputs(batch)
+        ends = np.cumsum(batch.sizes[:, 0])[:-1]
         results: list[_Results] = []
-        for number, energies in enumerate(parts["energies"]):
+        for energies in np.split(outputs.double().cpu().numpy(), ends):
             energy = float(energies.sum())
-            result: _Results = {"energy": energy, "free_energy": energy, "energies": energies}
-            if self.compute_forces:
-                result["forces"] = parts["forces"][number]
-                result["virial"] = found["virial"][number].double().cpu().numpy()
-            results.append(result)
+            results.append({"energy": energy, "free_energy": energy, "energies": energies})
+        if found is not None:
+            forces = np.split(found.forces.double().cpu().numpy(), ends)
+            for result, of_crystal, stress in zip(results, forces, found.stress.cpu().numpy(), strict=True):
+                result |= {"forces": of_crystal, "stress": full_3x3_to_voigt_6_stress(stress)}
         return results
 
     def _together(self, answers: Sequence[_Results]) -> _Results:
@@ -344,13 +343,13 @@ class PRISMCalculator(Calculator):
         if len(answers) == 1:
             return answers[0]
         name = "energy" if self._gives_energy else self.model.target
-        means = {key: np.mean([answer[key] for answer in answers], axis=0) for key in answers[0]}
-        spread = float(np.std([answer[name] for answer in answers], ddof=1))
-        return {key: value if value.ndim else float(value) for key, value in means.items()} | {f"{name}_std": spread}
+        together = {key: mean_and_spread([answer[key] for answer in answers]) for key in answers[0]}
+        means = {key: mean if mean.ndim else float(mean) for key, (mean, _) in together.items()}
+        return means | {f"{name}_std": float(cast("np.ndarray", together[name][1]))}
 
-    def _unknown(self, structure: Any) -> _Results:
+    def _unknown(self, structure: Structure) -> _Results:
         """NaN for everything."""
-        shapes = {"energies": (len(structure),), "forces": (len(structure), 3)}
+        shapes = {"energies": (len(structure),), "forces": (len(structure), 3), "stress": (6,)}
         names = self.implemented_properties
         return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
 
@@ -363,17 +362,16 @@ def _at(place: str, work: Callable[..., _Answer], structure: Any, *arguments: An
         raise type(error)(f"{place}{error}") from error
 
 
-def _halved(
-    evaluate: Callable[[Sequence[CrystalGraph]], list[_Answer]], graphs: Sequence[CrystalGraph]
-) -> list[_Answer]:
-    """Evaluate graphs together or, where memory ends, in halves."""
+def _halved(evaluate: Callable[[CrystalBatch], list[_Answer]], crystals: CrystalBatch) -> list[_Answer]:
+    """Evaluate crystals together or, where memory ends, in halves."""
     try:
-        return evaluate(graphs)
+        return evaluate(crystals)
     except RuntimeError as error:
         if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         reason = str(error).splitlines()[0]
-    if len(graphs) == 1:
-        raise MemoryError(f"one structure of {len(graphs[0])} atoms does not fit into memory: {reason}")
-    middle = len(graphs) // 2
-    return _halved(evaluate, graphs[:middle]) + _halved(evaluate, graphs[middle:])
+    count = len(crystals)
+    if count == 1:
+        raise MemoryError(f"one structure of {crystals.sizes[0, 0]} atoms does not fit into memory: {reason}")
+    middle = count // 2
+    return _halved(evaluate, crystals.part(0, middle)) + _halved(evaluate, crystals.part(middle, count))

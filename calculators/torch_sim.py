@@ -14,8 +14,8 @@ from ase import Atoms
 from torch import Tensor
 
 from prism_plugin.forces import energies_with_gradients, plain_computation
+from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import batch_graphs
-from prism_plugin.graph.structure import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
 
@@ -95,11 +95,9 @@ class TorchSimPRISM(ModelInterface):
             atoms = Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc)
             try:
                 graphs.append(build_graph(atoms, self.prism.cutoff, self.prism.cell_cutoff))
-                self.prism.check_elements(graphs[-1].atomic_numbers)
+                self.prism.check_elements(graphs[-1].crystals.elements)
             except ValueError as error:
                 raise ValueError(f"system {index}: {error}") from error
-        batch = self.prism.as_batch(batch_graphs(graphs))
-        found = energies_with_gradients(self.prism, batch)
-        energy = found["energies"].new_zeros(len(batch)).index_add(0, batch.atom_crystal, found["energies"])
-        volume = torch.linalg.det(state.cell.detach()).abs().reshape(-1, 1, 1).to(batch.lattice)
-        return {"energy": energy, "forces": found["forces"], "stress": found["virial"] / volume}
+        found = energies_with_gradients(self.prism, batch_graphs(graphs))
+        energy = found.energies.new_zeros(len(cells)).index_add(0, found.crystals.atom_crystal, found.energies)
+        return {"energy": energy, "forces": found.forces, "stress": found.stress.to(energy.dtype)}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prism_plugin.calculators import PRISMCalculator
+    from prism_plugin.graph.build import build_graph
     from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
-    from prism_plugin.graph.structure import build_graph
     from prism_plugin.model import PRISM
     from prism_plugin.potential import PRISMPotential
     from prism_plugin.preset import presets
@@ -24,7 +24,7 @@ _HOMES = {
     "PRISMCalculator": "calculators",
     "PRISMPotential": "potential",
     "batch_graphs": "graph.crystals",
-    "build_graph": "graph.structure",
+    "build_graph": "graph.build",
     "load": "pretrained",
     "presets": "preset",
 }

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from prism_plugin.files import replaced
-from prism_plugin.graph.structure import build_graph
+from prism_plugin.graph.build import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.nn.feature_neighbors import similar_pairs
 from prism_plugin.training.plots import save_figure
@@ -63,8 +63,11 @@ def count_edges(
             model.predict_graphs([graph if counted == own else build_graph(atoms, *own)])
             for entry in ("embedding", *(f"gc_{number}" for number in range(1, layers))):
                 features = model.feature_dict[entry]["node_feat"]
-                crystal = torch.zeros(len(graph), dtype=torch.long, device=features.device)
-                row.append(similar_pairs(features, crystal, model.similarity_cutoff)[0].shape[1])
+                crystal, size = (
+                    torch.zeros(len(graph), dtype=torch.long, device=features.device),
+                    np.array([len(graph)]),
+                )
+                row.append(similar_pairs(features, crystal, size, model.similarity_cutoff)[0].shape[1])
         rows.append(row)
     if not rows:
         raise ValueError("there is no structure to count the edges of")

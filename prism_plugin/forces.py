@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,10 +20,39 @@ from prism_plugin.graph.lattice import times_matrix
 from prism_plugin.model import PRISM, evaluation
 from prism_plugin.nn.autograd_mode import gradients_of_inputs
 
-__all__ = ["EDGES_WITH_GRADIENTS", "energies_with_gradients", "plain_computation"]
+__all__ = ["EDGES_WITH_GRADIENTS", "EnergyGradients", "energies_with_gradients", "plain_computation"]
 
 # With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
 EDGES_WITH_GRADIENTS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyGradients:
+    """Energies of a batch and their gradients.
+
+    Attributes:
+        crystals: the batch.
+        energies: of the atoms, eV, shape ``(atoms,)``.
+        forces: minus the gradient with respect to the positions, eV/Å, shape ``(atoms, 3)``.
+        virial: gradient with respect to a symmetric strain that moves atoms and lattice together, eV, shape
+            ``(crystals, 3, 3)``.
+    """
+
+    crystals: CrystalBatch
+    energies: Tensor
+    forces: Tensor
+    virial: Tensor
+
+    @property
+    def energy(self) -> Tensor:
+        """Energies of the crystals in float64, eV, shape ``(crystals,)``."""
+        total = torch.zeros(len(self.crystals), dtype=torch.float64, device=self.energies.device)
+        return total.index_add(0, self.crystals.atom_crystal, self.energies.double())
+
+    @property
+    def stress(self) -> Tensor:
+        """Virial over the volume of the true cell, eV/Å^3, shape ``(crystals, 3, 3)``; NaN where there is none."""
+        return self.virial.double() / self.crystals.volume.view(-1, 1, 1)
 
 
 @contextmanager
@@ -33,7 +62,7 @@ def plain_computation(model: PRISM) -> Iterator[None]:
         yield
 
 
-def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: bool = False) -> dict[str, Tensor]:
+def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: bool = False) -> EnergyGradients:
     """Differentiate the energy of each crystal with respect to positions and strain, in eval mode.
 
     Args:
@@ -42,10 +71,7 @@ def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: boo
         create_graph: whether the answer can be differentiated with respect to the weights, as training needs.
 
     Returns:
-        In the model's dtype, detached unless ``create_graph``: ``"energies"`` of the atoms, shape ``(atoms,)``;
-        ``"forces"``, minus the gradient with respect to the positions (per Å), shape ``(atoms, 3)``; ``"virial"``, the
-        gradient with respect to a symmetric strain that moves atoms and lattice together, shape ``(crystals, 3, 3)``;
-        the stress is the virial over the volume.
+        Energies, forces and virials in the model's dtype, detached unless ``create_graph``.
 
     Raises:
         ValueError: if the batch does not fit the model (:meth:`~prism_plugin.PRISM.as_batch`).
@@ -57,7 +83,8 @@ def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: boo
         deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.mT) / 2
         moved = times_matrix(positions, deformation, batch.atom_crystal)
         outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))
-        of_positions, of_strain = torch.autograd.grad(
+        grad_positions, grad_strain = torch.autograd.grad(
             outputs.sum(), (positions, strain), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-    return {"energies": outputs if create_graph else outputs.detach(), "forces": -of_positions, "virial": of_strain}
+    energies = outputs if create_graph else outputs.detach()
+    return EnergyGradients(batch, energies, -grad_positions, grad_strain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
 from matgl.models import MatGLModel
@@ -89,17 +90,21 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
         torch.from_numpy(lattice_translations(cell.numpy(), cell_cutoff, flags.numpy()))
         for cell, flags in zip(lattice.detach().cpu().double(), pbc.cpu(), strict=True)
     ]
+    atomic_numbers = numbers[graph.node_type]
+    atoms_of = torch.bincount(atom_crystal, minlength=crystals).cpu().numpy()
+    edges_of = torch.bincount(edge_crystal, minlength=crystals).cpu().numpy()
     return CrystalBatch(
-        atomic_numbers=numbers[graph.node_type],
+        atomic_numbers=atomic_numbers,
         positions=positions,
         lattice=lattice,
         pbc=pbc,
-        atom_crystal=atom_crystal,
+        cell=torch.where(pbc.unsqueeze(2), lattice.detach(), 0).double(),
         edge_index=edge_index[:, order],
         edge_image=image[order],
-        cell_crystal=torch.repeat_interleave(torch.tensor([len(cell) for cell in cells])).to(device),
         cell_image=torch.cat(cells).to(device),
         reduction=reduced_bases(lattice, pbc),
+        sizes=np.stack([atoms_of, edges_of, [len(cell) for cell in cells]], axis=1).astype(np.int64),
+        elements=tuple(np.unique(atomic_numbers.cpu().numpy()).tolist()),
         cutoff=cutoff,
         cell_cutoff=cell_cutoff,
     )

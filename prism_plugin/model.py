@@ -21,12 +21,14 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
-from prism_plugin.graph.structure import build_graph
+from prism_plugin.graph.build import build_graph
+from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, batch_graphs
+from prism_plugin.graph.store import GraphStore
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing
 from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
+from prism_plugin.nn.minimum_image import image_table
 
 __all__ = ["PRISM"]
 
@@ -42,8 +44,6 @@ _OPTIONS = {
     "task_type": ("regression", "classification"),
     "norm": ("batch", None),
 }
-# A batch for prediction is closed when it holds this many edges: about 0.75 GB at dim 256 in float32.
-_EDGES_PER_BATCH = 200_000
 
 
 class PRISM(MatGLModel):
@@ -213,6 +213,11 @@ class PRISM(MatGLModel):
             raise ValueError(f"dropout must be at least 0 and below 1, got {arguments['dropout']}")
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments of the constructor by name; ``type(model)(**model.arguments)`` makes its like."""
+        return dict(self._init_args)
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
@@ -276,9 +281,9 @@ class PRISM(MatGLModel):
                 table[nodes] = [fusion.weights() for fusion in fusions]
         return table
 
-    def check_elements(self, atomic_numbers: Tensor) -> None:
-        """Raise ValueError if there is an element that the model does not know."""
-        unknown = sorted(set(_symbols(atomic_numbers)) - set(self.element_types))
+    def check_elements(self, elements: Iterable[int]) -> None:
+        """Raise ValueError if there is an atomic number that the model does not know."""
+        unknown = sorted({chemical_symbols[number] for number in elements} - set(self.element_types))
         if unknown:
             raise ValueError(
                 f"unknown element{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: this model was made for "
@@ -298,28 +303,26 @@ class PRISM(MatGLModel):
             ValueError: if its cutoffs are not the model's, or it has unknown elements.
         """
         if isinstance(graph, CrystalGraph):
-            graph = batch_graphs([graph])
+            graph = graph.crystals
         elif not isinstance(graph, CrystalBatch):
             if type(graph).__module__.startswith("dgl"):
-                from prism_plugin.graph.dgl_read import batch_from_dgl
-
-                graph = batch_from_dgl(graph)
+                graph = CrystalBatch.from_dgl(graph)
             else:
                 graph = batch_from_matgl(graph, self.element_types, self.cutoff, self.cell_cutoff)
-        if (graph.cutoff, graph.cell_cutoff) != (self.cutoff, self.cell_cutoff):
+        if graph.cutoffs != (self.cutoff, self.cell_cutoff):
             raise ValueError(
                 f"the graph was built with cutoffs {graph.cutoff} and {graph.cell_cutoff} Å (atomistic, cell), the "
                 f"model needs {self.cutoff} and {self.cell_cutoff}: build_graph(structure, model.cutoff, "
                 "model.cell_cutoff)"
             )
-        self.check_elements(graph.atomic_numbers)
+        self.check_elements(graph.elements)
         if self.rare_elements:
-            self._warn_of_rare(graph.atomic_numbers)
+            self._warn_of_rare(graph.elements)
         return graph.to(self.device, self.dtype)
 
-    def _warn_of_rare(self, atomic_numbers: Tensor) -> None:
+    def _warn_of_rare(self, elements: Iterable[int]) -> None:
         """Warn of elements that the model has hardly seen."""
-        present = _symbols(atomic_numbers)
+        present = [chemical_symbols[number] for number in elements]
         rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
         if rare:
             warnings.warn(
@@ -377,10 +380,12 @@ class PRISM(MatGLModel):
             Shape ``(atoms,)``.
         """
         # Under autocast products are computed in fewer digits; the features that they are added to keep theirs.
-        atoms = self.atom_encoder(batch.atomic_numbers).to(self.dtype)
+        atoms = self.atom_encoder(batch.atomic_numbers, batch.elements).to(self.dtype)
         superatoms = atoms.new_zeros(len(batch), 0)
         if self.has_superatom:
-            superatoms = self.superatom_encoder(batch.atomic_numbers, batch.atom_crystal, len(batch)).to(self.dtype)
+            superatoms = self.superatom_encoder(
+                batch.atomic_numbers, batch.atom_crystal, len(batch), batch.elements
+            ).to(self.dtype)
         edges: dict[str, Edges] = {}
         if "atomistic" in self.expert_names:
             edges["atomistic"] = encode_edges(self.atomistic_encoder, batch.edge_vector, batch.edge_index, self.cutoff)
@@ -388,10 +393,12 @@ class PRISM(MatGLModel):
             loops = batch.cell_crystal.expand(2, -1)
             edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
 
+        # What the search for minimum images needs is the same in every layer.
+        images = image_table(batch.lattice, batch.reduction) if "similarity" in self.expert_names else None
         features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
-            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last)
+            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, images, last)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
@@ -417,9 +424,9 @@ class PRISM(MatGLModel):
         """
         predictions = []
         with evaluation(self), tqdm(total=len(graphs), desc=str(progress), unit="crystal", disable=not progress) as bar:
-            for part in split_graphs(graphs, batch_size):
-                predictions.append(self(batch_graphs(part)))
-                bar.update(len(part))
+            for batch in split_graphs(graphs, batch_size):
+                predictions.append(self(batch))
+                bar.update(len(batch))
         return torch.cat(predictions) if predictions else torch.zeros(0, dtype=self.dtype, device=self.device)
 
     @torch.no_grad()
@@ -448,14 +455,9 @@ class PRISM(MatGLModel):
         else:
             graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures]
             for graph in graphs:
-                self.check_elements(graph.atomic_numbers)
+                self.check_elements(graph.crystals.elements)
             predictions = self.predict_graphs(graphs, batch_size)
         return predictions if isinstance(structure, (list, tuple)) else predictions[0]
-
-
-def _symbols(atomic_numbers: Tensor) -> list[str]:
-    """Symbols of the elements that are there, each once."""
-    return [chemical_symbols[number] for number in torch.unique(atomic_numbers).tolist()]
 
 
 def _number(name: str, value: Any) -> float:
@@ -490,24 +492,10 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def split_graphs(
-    graphs: Sequence[CrystalGraph], batch_size: int, most_edges: int = _EDGES_PER_BATCH
-) -> Iterator[list[CrystalGraph]]:
-    """Cut a sequence into consecutive lists of at most ``batch_size`` graphs and ``most_edges`` edges.
-
-    These are the atomistic ones, and pairs of atoms of one element, which may be similar. A single larger graph makes a
-    list of its own.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    part: list[CrystalGraph] = []
-    edges = 0
-    for graph in graphs:
-        pairs = torch.bincount(graph.atomic_numbers).square().sum()
-        count = graph.edge_index.shape[1] + int(pairs)
-        if part and (len(part) == batch_size or edges + count > most_edges):
-            yield part
-            part, edges = [], 0
-        part.append(graph)
-        edges += count
-    if part:
-        yield part
+    graphs: Sequence[CrystalGraph], batch_size: int, most_edges: int = EDGES_PER_BATCH
+) -> Iterator[CrystalBatch]:
+    """Cut a sequence of graphs into consecutive batches (:meth:`~prism_plugin.CrystalBatch.split`)."""
+    if isinstance(graphs, GraphStore):
+        yield from graphs.split(batch_size, most_edges)
+    elif graphs:
+        yield from batch_graphs(graphs).split(batch_size, most_edges)

@@ -26,13 +26,15 @@ from ase import Atoms
 from ase.io import iread
 from tqdm import tqdm
 
+from prism_plugin.committee import check_committee, mean_and_spread, weights_digest
 from prism_plugin.data.readers import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
 from prism_plugin.devices import find_device
 from prism_plugin.files import replaced
+from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
-from prism_plugin.graph.structure import build_graph
+from prism_plugin.graph.structure import read_structure
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import check_committee, load, model_folder, weights_digest
+from prism_plugin.pretrained import load, model_folder
 
 __all__ = ["iterate_structures", "predict_files", "read_source"]
 
@@ -260,9 +262,10 @@ def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | Non
     for name, source in chunk:
         try:
             atoms = read_source(name, source)
-            built = {cutoffs: build_graph(atoms, *cutoffs) for cutoffs in graphs}
+            structure = read_structure(atoms)
+            built = {cutoffs: build_graph(structure, *cutoffs) for cutoffs in graphs}
             for model in models:
-                model.check_elements(built[model.cutoff, model.cell_cutoff].atomic_numbers)
+                model.check_elements(built[model.cutoff, model.cell_cutoff].crystals.elements)
         except (ValueError, OSError) as error:
             reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
             about.append(("", "", " ".join(reason[:500].split())))
@@ -271,8 +274,9 @@ def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | Non
                 graphs[cutoffs].append(graph)
             about.append((atoms.get_chemical_formula(mode="metal", empirical=True), str(len(atoms)), ""))
     each = [model.predict_graphs(graphs[model.cutoff, model.cell_cutoff], len(chunk)) for model in models]
-    answers = np.array([answer.double().cpu().numpy() for answer in each])
-    columns = [answers.mean(axis=0), *([answers.std(axis=0, ddof=1)] if len(models) > 1 else [])]
+    columns = [
+        values for values in mean_and_spread([answer.double().cpu().numpy() for answer in each]) if values is not None
+    ]
     values = iter(np.transpose(columns).tolist())
     return [
         (name, formula, atoms, *([""] * len(columns) if reason else [f"{value:.8g}" for value in next(values)]), reason)

@@ -37,7 +37,7 @@ from prism_plugin.data.download import fetch
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.json_stream import stream_json
 from prism_plugin.graph import store
-from prism_plugin.graph.structure import build_graph
+from prism_plugin.graph.build import build_graph
 from tests.conftest import crystal_zoo
 
 

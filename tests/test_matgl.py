@@ -92,7 +92,7 @@ def test_save_and_load(tmp_path, model: PRISM) -> None:
     loaded = matgl.load_model(tmp_path / "saved")
     assert isinstance(loaded, PRISM)
     assert torch.equal(loaded.predict_structure(atoms), model.predict_structure(atoms))
-    assert loaded._init_args == model._init_args
+    assert loaded.arguments == model.arguments
 
 
 def test_fresh_process_loads_without_importing_the_plugin(tmp_path, model: PRISM) -> None:
@@ -138,11 +138,11 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
     }
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})
-    assert matgl.load_model(tmp_path / "saved")._init_args == arguments
+    assert matgl.load_model(tmp_path / "saved").arguments == arguments
     assert json.loads((tmp_path / "saved" / "model.json").read_text())["metadata"] == {"note": "x"}
     numpy_arguments = PRISM(dim=np.int64(4), num_layers=1, cutoff=np.float64(3), mean=np.float32(1))
     numpy_arguments.save(tmp_path / "saved")  # in place of the first
-    assert matgl.load_model(tmp_path / "saved")._init_args["cutoff"] == 3.0
+    assert matgl.load_model(tmp_path / "saved").arguments["cutoff"] == 3.0
 
 
 def test_a_failing_save_leaves_the_older_model_whole(tmp_path, monkeypatch) -> None:

@@ -90,13 +90,13 @@ def test_a_potential_keeps_when_saved(experts: str, tmp_path) -> None:
     atoms.symbols[1] = "Au"
     for loaded in (load(tmp_path / "model"), matgl.load_model(tmp_path / "model").eval()):
         assert type(loaded) is PRISMPotential
-        assert loaded._init_args == model._init_args
+        assert loaded.arguments == model.arguments
         assert float(loaded.predict_structure(atoms)) == float(model.predict_structure(atoms))
 
 
 def test_elements_have_their_energies() -> None:
     model = random_potential(("Au", "Cu"))
-    bare = PRISMPotential(**{**model._init_args, "element_refs": None}).double().eval()
+    bare = PRISMPotential(**{**model.arguments, "element_refs": None}).double().eval()
     bare.load_state_dict(model.state_dict())
     atoms = Atoms("CuAu2Cu", positions=[[0, 0, 0], [2.5, 0, 0], [0, 2.5, 0], [0, 0, 2.6]])
     difference = float(model.predict_structure(atoms)) - float(bare.predict_structure(atoms))
@@ -206,9 +206,9 @@ def test_the_loss_is_that_of_the_slow_twin(experts: str) -> None:
         start += len(graph)
         right = labels.virial[number].numpy()
         expected = potential_reference.loss(
-            (float(alone["energies"].sum()), float(labels.energy[number])),
-            (alone["forces"].numpy(), labels.forces[mine].numpy()),
-            (alone["virial"][0].numpy(), None if np.isnan(right).any() else right),
+            (float(alone.energies.sum()), float(labels.energy[number])),
+            (alone.forces.numpy(), labels.forces[mine].numpy()),
+            (alone.virial[0].numpy(), None if np.isnan(right).any() else right),
             model.std,
             2.5,
             weights,
@@ -483,7 +483,7 @@ def test_energies_from_elsewhere_are_taken_up(run, parts, tmp_path) -> None:
 def test_given_elements_keep_their_energies_and_their_order(parts, tmp_path) -> None:
     known = [*reversed(elements_of(parts["train"])), "Xe"]
     train(settings(epochs=1, model={**SMALL, "element_types": known}), parts, tmp_path / "run", progress=False)
-    arguments = load(tmp_path / "run" / "model")._init_args
+    arguments = load(tmp_path / "run" / "model").arguments
     crystals, energies = [r.atoms for r in parts["train"]], np.array([r.target for r in parts["train"]])
     fitted = dict(zip(sorted(known), fit_element_refs(crystals, energies, sorted(known)), strict=True))
     assert fitted["Xe"] == pytest.approx(0, abs=1e-9)

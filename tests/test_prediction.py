@@ -19,7 +19,7 @@ from prism_plugin import PRISM, PRISMCalculator, cli
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.readers import read_structure_file
 from prism_plugin.edge_counts import count_edges, fit_edges
-from prism_plugin.graph.structure import build_graph
+from prism_plugin.graph.build import build_graph
 from prism_plugin.prediction import iterate_structures, predict_files
 from prism_plugin.pretrained import COMMITTEE, load
 from tests.conftest import small_model

@@ -36,7 +36,7 @@ def describe_model(name: str | Path) -> str:
     folder = model_folder(name)
     model = load(folder)
     kept = saved_metadata(folder)
-    arguments = model._init_args
+    arguments = model.arguments
     unit = "probability" if model.task_type == "classification" else model.unit or "no unit"
     sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
     lines = [

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prism_plugin.data.records import Record
 from prism_plugin.distributed import rank_and_size
-from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
+from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.store import graph_store
 
 __all__ = ["EnergyLabels", "GraphDataset", "make_datasets", "make_loader"]
@@ -61,35 +61,50 @@ class GraphDataset(Dataset):
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        self.graphs = graph_store(records, cutoff, cell_cutoff, progress, cache)
+        structures = [(record.name, record.structure) for record in records]
+        self.graphs = graph_store(structures, cutoff, cell_cutoff, progress, cache)
         self.forces = [record.forces for record in records]
-        # Where there is a stress. Not of the graphs, whose cells are others where they are not periodic.
-        cells = [None if record.stress is None else record.atoms.cell for record in records]
-        self.volumes = np.array([np.nan if cell is None or cell.rank < 3 else cell.volume for cell in cells])
         self.stresses = [record.stress for record in records]
 
     def subset(self, indices: np.ndarray) -> GraphDataset:
-        """Some of the crystals, in this order; the graphs are shared."""
+        """Return some of the crystals, in this order; the graphs are shared."""
         part = copy.copy(self)
         part.names = [self.names[index] for index in indices]
         part.targets = self.targets[indices]
         part.graphs = self.graphs.subset(indices)
         part.forces = [self.forces[index] for index in indices]
         part.stresses = [self.stresses[index] for index in indices]
-        part.volumes = self.volumes[indices]
         return part
+
+    @property
+    def has_forces(self) -> bool:
+        """Whether the crystals have forces; all have, or none has."""
+        return bool(self.forces) and self.forces[0] is not None
 
     def __len__(self) -> int:
         """Number of crystals."""
         return len(self.graphs)
 
-    def __getitem__(self, index: int) -> tuple[CrystalGraph, Any]:
-        """One graph and its target; where there are forces, its labels, shape ``()`` and ``(3, 3)`` for one crystal."""
-        forces, stress = self.forces[index], self.stresses[index]
-        if forces is None:
-            return self.graphs[index], self.targets[index]
-        virial = np.full((3, 3), np.nan) if stress is None else stress * self.volumes[index]  # NaN without a volume
-        return self.graphs[index], EnergyLabels(self.targets[index], torch.from_numpy(forces), torch.from_numpy(virial))
+    def __getitem__(self, index: int) -> tuple[CrystalBatch, Any]:
+        """Return one crystal with its target or labels."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[CrystalBatch, Any]:
+        """Return a batch of crystals with their targets, shape ``(crystals,)``, or their labels."""
+        batch = self.graphs.batch(indices)
+        targets = self.targets[list(indices)]
+        if not self.has_forces:
+            return batch, targets
+        forces = torch.from_numpy(
+            np.concatenate([forces for forces in (self.forces[index] for index in indices) if forces is not None])
+        )
+        return batch, EnergyLabels(targets, forces, self.stress(indices) * batch.volume.cpu().view(-1, 1, 1))
+
+    def stress(self, indices: Sequence[int]) -> Tensor:
+        """Return stresses, eV/Å^3, shape ``(crystals, 3, 3)``; NaN where it is unknown."""
+        unknown = np.full((3, 3), np.nan)
+        found = [self.stresses[index] for index in indices]
+        return torch.from_numpy(np.stack([unknown if stress is None else stress for stress in found]))
 
 
 def make_datasets(
@@ -147,15 +162,6 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
-def collate(samples: Sequence[tuple[CrystalGraph, Any]]) -> tuple[CrystalBatch, Any]:
-    """Join samples into a batch and its targets, shape ``(crystals,)``, or its labels."""
-    graphs, targets = zip(*samples, strict=True)
-    if isinstance(targets[0], EnergyLabels):
-        energy, forces, virial = zip(*targets, strict=True)
-        return batch_graphs(graphs), EnergyLabels(torch.stack(energy), torch.cat(forces), torch.stack(virial))
-    return batch_graphs(graphs), torch.stack(targets)
-
-
 class BatchSampler(Sampler[list[int]]):
     """Cut an order of crystals into batches, and divide them among the processes of a data-parallel training.
 
@@ -189,4 +195,9 @@ class BatchSampler(Sampler[list[int]]):
 def make_loader(dataset: GraphDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
     """Make a loader; with a ``shuffle_seed`` it shuffles anew every epoch."""
     order = range(len(dataset)) if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed)
-    return DataLoader(dataset, batch_sampler=BatchSampler(order, batch_size), collate_fn=collate)
+    # The data set makes whole batches: nothing is left to collate.
+    return DataLoader(dataset, batch_sampler=BatchSampler(order, batch_size), collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

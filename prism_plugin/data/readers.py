@@ -42,8 +42,7 @@ def as_atoms(structure: Any) -> Atoms:
     Raises:
         ValueError: if it is bad (see :func:`~prism_plugin.graph.structure.read_structure`).
     """
-    numbers, positions, lattice, pbc = read_structure(structure)
-    return Atoms(numbers, positions, cell=lattice, pbc=pbc)
+    return read_structure(structure).atoms()
 
 
 def uncompressed_suffix(path: Path) -> str:
@@ -97,10 +96,6 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
     records: list[Record] = []
     missing: list[str] = []
     for place, name, split, atoms, value in rows:
-        try:
-            read_structure(atoms)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
         gradients: dict[str, Any] = {}
         if target == PES:
             gradients = {key: value.get(key) for key in ("forces", "stress")}
@@ -112,7 +107,7 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
         if split is not None and split not in SPLITS:
             raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
         try:
-            records.append(Record(atoms, number, name, split, **gradients))
+            records.append(Record(atoms, number, name, split, **gradients).checked())
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
     wanted = "pair 'energy' and 'forces'" if target == PES else f"target {target!r}"

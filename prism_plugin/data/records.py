@@ -6,10 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
+
+from prism_plugin.graph.structure import Structure, read_structure
 
 __all__ = ["PES", "Record", "count_crystals", "elements_of", "fingerprint"]
 
@@ -40,6 +43,20 @@ class Record:
     split: str | None = None
     forces: np.ndarray | None = None
     stress: np.ndarray | None = None
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The structure, checked once.
+
+        Raises:
+            ValueError: if it is bad (see :func:`~prism_plugin.graph.structure.read_structure`).
+        """
+        return read_structure(self.atoms)
+
+    def checked(self) -> Record:
+        """Return the record; raises ValueError if its structure is bad."""
+        read_structure(self.structure)
+        return self
 
     def __post_init__(self) -> None:
         """Check forces and stress, and take them in float64."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from prism_plugin.data import GraphDataset, Record
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.loading import collate
 from prism_plugin.data.records import elements_of
 from prism_plugin.model import PRISM
 
@@ -145,7 +144,7 @@ def _prism(seed: int, dtype: torch.dtype, records: Sequence[Record] | None) -> P
     elements = tuple(elements_of(records))
     model = PRISM(elements, dim=16, num_layers=2, num_rbf=16, cutoff=4.0, cell_cutoff=8.0).to(dtype)
     dataset = GraphDataset(records, model.cutoff, model.cell_cutoff, progress=False)
-    crystals, targets = collate([dataset[index] for index in range(len(dataset))])
+    crystals, targets = dataset.__getitems__(range(len(dataset)))
     crystals, y = crystals.to(dtype=dtype), targets.to(dtype)
     y = (y - y.mean()) / (y.std() or 1.0)
     size = sum(parameter.numel() for parameter in model.parameters())

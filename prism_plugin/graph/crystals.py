@@ -1,42 +1,70 @@
-"""Crystal graphs -> one batch, and back.
+"""The container of crystals: the tensors of several crystals one after the other.
 
-A :class:`CrystalBatch` is what the model computes on: the tensors of several crystals one after the other, with the
-number of each atom's crystal. Moving it moves tensors only; no graph library is involved.
+The model computes on a :class:`CrystalBatch`; one crystal is a batch of one, and :class:`CrystalGraph` is the view of
+such a batch as a graph. :class:`~prism_plugin.graph.store.GraphStore` holds the same fields in compact types. Moving a
+batch moves tensors only; its sizes and elements stay on the host, so that nothing has to ask a device for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from prism_plugin.graph.lattice import times_matrix
-from prism_plugin.nn.minimum_image import ImageTable, image_table
+from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
+from prism_plugin.graph.lattice import reduced_bases, times_matrix
 
 if TYPE_CHECKING:
     import dgl
 
-__all__ = ["CrystalBatch", "CrystalGraph", "batch_graphs"]
+__all__ = ["EDGES_PER_BATCH", "CrystalBatch", "CrystalGraph", "batch_graphs", "crystal_of_rows"]
+
+# A batch for prediction is closed when it holds this many edges: about 0.75 GB at dim 256 in float32.
+EDGES_PER_BATCH = 200_000
 
 
-@dataclass(frozen=True)
-class CrystalGraph:
-    """One crystal (or molecule) as a graph of atoms and a superatom.
+def crystal_of_rows(counts: np.ndarray, device: torch.device) -> Tensor:
+    """Return the crystal of each of the rows that crystals have one after the other.
+
+    Args:
+        counts: number of rows of each crystal, shape ``(crystals,)``.
+        device: where the answer is wanted.
+
+    Returns:
+        Shape ``(rows,)``, int64, ascending.
+
+    Example:
+        >>> crystal_of_rows(np.array([2, 0, 1]), torch.device("cpu"))
+        tensor([0, 0, 2])
+    """
+    repeats = torch.from_numpy(np.ascontiguousarray(counts)).to(device)
+    return torch.repeat_interleave(repeats, output_size=int(counts.sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalBatch:
+    """Several crystals in one set of tensors.
 
     Attributes:
         atomic_numbers: shape ``(atoms,)``, int64.
-        positions: Cartesian, Å, shape ``(atoms, 3)``, float64.
-        lattice: lattice vectors as rows, Å, shape ``(3, 3)``, float64, of full rank (directions that are not periodic
+        positions: Cartesian, Å, shape ``(atoms, 3)``.
+        lattice: lattice vectors as rows, Å, shape ``(crystals, 3, 3)``, of full rank (directions that are not periodic
             are filled with unit vectors).
-        pbc: periodic flags, shape ``(3,)``.
-        edge_index: atomistic edges, shape ``(2, edges)``: receiver, sender; receivers ascending.
+        cell: the true cells, Å, shape ``(crystals, 3, 3)``, float64; whatever a structure has along directions that
+            are not periodic, zeros where it has nothing.
+        pbc: periodic flags, shape ``(crystals, 3)``.
+        reduction: integer matrices to the Minkowski-reduced bases, shape ``(crystals, 3, 3)``.
+        edge_index: receiver and sender of the atomistic edges, counted over the batch, shape ``(2, edges)``; receivers
+            ascending.
         edge_image: image of the sender in lattice coefficients, shape ``(edges, 3)``.
         cell_image: cell edges as lattice coefficients, shape ``(cell edges, 3)``.
-        reduction: integer matrix to the Minkowski-reduced basis, shape ``(3, 3)``.
+        sizes: number of atoms, edges and cell edges of each crystal, shape ``(crystals, 3)``, on the host.
+        elements: atomic numbers of the elements that are there, ascending, on the host.
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
     """
@@ -44,94 +72,14 @@ class CrystalGraph:
     atomic_numbers: Tensor
     positions: Tensor
     lattice: Tensor
+    cell: Tensor
     pbc: Tensor
+    reduction: Tensor
     edge_index: Tensor
     edge_image: Tensor
     cell_image: Tensor
-    reduction: Tensor
-    cutoff: float
-    cell_cutoff: float
-
-    def __len__(self) -> int:
-        """Number of atoms."""
-        return len(self.atomic_numbers)
-
-    @property
-    def frac_coords(self) -> Tensor:
-        """Fractional coordinates, shape ``(atoms, 3)``."""
-        return self.positions @ torch.linalg.inv(self.lattice)
-
-    @property
-    def edge_vector(self) -> Tensor:
-        """Vectors receiver -> sender of the atomistic edges, Å, shape ``(edges, 3)`` (PRISM Eq. 6)."""
-        receiver, sender = self.edge_index.long()
-        return self.positions[sender] + self.edge_image.to(self.lattice.dtype) @ self.lattice - self.positions[receiver]
-
-    @property
-    def edge_distance(self) -> Tensor:
-        """Lengths of the atomistic edges, Å, shape ``(edges,)`` (PRISM Eq. 5)."""
-        return self.edge_vector.norm(dim=1)
-
-    @property
-    def cell_vector(self) -> Tensor:
-        """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
-        return self.cell_image.to(self.lattice.dtype) @ self.lattice
-
-    @property
-    def cell_distance(self) -> Tensor:
-        """Lengths of the cell edges, Å, shape ``(cell edges,)``."""
-        return self.cell_vector.norm(dim=1)
-
-    def to_dgl(self) -> dgl.DGLHeteroGraph:
-        """Turn into a DGL heterograph; see :mod:`prism_plugin.graph.dgl_write`.
-
-        Raises:
-            ImportError: if DGL is not installed.
-        """
-        from prism_plugin.graph.dgl_write import to_dgl
-
-        return to_dgl(self)
-
-    @staticmethod
-    def from_dgl(graph: dgl.DGLHeteroGraph) -> CrystalGraph:
-        """Read an unbatched DGL heterograph made by :meth:`to_dgl`.
-
-        Raises:
-            ValueError: if the graph is no PRISM heterograph, or a batch of several.
-        """
-        from prism_plugin.graph.dgl_read import from_dgl
-
-        return from_dgl(graph)
-
-
-@dataclass(frozen=True)
-class CrystalBatch:
-    """Several crystals in one set of tensors.
-
-    Attributes:
-        atomic_numbers: shape ``(atoms,)``.
-        positions: Å, shape ``(atoms, 3)``.
-        lattice: rows in Å, shape ``(crystals, 3, 3)``.
-        pbc: shape ``(crystals, 3)``.
-        atom_crystal: crystal of each atom, ascending, shape ``(atoms,)``.
-        edge_index: receiver and sender of the atomistic edges, counted over the batch, shape ``(2, edges)``.
-        edge_image: shape ``(edges, 3)``.
-        cell_crystal: crystal of each cell edge, shape ``(cell edges,)``.
-        cell_image: shape ``(cell edges, 3)``.
-        reduction: shape ``(crystals, 3, 3)``.
-        cutoff: Å. cell_cutoff: Å.
-    """
-
-    atomic_numbers: Tensor
-    positions: Tensor
-    lattice: Tensor
-    pbc: Tensor
-    atom_crystal: Tensor
-    edge_index: Tensor
-    edge_image: Tensor
-    cell_crystal: Tensor
-    cell_image: Tensor
-    reduction: Tensor
+    sizes: np.ndarray
+    elements: tuple[int, ...]
     cutoff: float
     cell_cutoff: float
 
@@ -140,9 +88,30 @@ class CrystalBatch:
         return len(self.lattice)
 
     @property
+    def cutoffs(self) -> tuple[float, float]:
+        """Radii of atomistic and cell edges, Å."""
+        return self.cutoff, self.cell_cutoff
+
+    @cached_property
+    def atom_crystal(self) -> Tensor:
+        """Crystal of each atom, ascending, shape ``(atoms,)``."""
+        return crystal_of_rows(self.sizes[:, 0], self.positions.device)
+
+    @cached_property
+    def cell_crystal(self) -> Tensor:
+        """Crystal of each cell edge, shape ``(cell edges,)``."""
+        return crystal_of_rows(self.sizes[:, 2], self.positions.device)
+
+    @cached_property
     def atoms_per_crystal(self) -> Tensor:
         """Number of atoms of each crystal, shape ``(crystals,)``."""
-        return torch.bincount(self.atom_crystal, minlength=len(self))
+        return torch.from_numpy(np.ascontiguousarray(self.sizes[:, 0])).to(self.positions.device)
+
+    @property
+    def volume(self) -> Tensor:
+        """Volumes of the true cells, Å^3, shape ``(crystals,)``; NaN where a cell has fewer than three vectors."""
+        volume = torch.linalg.det(self.cell).abs()
+        return torch.where(volume > 0, volume, torch.nan)
 
     @property
     def edge_vector(self) -> Tensor:
@@ -157,11 +126,6 @@ class CrystalBatch:
         """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
         return times_matrix(self.cell_image.to(self.lattice.dtype), self.lattice, self.cell_crystal)
 
-    @cached_property
-    def images(self) -> ImageTable:
-        """What the search for minimum images needs, the same in every layer."""
-        return image_table(self.lattice, self.reduction)
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
         moved = {
@@ -173,30 +137,208 @@ class CrystalBatch:
         moved["lattice"] = moved["lattice"].to(dtype)
         return replace(self, **moved)
 
+    def part(self, start: int, stop: int) -> CrystalBatch:
+        """Return the crystals from ``start`` up to ``stop``; the tensors are views where they can be."""
+        before, after = (self.sizes[:end].sum(axis=0) for end in (start, stop))
+        atoms, edges, cells = (slice(int(first), int(last)) for first, last in zip(before, after, strict=True))
+        numbers = self.atomic_numbers[atoms]
+        return replace(
+            self,
+            atomic_numbers=numbers,
+            positions=self.positions[atoms],
+            lattice=self.lattice[start:stop],
+            cell=self.cell[start:stop],
+            pbc=self.pbc[start:stop],
+            reduction=self.reduction[start:stop],
+            edge_index=self.edge_index[:, edges] - int(before[0]),
+            edge_image=self.edge_image[edges],
+            cell_image=self.cell_image[cells],
+            sizes=self.sizes[start:stop],
+            elements=tuple(np.unique(numbers.cpu().numpy()).tolist()),
+        )
+
+    def split(self, most_crystals: int, most_edges: int = EDGES_PER_BATCH) -> Iterator[CrystalBatch]:
+        """Cut into consecutive batches of at most so many crystals and edges; a larger crystal is a batch of its own.
+
+        The edges that count are the atomistic ones, and pairs of atoms of one element, which may be similar.
+        """
+        costs = self.sizes[:, 1] + pairs_of_one_element(self.atomic_numbers.cpu().numpy(), self.sizes[:, 0])
+        for start, stop in cut(costs, most_crystals, most_edges):
+            yield self.part(start, stop)
+
     def unbatch(self) -> list[CrystalGraph]:
-        """Give the crystals back, one graph each."""
-        atoms = self.atoms_per_crystal
-        starts = torch.cumsum(atoms, 0) - atoms
-        edge_crystal = self.atom_crystal[self.edge_index[0]]
-        graphs = []
-        for crystal in range(len(self)):
-            of_atoms = self.atom_crystal == crystal
-            of_edges = edge_crystal == crystal
-            graphs.append(
-                CrystalGraph(
-                    atomic_numbers=self.atomic_numbers[of_atoms],
-                    positions=self.positions[of_atoms],
-                    lattice=self.lattice[crystal],
-                    pbc=self.pbc[crystal],
-                    edge_index=(self.edge_index[:, of_edges] - starts[crystal]).to(torch.int32),
-                    edge_image=self.edge_image[of_edges],
-                    cell_image=self.cell_image[self.cell_crystal == crystal],
-                    reduction=self.reduction[crystal],
-                    cutoff=self.cutoff,
-                    cell_cutoff=self.cell_cutoff,
-                )
-            )
-        return graphs
+        """Return the crystals, one graph each."""
+        return [CrystalGraph(self.part(number, number + 1)) for number in range(len(self))]
+
+    @staticmethod
+    def join(batches: Sequence[CrystalBatch]) -> CrystalBatch:
+        """Join batches, at least one, into one.
+
+        Raises:
+            ValueError: if there is none, or their cutoffs differ.
+        """
+        if not batches:
+            raise ValueError("cannot batch an empty list of graphs")
+        cutoffs = {batch.cutoffs for batch in batches}
+        if len(cutoffs) > 1:
+            raise ValueError(f"the graphs were built with different cutoffs (atomistic, cell): {sorted(cutoffs)}")
+        atoms = np.array([len(batch.atomic_numbers) for batch in batches])
+        starts = np.cumsum(atoms) - atoms
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(batch, name) for batch in batches])
+
+        edges = [batch.edge_index + int(start) for batch, start in zip(batches, starts, strict=True)]
+        return CrystalBatch(
+            **{
+                name: joined(name)
+                for name in ("atomic_numbers", "positions", "lattice", "cell", "pbc", "reduction", "edge_image")
+            },
+            cell_image=joined("cell_image"),
+            edge_index=torch.cat(edges, dim=1),
+            sizes=np.concatenate([batch.sizes for batch in batches]),
+            elements=tuple(sorted({element for batch in batches for element in batch.elements})),
+            cutoff=batches[0].cutoff,
+            cell_cutoff=batches[0].cell_cutoff,
+        )
+
+    @staticmethod
+    def from_dgl(heterograph: dgl.DGLHeteroGraph) -> CrystalBatch:
+        """Read a DGL heterograph of :meth:`CrystalGraph.to_dgl`, batched by ``dgl.batch`` or not.
+
+        Raises:
+            ValueError: if it is no such graph, or its crystals have different cutoffs.
+        """
+        found = read_heterograph(heterograph)
+        lattice, pbc = found["lattice"], found["pbc"]
+        return CrystalBatch(
+            **found,
+            reduction=reduced_bases(lattice, pbc),
+            elements=tuple(np.unique(found["atomic_numbers"].cpu().numpy()).tolist()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalGraph:
+    """One crystal (or molecule) as a graph of atoms and a superatom: a view of a batch of one.
+
+    Attributes:
+        crystals: the batch, with this crystal alone.
+    """
+
+    crystals: CrystalBatch
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.crystals.atomic_numbers)
+
+    @property
+    def atomic_numbers(self) -> Tensor:
+        """Shape ``(atoms,)``, int64."""
+        return self.crystals.atomic_numbers
+
+    @property
+    def positions(self) -> Tensor:
+        """Cartesian positions, Å, shape ``(atoms, 3)``."""
+        return self.crystals.positions
+
+    @property
+    def lattice(self) -> Tensor:
+        """Lattice vectors as rows, Å, shape ``(3, 3)``, of full rank (see :class:`CrystalBatch`)."""
+        return self.crystals.lattice[0]
+
+    @property
+    def cell(self) -> Tensor:
+        """The true cell, Å, shape ``(3, 3)``, zeros where the structure has no vector."""
+        return self.crystals.cell[0]
+
+    @property
+    def pbc(self) -> Tensor:
+        """Periodic flags, shape ``(3,)``."""
+        return self.crystals.pbc[0]
+
+    @property
+    def reduction(self) -> Tensor:
+        """Integer matrix to the Minkowski-reduced basis, shape ``(3, 3)``."""
+        return self.crystals.reduction[0]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """Receiver and sender of the atomistic edges, shape ``(2, edges)``; receivers ascending."""
+        return self.crystals.edge_index
+
+    @property
+    def edge_image(self) -> Tensor:
+        """Image of the sender in lattice coefficients, shape ``(edges, 3)``."""
+        return self.crystals.edge_image
+
+    @property
+    def cell_image(self) -> Tensor:
+        """Cell edges as lattice coefficients, shape ``(cell edges, 3)``."""
+        return self.crystals.cell_image
+
+    @property
+    def cutoff(self) -> float:
+        """Radius of the atomistic edges, Å."""
+        return self.crystals.cutoff
+
+    @property
+    def cell_cutoff(self) -> float:
+        """Radius of the cell edges, Å."""
+        return self.crystals.cell_cutoff
+
+    @property
+    def frac_coords(self) -> Tensor:
+        """Fractional coordinates, shape ``(atoms, 3)``."""
+        return self.positions @ torch.linalg.inv(self.lattice)
+
+    @property
+    def edge_vector(self) -> Tensor:
+        """Vectors receiver -> sender of the atomistic edges, Å, shape ``(edges, 3)`` (PRISM Eq. 6)."""
+        return self.crystals.edge_vector
+
+    @property
+    def edge_distance(self) -> Tensor:
+        """Lengths of the atomistic edges, Å, shape ``(edges,)`` (PRISM Eq. 5)."""
+        return self.edge_vector.norm(dim=1)
+
+    @property
+    def cell_vector(self) -> Tensor:
+        """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
+        return self.crystals.cell_vector
+
+    @property
+    def cell_distance(self) -> Tensor:
+        """Lengths of the cell edges, Å, shape ``(cell edges,)``."""
+        return self.cell_vector.norm(dim=1)
+
+    def to_dgl(self) -> dgl.DGLHeteroGraph:
+        """Turn into a DGL heterograph; see :mod:`prism_plugin.graph.dgl_format`.
+
+        Raises:
+            ImportError: if DGL is not installed.
+        """
+        atoms = {
+            "atomic_number": self.atomic_numbers,
+            "position": self.positions,
+            "frac_coords": self.frac_coords,
+        }
+        superatom = {"lattice": self.lattice, "cell": self.cell, "pbc": self.pbc}
+        atomistic = {"vector": self.edge_vector, "distance": self.edge_distance, "image": self.edge_image}
+        cell = {"vector": self.cell_vector, "distance": self.cell_distance, "image": self.cell_image}
+        return write_heterograph(self.edge_index, atoms, superatom, atomistic, cell, self.crystals.cutoffs)
+
+    @staticmethod
+    def from_dgl(graph: dgl.DGLHeteroGraph) -> CrystalGraph:
+        """Read an unbatched DGL heterograph made by :meth:`to_dgl`.
+
+        Raises:
+            ValueError: if the graph is no PRISM heterograph, or a batch of several.
+        """
+        batch = CrystalBatch.from_dgl(graph)
+        if len(batch) != 1:
+            raise ValueError(f"the graph is a batch of {len(batch)} crystals; take them apart with dgl.unbatch")
+        return CrystalGraph(batch)
 
 
 def batch_graphs(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
@@ -213,28 +355,38 @@ def batch_graphs(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
     foreign = [type(graph).__name__ for graph in graphs if not isinstance(graph, CrystalGraph)]
     if foreign:
         raise TypeError(f"can only batch CrystalGraphs, got {foreign[0]}; make them with build_graph(structure)")
-    if not graphs:
-        raise ValueError("cannot batch an empty list of graphs")
-    cutoffs = {(graph.cutoff, graph.cell_cutoff) for graph in graphs}
-    if len(cutoffs) > 1:
-        raise ValueError(f"the graphs were built with different cutoffs (atomistic, cell): {sorted(cutoffs)}")
-    atoms = torch.tensor([len(graph) for graph in graphs])
-    edges = torch.tensor([graph.edge_index.shape[1] for graph in graphs])
-    cells = torch.tensor([len(graph.cell_image) for graph in graphs])
-    crystals = torch.arange(len(graphs))
-    starts = torch.cumsum(atoms, 0) - atoms
-    return CrystalBatch(
-        atomic_numbers=torch.cat([graph.atomic_numbers for graph in graphs]),
-        positions=torch.cat([graph.positions for graph in graphs]),
-        lattice=torch.stack([graph.lattice for graph in graphs]),
-        pbc=torch.stack([graph.pbc for graph in graphs]),
-        atom_crystal=torch.repeat_interleave(crystals, atoms),
-        edge_index=torch.cat([graph.edge_index for graph in graphs], dim=1).long()
-        + torch.repeat_interleave(starts, edges),
-        edge_image=torch.cat([graph.edge_image for graph in graphs]),
-        cell_crystal=torch.repeat_interleave(crystals, cells),
-        cell_image=torch.cat([graph.cell_image for graph in graphs]),
-        reduction=torch.stack([graph.reduction for graph in graphs]),
-        cutoff=graphs[0].cutoff,
-        cell_cutoff=graphs[0].cell_cutoff,
-    )
+    return CrystalBatch.join([graph.crystals for graph in graphs])
+
+
+def pairs_of_one_element(numbers: np.ndarray, atoms: np.ndarray) -> np.ndarray:
+    """Count the ordered pairs of atoms of one element in each crystal.
+
+    Args:
+        numbers: atomic numbers of all atoms, shape ``(atoms,)``.
+        atoms: number of atoms of each crystal, shape ``(crystals,)``.
+
+    Returns:
+        Shape ``(crystals,)``.
+    """
+    crystal = np.repeat(np.arange(len(atoms)), atoms)
+    species, counts = np.unique(crystal * 128 + numbers.astype(np.int64), return_counts=True)
+    return np.bincount(species // 128, weights=counts.astype(float) ** 2, minlength=len(atoms)).astype(np.int64)
+
+
+def cut(costs: np.ndarray, most_crystals: int, most_cost: int) -> Iterator[tuple[int, int]]:
+    """Cut an order of crystals into consecutive parts of bounded size; a costlier crystal is a part of its own.
+
+    Example:
+        >>> list(cut(np.array([3, 3, 9, 1]), most_crystals=2, most_cost=6))
+        [(0, 2), (2, 3), (3, 4)]
+    """
+    if most_crystals < 1:
+        raise ValueError(f"batch_size must be at least 1, got {most_crystals}")
+    start, total = 0, 0
+    for number, cost in enumerate(costs.tolist()):
+        if number > start and (number - start == most_crystals or total + cost > most_cost):
+            yield start, number
+            start, total = number, 0
+        total += cost
+    if len(costs):
+        yield start, len(costs)

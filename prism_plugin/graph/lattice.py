@@ -12,8 +12,6 @@ import torch
 from ase.geometry import minkowski_reduce
 from torch import Tensor
 
-from prism_plugin.nn.autograd_mode import needs_gradient
-
 __all__ = ["lattice_translations", "reduced_bases", "reduced_basis", "times_matrix"]
 
 
@@ -87,6 +85,6 @@ def times_matrix(vectors: Tensor, matrices: Tensor, crystal: Tensor) -> Tensor:
     would be shortened by autocast.
     """
     chosen = matrices.index_select(0, crystal)
-    if needs_gradient(vectors, matrices):
+    if torch.is_grad_enabled() and (vectors.requires_grad or matrices.requires_grad):
         return (vectors.unsqueeze(2) * chosen).sum(dim=1)
     return vectors[:, :1] * chosen[:, 0] + vectors[:, 1:2] * chosen[:, 1] + vectors[:, 2:] * chosen[:, 2]

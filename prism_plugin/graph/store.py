@@ -1,4 +1,4 @@
-"""Many crystal graphs in a few flat arrays, in memory or in files on disk.
+"""Many crystal graphs in a few flat arrays: the fields of a batch in compact types, in memory, on disk or on a device.
 
 A graph as tensors costs ten Python objects; 132,752 of them are better kept as arrays, one after the other, in types as
 narrow as their numbers. On disk the arrays are memory-mapped: processes share them, and what is not read costs nothing.
@@ -11,36 +11,40 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 import torch
-from ase import Atoms
 from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
+from torch import Tensor
 from tqdm import tqdm
 
-from prism_plugin.data.records import Record
 from prism_plugin.files import replaced
-from prism_plugin.graph.crystals import CrystalGraph
-from prism_plugin.graph.structure import build_graph
+from prism_plugin.graph.build import build_graph
+from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, cut, pairs_of_one_element
+from prism_plugin.graph.structure import Structure
 
 __all__ = ["GraphStore", "graph_store"]
 
-_FORMAT = 1
-# Name -> (what it is counted by, shape of one, type). An image of more than 32,767 cells is refused.
-_ARRAYS: dict[str, tuple[str, tuple[int, ...], str]] = {
-    "atomic_numbers": ("atoms", (), "uint8"),
-    "positions": ("atoms", (3,), "float64"),
-    "lattice": ("crystals", (3, 3), "float64"),
-    "pbc": ("crystals", (3,), "bool"),
-    "reduction": ("crystals", (3, 3), "int32"),
-    "edge_index": ("edges", (2,), "int32"),
-    "edge_image": ("edges", (3,), "int16"),
-    "cell_image": ("cells", (3,), "int16"),
+_FORMAT = 2
+# Name -> (what it is counted by, shape of one, type on disk, type in a batch). An image of more than 32,767 cells is
+# refused. Edges are counted within their crystal.
+_ARRAYS: dict[str, tuple[str, tuple[int, ...], str, torch.dtype]] = {
+    "atomic_numbers": ("atoms", (), "uint8", torch.int64),
+    "positions": ("atoms", (3,), "float64", torch.float64),
+    "lattice": ("crystals", (3, 3), "float64", torch.float64),
+    "cell": ("crystals", (3, 3), "float64", torch.float64),
+    "pbc": ("crystals", (3,), "bool", torch.bool),
+    "reduction": ("crystals", (3, 3), "int32", torch.int64),
+    "edge_index": ("edges", (2,), "int32", torch.int64),
+    "edge_image": ("edges", (3,), "int16", torch.int32),
+    "cell_image": ("cells", (3,), "int16", torch.int32),
 }
-_SIZES = ("atoms", "edges", "cells")
+_COUNTED = ("atoms", "edges", "cells")
 # Work of one task of a worker process, and the number of crystals from which on workers pay.
 _CHUNK = 256
 _PARALLEL_FROM = 4096
@@ -48,24 +52,42 @@ _PARALLEL_FROM = 4096
 _Piece = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True, eq=False)
 class GraphStore(Sequence[CrystalGraph]):
     """A read-only sequence of crystal graphs.
 
-    Args:
-        arrays: the arrays of all crystals, one after the other, and ``"sizes"``: number of atoms, edges and cell edges
-            of each crystal, shape ``(crystals, 3)``.
+    Attributes:
+        tensors: the fields of all crystals, one after the other, in compact types.
+        numbers: atomic numbers of all atoms on the host, shape ``(atoms,)``.
+        sizes: number of atoms, edges and cell edges of each crystal, shape ``(crystals, 3)``, on the host.
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
-        order: which of the crystals are members, and in which order; None takes all as they lie.
+        order: which of the crystals are members, and in which order.
     """
 
-    def __init__(self, arrays: _Piece, cutoff: float, cell_cutoff: float, order: np.ndarray | None = None) -> None:
-        self.arrays = arrays
-        self.cutoff = cutoff
-        self.cell_cutoff = cell_cutoff
-        self.order = np.arange(len(arrays["sizes"])) if order is None else order
-        ends = np.cumsum(arrays["sizes"], axis=0)
-        self._ends = dict(zip(_SIZES, np.vstack([np.zeros((1, 3), dtype=ends.dtype), ends]).T, strict=True))
+    tensors: dict[str, Tensor]
+    numbers: np.ndarray
+    sizes: np.ndarray
+    cutoff: float
+    cell_cutoff: float
+    order: np.ndarray
+
+    @staticmethod
+    def of(arrays: _Piece, cutoff: float, cell_cutoff: float) -> GraphStore:
+        """Hold arrays as :func:`_build` makes them."""
+        tensors = {name: torch.from_numpy(arrays[name]) for name in _ARRAYS}
+        sizes = np.array(arrays["sizes"])
+        return GraphStore(tensors, arrays["atomic_numbers"], sizes, cutoff, cell_cutoff, np.arange(len(sizes)))
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum(self.sizes, axis=0) - self.sizes
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """Edges of each member, with the pairs of atoms that may be similar, shape ``(crystals,)``."""
+        pairs = pairs_of_one_element(self.numbers, self.sizes[:, 0])
+        return (self.sizes[:, 1] + pairs)[self.order]
 
     def __len__(self) -> int:
         """Number of crystals."""
@@ -74,11 +96,54 @@ class GraphStore(Sequence[CrystalGraph]):
     @property
     def atoms(self) -> np.ndarray:
         """Number of atoms of each crystal, shape ``(crystals,)``."""
-        return self.arrays["sizes"][self.order, 0]
+        return self.sizes[self.order, 0]
+
+    def elements(self, index: int) -> np.ndarray:
+        """Atomic numbers of the elements of one crystal, each once."""
+        place = self.order[index]
+        start = self._starts[place, 0]
+        return np.unique(self.numbers[start : start + self.sizes[place, 0]])
 
     def subset(self, indices: np.ndarray) -> GraphStore:
-        """Some of the graphs, in this order; the arrays are shared."""
-        return GraphStore(self.arrays, self.cutoff, self.cell_cutoff, self.order[indices])
+        """Some of the graphs, in this order; the tensors are shared."""
+        return replace(self, order=self.order[indices])
+
+    def to(self, device: torch.device | str) -> GraphStore:
+        """Return the store with its tensors on a device, where its batches are then made."""
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> CrystalBatch:
+        """Make a batch of some crystals, in this order."""
+        places = self.order[np.asarray(indices, dtype=np.int64)]
+        sizes, starts = self.sizes[places], self._starts[places]
+        device = self.tensors["lattice"].device
+        where = {"crystals": torch.from_numpy(places).to(device)}
+        for column, name in enumerate(_COUNTED):
+            where[name] = _ranges(starts[:, column], sizes[:, column], device)
+        found = {
+            name: self.tensors[name].index_select(0, where[counted]).to(kind)
+            for name, (counted, _, _, kind) in _ARRAYS.items()
+        }
+        first_atom = np.cumsum(sizes[:, 0]) - sizes[:, 0]
+        shift = torch.repeat_interleave(
+            torch.from_numpy(first_atom).to(device),
+            torch.from_numpy(np.ascontiguousarray(sizes[:, 1])).to(device),
+            output_size=int(sizes[:, 1].sum()),
+        )
+        present = [self.numbers[start : start + count] for start, count in zip(starts[:, 0], sizes[:, 0], strict=True)]
+        found["edge_index"] = found["edge_index"].T.contiguous() + shift
+        return CrystalBatch(
+            **found,
+            sizes=sizes,
+            elements=tuple(np.unique(np.concatenate(present)).tolist()),
+            cutoff=self.cutoff,
+            cell_cutoff=self.cell_cutoff,
+        )
+
+    def split(self, most_crystals: int, most_edges: int = EDGES_PER_BATCH) -> Iterator[CrystalBatch]:
+        """Go through all crystals in batches, as :meth:`CrystalBatch.split` does."""
+        for start, stop in cut(self.costs, most_crystals, most_edges):
+            yield self.batch(np.arange(start, stop))
 
     @overload
     def __getitem__(self, index: int) -> CrystalGraph: ...
@@ -90,39 +155,29 @@ class GraphStore(Sequence[CrystalGraph]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"no graph {index} among {len(self)}")
-        place = int(self.order[index])
-        found = {}
-        for name, (counted, _, _) in _ARRAYS.items():
-            if counted == "crystals":
-                part = self.arrays[name][place]
-            else:
-                part = self.arrays[name][self._ends[counted][place] : self._ends[counted][place + 1]]
-            found[name] = np.array(part)  # a copy: tensors must not write to the store
-        return CrystalGraph(
-            atomic_numbers=torch.from_numpy(found["atomic_numbers"].astype(np.int64)),
-            positions=torch.from_numpy(found["positions"]),
-            lattice=torch.from_numpy(found["lattice"]),
-            pbc=torch.from_numpy(found["pbc"]),
-            edge_index=torch.from_numpy(np.ascontiguousarray(found["edge_index"].T)),
-            edge_image=torch.from_numpy(found["edge_image"].astype(np.int32)),
-            cell_image=torch.from_numpy(found["cell_image"].astype(np.int32)),
-            reduction=torch.from_numpy(found["reduction"].astype(np.int64)),
-            cutoff=self.cutoff,
-            cell_cutoff=self.cell_cutoff,
-        )
+        return CrystalGraph(self.batch([index]))
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray, device: torch.device) -> Tensor:
+    """Join ranges of rows: ``starts[0], starts[0] + 1, ..., starts[1], ...``."""
+    before = torch.from_numpy(starts - (np.cumsum(counts) - counts)).to(device)
+    total = int(counts.sum())
+    repeats = torch.from_numpy(np.ascontiguousarray(counts)).to(device)
+    rows = torch.arange(total, device=device)
+    return rows + torch.repeat_interleave(before, repeats, output_size=total)
 
 
 def graph_store(
-    records: Sequence[Record],
+    structures: Sequence[tuple[str, Structure]],
     cutoff: float,
     cell_cutoff: float,
     progress: bool = True,
     cache: str | Path | None = None,
 ) -> GraphStore:
-    """Build the graphs of records, in worker processes where there are many.
+    """Build the graphs of structures, in worker processes where there are many.
 
     Args:
-        records: the crystals.
+        structures: names for messages, and checked structures.
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
         progress: whether there is a progress bar.
@@ -131,15 +186,15 @@ def graph_store(
     Raises:
         ValueError: if a crystal is bad; the message names it.
     """
-    pieces = _pieces(records, cutoff, cell_cutoff, progress)
+    pieces = _pieces(structures, cutoff, cell_cutoff, progress)
     if cache is None:
         gathered = list(pieces)
         joined = {
             key: np.concatenate([piece.pop(key) for piece in gathered]) if gathered else _empty(key)
             for key in ("sizes", *_ARRAYS)
         }
-        return GraphStore(joined, cutoff, cell_cutoff)
-    folder = Path(cache) / f"graphs-{_key(records, cutoff, cell_cutoff)}"
+        return GraphStore.of(joined, cutoff, cell_cutoff)
+    folder = Path(cache) / f"graphs-{_key(structures, cutoff, cell_cutoff)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # one process builds, others that want the same graphs wait for it
         arrays = _opened(folder)
@@ -150,62 +205,60 @@ def graph_store(
             arrays = _opened(folder)
     if arrays is None:
         raise ValueError(f"the graph cache {str(folder)!r} is damaged; delete it")
-    return GraphStore(arrays, cutoff, cell_cutoff)
+    return GraphStore.of(arrays, cutoff, cell_cutoff)
 
 
-def _pieces(records: Sequence[Record], cutoff: float, cell_cutoff: float, progress: bool) -> Iterator[_Piece]:
-    """Arrays of consecutive chunks of records, in order."""
-    chunks = [
-        [(record.name, record.atoms) for record in records[start : start + _CHUNK]]
-        for start in range(0, len(records), _CHUNK)
-    ]
-    workers = cpu_count() if len(records) >= _PARALLEL_FROM else 1
+def _pieces(
+    structures: Sequence[tuple[str, Structure]], cutoff: float, cell_cutoff: float, progress: bool
+) -> Iterator[_Piece]:
+    """Arrays of consecutive chunks of structures, in order."""
+    chunks = [structures[start : start + _CHUNK] for start in range(0, len(structures), _CHUNK)]
+    workers = cpu_count() if len(structures) >= _PARALLEL_FROM else 1
     made: Iterable[_Piece]
     if workers > 1:
         tasks = (delayed(_build)(chunk, cutoff, cell_cutoff) for chunk in chunks)
         made = Parallel(n_jobs=workers, return_as="generator")(tasks)
     else:
         made = (_build(chunk, cutoff, cell_cutoff) for chunk in chunks)
-    with tqdm(total=len(records), desc="graphs", unit="crystal", disable=not progress) as bar:
+    with tqdm(total=len(structures), desc="graphs", unit="crystal", disable=not progress) as bar:
         for piece in made:
             yield piece
             bar.update(len(piece["sizes"]))
 
 
-def _build(crystals: Sequence[tuple[str, Atoms]], cutoff: float, cell_cutoff: float) -> _Piece:
+def _build(crystals: Sequence[tuple[str, Structure]], cutoff: float, cell_cutoff: float) -> _Piece:
     """Build graphs and join their arrays."""
     graphs = []
-    for name, atoms in crystals:
+    for name, structure in crystals:
         try:
-            graph = build_graph(atoms, cutoff, cell_cutoff)
+            graph = build_graph(structure, cutoff, cell_cutoff)
             images = torch.cat([graph.edge_image, graph.cell_image]).abs()
             if len(images) and images.max() > np.iinfo(np.int16).max:
                 raise ValueError("an edge spans more than 32,767 cells; give the crystal in a reduced basis")
         except ValueError as error:
             raise ValueError(f"crystal {name!r}: {error}") from error
-        graphs.append(graph)
-    piece = {"sizes": np.array([(len(g), g.edge_index.shape[1], len(g.cell_image)) for g in graphs], dtype=np.int64)}
-    for key, (counted, _, kind) in _ARRAYS.items():
+        graphs.append(graph.crystals)
+    piece = {"sizes": np.concatenate([graph.sizes for graph in graphs])}
+    for key, (_, _, kind, _) in _ARRAYS.items():
         values = [getattr(graph, key).numpy() for graph in graphs]
         if key == "edge_index":
             values = [value.T for value in values]
-        piece[key] = (np.stack(values) if counted == "crystals" else np.concatenate(values)).astype(kind)
+        piece[key] = np.concatenate(values).astype(kind)
     return piece
 
 
 def _empty(key: str) -> np.ndarray:
     if key == "sizes":
-        return np.zeros((0, 3), dtype=np.int64)
-    _, shape, kind = _ARRAYS[key]
+        return np.zeros((0, len(_COUNTED)), dtype=np.int64)
+    _, shape, kind, _ = _ARRAYS[key]
     return np.zeros((0, *shape), dtype=kind)
 
 
-def _key(records: Sequence[Record], cutoff: float, cell_cutoff: float) -> str:
+def _key(structures: Sequence[tuple[str, Structure]], cutoff: float, cell_cutoff: float) -> str:
     """Hash what the graphs are made of."""
-    digest = hashlib.sha256(f"{_FORMAT} {cutoff!r} {cell_cutoff!r} {len(records)}".encode())
-    for record in records:
-        atoms = record.atoms
-        for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
+    digest = hashlib.sha256(f"{_FORMAT} {cutoff!r} {cell_cutoff!r} {len(structures)}".encode())
+    for _, one in structures:
+        for values in (one.numbers, one.positions, one.cell, one.pbc):
             digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:24]
 
@@ -233,7 +286,8 @@ def _opened(folder: Path) -> _Piece | None:
             shape = (int(totals[key]), *like.shape[1:])
             if (folder / f"{key}.bin").stat().st_size != np.prod(shape, dtype=np.int64) * like.itemsize:
                 return None
-            arrays[key] = np.memmap(folder / f"{key}.bin", like.dtype, "r", shape=shape) if shape[0] else like
+            # "c": torch wants arrays that could be written to; nothing that is written reaches the file.
+            arrays[key] = np.memmap(folder / f"{key}.bin", like.dtype, "c", shape=shape) if shape[0] else like
     except (OSError, ValueError, KeyError):
         return None
     return arrays

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.cell import Cell
 from pymatgen.core import Element, IMolecule, IStructure
 
-from prism_plugin.graph.lattice import lattice_translations, reduced_basis
-from prism_plugin.graph.neighbors import find_neighbors
+from prism_plugin.graph.lattice import reduced_basis
 
-if TYPE_CHECKING:
-    pass
-from prism_plugin.graph.crystals import CrystalGraph
-
-__all__ = ["build_graph", "read_structure"]
+__all__ = ["SHORTEST_DISTANCE", "Structure", "read_structure"]
 
 # Two atoms nearer than this (Å) are one atom entered twice; the shortest bond known, H-H, has 0.74 Å.
-_SHORTEST_DISTANCE = 0.1
-
-
+SHORTEST_DISTANCE = 0.1
 # A cell whose volume is below this part of the product of its edge lengths is flat: no crystal comes near it.
 _FLAT = 1e-4
-
-
 # Where not periodic, the neighbor search divides the box of the atoms into cubes of the cutoff's size.
 _LARGEST_EXTENT = 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A structure that :func:`read_structure` has checked.
+
+    Attributes:
+        numbers: atomic numbers, shape ``(atoms,)``, int64.
+        positions: Cartesian, Å, shape ``(atoms, 3)``.
+        cell: the cell as given, rows in Å, shape ``(3, 3)``, zeros where there is no vector.
+        pbc: periodic flags, shape ``(3,)``.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.numbers)
+
+    @cached_property
+    def lattice(self) -> np.ndarray:
+        """Lattice of full rank, shape ``(3, 3)``: unit vectors where nothing repeats.
+
+        A vector along which nothing repeats means nothing, and may depend on the others.
+        """
+        return Cell(np.where(self.pbc[:, None], self.cell, 0.0)).complete().array
+
+    def atoms(self) -> Atoms:
+        """Return the structure as ASE atoms."""
+        return Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc)
 
 
 def _read_pymatgen(structure: IStructure | IMolecule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -50,15 +74,25 @@ def _read_pymatgen(structure: IStructure | IMolecule) -> tuple[np.ndarray, np.nd
     return numbers, np.asarray(structure.cart_coords), np.asarray(lattice.matrix), np.array(lattice.pbc, dtype=bool)
 
 
-def read_structure(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Give atomic numbers, positions, lattice (possibly incomplete) and pbc of a structure of either library.
+def read_structure(structure: Any) -> Structure:
+    """Read and check a structure of either library; one that was checked before is returned as it is.
+
+    Args:
+        structure: ASE ``Atoms``, pymatgen ``Structure`` or ``Molecule``, or a checked :class:`Structure`.
 
     Raises:
         TypeError: if ``structure`` is of another class.
         ValueError: if it is bad in any way that shows without a neighbor search.
     """
+    if isinstance(structure, Structure):
+        return structure
     if isinstance(structure, Atoms):
-        parts = structure.numbers.astype(np.int64), structure.positions, structure.cell.array, structure.pbc.copy()
+        parts = (
+            structure.numbers.astype(np.int64),
+            structure.positions.astype(np.float64),
+            structure.cell.array.copy(),
+            structure.pbc.copy(),
+        )
     elif isinstance(structure, (IStructure, IMolecule)):
         parts = _read_pymatgen(structure)
     else:
@@ -67,7 +101,7 @@ def read_structure(structure: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
             "give an ase.Atoms, a pymatgen Structure or Molecule"
         )
     _check_structure(*parts)
-    return parts
+    return Structure(*parts)
 
 
 def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray) -> None:
@@ -89,7 +123,7 @@ def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.nda
             f"the lattice is periodic along {np.flatnonzero(pbc).tolist()} but spans no volume there: "
             f"{lattice[pbc].tolist()}; give linearly independent lattice vectors or switch pbc off"
         )
-    if len(rows) and np.linalg.norm(rows, axis=1).min() < _SHORTEST_DISTANCE:
+    if len(rows) and np.linalg.norm(rows, axis=1).min() < SHORTEST_DISTANCE:
         raise ValueError(
             f"every atom lies on top of its own image, {np.linalg.norm(rows, axis=1).min():.4f} Å away: the lattice "
             f"{lattice[pbc].tolist()} is too small; is it in Å?"
@@ -108,55 +142,3 @@ def _flatness(rows: np.ndarray) -> float:
         return 0.0
     units = rows / lengths[:, None]
     return float(np.sqrt(max(np.linalg.det(units @ units.T), 0.0)))
-
-
-def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) -> CrystalGraph:
-    """Build the crystal graph of a structure.
-
-    Args:
-        structure: pymatgen ``Structure`` or ``Molecule``, or ASE ``Atoms``; partial periodicity is respected, a
-            molecule has no cell edges.
-        cutoff: radius of the atomistic edges, Å.
-        cell_cutoff: radius of the cell edges, Å.
-
-    Returns:
-        The graph, in float64, on the CPU.
-
-    Raises:
-        TypeError: if ``structure`` is of another class.
-        ValueError: if a cutoff is not positive, or the structure is empty, disordered, not finite, flat, of unknown
-            elements, or has two atoms within 0.1 Å.
-
-    Example:
-        >>> from ase.build import bulk
-        >>> graph = build_graph(bulk("Cu", "fcc", a=3.6), cutoff=3.0)
-        >>> len(graph), graph.edge_index.shape[1]
-        (1, 12)
-    """
-    for name, value in (("cutoff", cutoff), ("cell_cutoff", cell_cutoff)):
-        if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number of Å, got {value!r}")
-    numbers, positions, lattice, pbc = read_structure(structure)
-    # A vector along which nothing repeats means nothing, and may depend on the others.
-    lattice = Cell(np.where(pbc[:, None], lattice, 0.0)).complete().array
-    index, image = find_neighbors(positions, lattice, pbc, cutoff)
-    vector = positions[index[1]] + image @ lattice - positions[index[0]]
-    distance = np.linalg.norm(vector, axis=1)
-    if len(distance) and distance.min() < _SHORTEST_DISTANCE:
-        edge = int(distance.argmin())
-        raise ValueError(
-            f"atoms {index[0, edge]} and {index[1, edge]} lie on top of each other ({distance[edge]:.4f} Å apart); "
-            "remove the duplicate"
-        )
-    return CrystalGraph(
-        atomic_numbers=torch.from_numpy(numbers),
-        positions=torch.tensor(positions, dtype=torch.float64),
-        lattice=torch.tensor(lattice, dtype=torch.float64),
-        pbc=torch.from_numpy(np.asarray(pbc, dtype=bool).copy()),
-        edge_index=torch.from_numpy(index.astype(np.int32)),
-        edge_image=torch.from_numpy(image.astype(np.int32)),
-        cell_image=torch.from_numpy(lattice_translations(lattice, cell_cutoff, pbc).astype(np.int32)),
-        reduction=torch.from_numpy(reduced_basis(lattice, pbc)),
-        cutoff=float(cutoff),
-        cell_cutoff=float(cell_cutoff),
-    )

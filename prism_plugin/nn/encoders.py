@@ -6,6 +6,7 @@ In come atomic numbers and edge geometry, out go features of width ``dim``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,22 @@ def feature_envelope(squared_distance: Tensor, cutoff: float) -> Tensor:
     root = torch.sqrt(torch.where(small, torch.ones_like(x), x))
     weight = 0.5 * (torch.where(small, series, torch.cos(root)) + 1.0)
     return torch.where(squared_distance < cutoff**2, weight, torch.zeros_like(weight))
+
+
+def index_elements(atomic_numbers: Tensor, elements: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Number the elements of a batch.
+
+    Args:
+        atomic_numbers: shape ``(atoms,)``.
+        elements: atomic numbers of the elements among them, on the host, each once.
+
+    Returns:
+        ``elements`` as a tensor, and the place of each atom's element in it, shape ``(atoms,)``.
+    """
+    present = torch.tensor(elements, dtype=torch.long, device=atomic_numbers.device)
+    place = present.new_zeros(NUM_EMBEDDINGS)
+    place[present] = torch.arange(len(elements), device=present.device)
+    return present, place.index_select(0, atomic_numbers)
 
 
 class RadialBasis(nn.Module):
@@ -141,10 +158,18 @@ class AtomEncoder(nn.Module):
             self.bias = nn.Parameter(torch.zeros(2 * dim))
             self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(2 * dim, dim), nn.SiLU())
 
-    def forward(self, atomic_numbers: Tensor) -> Tensor:
-        """Atomic numbers ``(atoms,)`` -> features ``(atoms, dim)``, each element computed once."""
-        elements, element = torch.unique(atomic_numbers, return_inverse=True)
-        embedded = self.embedding(elements)
+    def forward(self, atomic_numbers: Tensor, elements: Sequence[int]) -> Tensor:
+        """Encode atoms, each element once.
+
+        Args:
+            atomic_numbers: shape ``(atoms,)``.
+            elements: atomic numbers of the elements among them, ascending.
+
+        Returns:
+            Features, shape ``(atoms, dim)``.
+        """
+        present, element = index_elements(atomic_numbers, elements)
+        embedded = self.embedding(present)
         if self.kind == "cartnet":
             embedded = embedded + self.bias
         return self.mlp(embedded).index_select(0, element)
@@ -169,25 +194,28 @@ class SuperatomEncoder(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
 
-    def forward(self, atomic_numbers: Tensor, atom_crystal: Tensor, crystals: int) -> Tensor:
-        """Atomic numbers and crystals of the atoms, ``(atoms,)`` each -> features ``(crystals, dim)``."""
-        species, counts = torch.unique(atom_crystal * NUM_EMBEDDINGS + atomic_numbers, return_counts=True)
-        crystal = torch.div(species, NUM_EMBEDDINGS, rounding_mode="floor")
-        features = self.embedding(species % NUM_EMBEDDINGS)
-        per_crystal = torch.bincount(crystal, minlength=crystals)
-        slot = torch.arange(len(species), device=species.device) - (torch.cumsum(per_crystal, 0) - per_crystal)[crystal]
-        slots = int(per_crystal.max())
+    def forward(self, atomic_numbers: Tensor, atom_crystal: Tensor, crystals: int, elements: Sequence[int]) -> Tensor:
+        """Encode crystals by their atoms.
 
-        def padded(values: Tensor) -> Tensor:
-            """Rows of shape ``(species, dim)`` -> ``(crystals, slots, dim)``, zeros where there is no species."""
-            return values.new_zeros(crystals * slots, values.shape[-1]).index_copy(0, crystal * slots + slot, values)
+        Args:
+            atomic_numbers: shape ``(atoms,)``.
+            atom_crystal: crystal of each atom, shape ``(atoms,)``.
+            crystals: number of crystals.
+            elements: atomic numbers of the elements among the atoms, ascending.
 
+        Returns:
+            Features, shape ``(crystals, dim)``.
+        """
+        present, element = index_elements(atomic_numbers, elements)
+        features = self.embedding(present)
+        number = len(elements)
+        ones = features.new_ones(len(atomic_numbers))
+        count = features.new_zeros(crystals * number).index_add(0, atom_crystal * number + element, ones)
+        count = count.view(crystals, number)
         # Eq. 1-2 with count_t atoms of species t: alpha_st = count_t exp(q_s k_t / sqrt(dim)) / sum_u ...; taking
         # the logarithm of the count into the exponent lets softmax do it, an absent species has log 0.
-        count = padded(counts.to(features.dtype).unsqueeze(-1)).view(crystals, slots)
-        shape = (crystals, slots, features.shape[-1])
-        query, key, value = (padded(layer(features)).view(shape) for layer in (self.query, self.key, self.value))
-        logits = query @ key.transpose(1, 2) / math.sqrt(features.shape[-1]) + torch.log(count).unsqueeze(1)
-        attended = torch.softmax(logits, dim=-1) @ value
-        total = (attended * count.unsqueeze(-1)).sum(dim=1)
+        logits = self.query(features) @ self.key(features).T / math.sqrt(features.shape[-1])
+        attention = torch.softmax(logits + torch.log(count).unsqueeze(1), dim=-1)
+        weight = (count.unsqueeze(1) @ attention.to(count.dtype)).squeeze(1)  # of all atoms together, on each species
+        total = weight @ self.value(features).to(weight.dtype)
         return total if self.readout == "sum" else total / count.sum(dim=1, keepdim=True)

@@ -152,6 +152,7 @@ class MultiscaleMessagePassing(nn.Module):
         message = messages(received, functional.linear(atoms, of_sender))
         total = torch.zeros_like(superatoms).index_add(0, atom_crystal, message.to(superatoms.dtype))
         if self.aggregation == "mean":
-            counts = torch.bincount(atom_crystal, minlength=len(superatoms))
-            total = total / counts.to(total.dtype).unsqueeze(-1)
+            ones = total.new_ones(len(atom_crystal))
+            counts = total.new_zeros(len(superatoms)).index_add(0, atom_crystal, ones)
+            total = total / counts.unsqueeze(-1)
         return updated_atoms, superatoms + functional.silu(self.superatom_norm(total))

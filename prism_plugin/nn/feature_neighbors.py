@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,13 +52,14 @@ def _near(features: Tensor, crystal: Tensor, several: bool, threshold: float, mo
 
 @torch.no_grad()
 def similar_blocks(
-    atoms: Tensor, atom_crystal: Tensor, threshold: float, most: int = 2**20
+    atoms: Tensor, atom_crystal: Tensor, sizes: np.ndarray, threshold: float, most: int = 2**20
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Find the similarity edges: pairs i != j of one crystal with ||h_i - h_j|| <= threshold.
 
     Args:
         atoms: h, shape ``(atoms, dim)``.
         atom_crystal: crystal of each atom, ascending, shape ``(atoms,)``.
+        sizes: number of atoms of each crystal, on the host, shape ``(crystals,)``.
         threshold: on the Euclidean distance.
         most: about the largest number of pairs that are compared at once, and of edges in a block.
 
@@ -68,7 +70,7 @@ def similar_blocks(
     features = atoms.float() if atoms.dtype in (torch.bfloat16, torch.float16) else atoms
     waiting: list[tuple[Tensor, Tensor]] = [(atom_crystal.new_zeros(2, 0), features.new_zeros(0))]
     number = 0
-    for start, stop, several in _groups(torch.bincount(atom_crystal).tolist()):
+    for start, stop, several in _groups(sizes.tolist()):
         for near in _near(features[start:stop], atom_crystal[start:stop], several, threshold, most):
             index = near + start
             squared = squared_distances(features, index)
@@ -100,7 +102,7 @@ def _joined(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([index for index, _ in parts], dim=1), torch.cat([squared for _, squared in parts])
 
 
-def similar_pairs(atoms: Tensor, atom_crystal: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def similar_pairs(atoms: Tensor, atom_crystal: Tensor, sizes: np.ndarray, threshold: float) -> tuple[Tensor, Tensor]:
     """All blocks of :func:`similar_blocks` in one; the squared distances are differentiable."""
-    index, squared = _joined(list(similar_blocks(atoms, atom_crystal, threshold)))
+    index, squared = _joined(list(similar_blocks(atoms, atom_crystal, sizes, threshold)))
     return index, squared_distances(atoms, index) if needs_gradient(atoms) else squared

@@ -19,7 +19,7 @@ from prism_plugin.nn.encoders import EdgeEncoder, cosine_envelope, feature_envel
 from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.nn.feature_neighbors import similar_blocks, similar_pairs
 from prism_plugin.nn.fusion import Fusion
-from prism_plugin.nn.minimum_image import blended_image, minimum_image
+from prism_plugin.nn.minimum_image import ImageTable, blended_image, minimum_image
 
 __all__ = ["Edges", "PRISMLayer", "encode_edges"]
 
@@ -103,7 +103,13 @@ class PRISMLayer(nn.Module):
         self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, fusion)
 
     def forward(
-        self, atoms: Tensor, superatoms: Tensor, edges: dict[str, Edges], batch: CrystalBatch, last: bool
+        self,
+        atoms: Tensor,
+        superatoms: Tensor,
+        edges: dict[str, Edges],
+        batch: CrystalBatch,
+        images: ImageTable | None,
+        last: bool,
     ) -> tuple[Tensor, Tensor, dict[str, Edges]]:
         """Pass messages with every expert and fuse the answers.
 
@@ -112,6 +118,7 @@ class PRISMLayer(nn.Module):
             superatoms: shape ``(crystals, dim)``.
             edges: the atomistic and the cell edges, by the expert's name.
             batch: the crystals.
+            images: of their lattices, where there are similarity edges (:func:`~.minimum_image.image_table`).
             last: whether this is the last layer; then nothing reads superatoms and edges, and both stay as they are.
 
         Returns:
@@ -126,7 +133,7 @@ class PRISMLayer(nn.Module):
                 if answer is not None:
                     of_superatoms[name] = answer
             elif name == "similarity":
-                of_atoms[name] = self._similarity(cast("GatedMessagePassing", expert), atoms, batch)
+                of_atoms[name] = self._similarity(cast("GatedMessagePassing", expert), atoms, batch, images)
             elif name == "atomistic" or not last:
                 nodes, answers = (atoms, of_atoms) if name == "atomistic" else (superatoms, of_superatoms)
                 given = edges[name]
@@ -141,29 +148,33 @@ class PRISMLayer(nn.Module):
             superatoms = self.superatom_fusion([of_superatoms[name] for name in self.superatom_fusion.experts])
         return atoms, superatoms, updated
 
-    def _similarity(self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch) -> Tensor:
+    def _similarity(
+        self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch, images: ImageTable | None
+    ) -> Tensor:
         """Pass messages along similarity edges: all at once if autograd or BatchNorm must see them, else in blocks."""
         given = atoms, batch.positions, batch.lattice
         whole = expert.sees_all_edges or (torch.is_grad_enabled() and needs_gradient(*given, *self.parameters()))
         if whole:
-            blocks = iter([similar_pairs(atoms, batch.atom_crystal, self.similarity_cutoff)])
+            blocks = iter([similar_pairs(atoms, batch.atom_crystal, batch.sizes[:, 0], self.similarity_cutoff)])
         else:
             most = _NUMBERS_PER_BLOCK // atoms.shape[1]
-            blocks = similar_blocks(atoms, batch.atom_crystal, self.similarity_cutoff, most)
+            blocks = similar_blocks(atoms, batch.atom_crystal, batch.sizes[:, 0], self.similarity_cutoff, most)
         total: Tensor | None = None
         for index, squared in blocks:
-            edges = self._similarity_edges(index, squared, batch)
+            edges = self._similarity_edges(index, squared, batch, images)
             answer = expert.messages(atoms, edges.features, index, edges.envelope, update_edges=False)
             total = answer.total if total is None else total.add_(answer.total)
             del edges, answer, squared  # before the next block is made
         return expert.update(atoms, cast("Tensor", total))
 
-    def _similarity_edges(self, index: Tensor, squared: Tensor, batch: CrystalBatch) -> Edges:
+    def _similarity_edges(
+        self, index: Tensor, squared: Tensor, batch: CrystalBatch, images: ImageTable | None
+    ) -> Edges:
         """Give pairs of similar atoms the geometry of their minimum image, and an envelope."""
         receiver, sender = index
         displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
         crystal = batch.atom_crystal.index_select(0, receiver)
-        geometry = batch.lattice, batch.reduction, batch.images
+        geometry = batch.lattice, batch.reduction, images
         encoder = cast("EdgeEncoder", self.similarity_encoder)
         if self.similarity_image == "blended":
             direction, distance = blended_image(displacement, crystal, *geometry)

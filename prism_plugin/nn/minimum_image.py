@@ -17,15 +17,10 @@ __all__ = ["ImageTable", "blended_image", "image_table", "minimum_image"]
 # Images closer than this to the nearest one (in Å) count as equally near; far above the rounding of a float32
 # position in a 100 Å cell (1e-5 Å), far below any real difference of neighbor shells.
 _TIE = 1e-4
-
-
 _BLEND = 0.5  # Å
-
-
 # Which of several equally near images is taken: the one furthest along this fixed Cartesian direction. Its
 # components are linearly independent over the rationals, so that crystal symmetry leaves no second tie.
 _TIE_DIRECTION = (1.0, 2**0.5 / 2, 3**0.5 / 5)
-
 
 # Coefficients of the Voronoi-relevant vectors of a Minkowski-reduced cell: the only candidates for a minimum image.
 _IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)))

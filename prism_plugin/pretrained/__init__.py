@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,11 @@ __all__ = [
     "DEFAULT_MODEL",
     "RARE",
     "available_models",
-    "check_committee",
     "gives_energy",
     "load",
     "load_on",
     "model_folder",
     "saved_metadata",
-    "weights_digest",
 ]
 
 DEFAULT_MODEL = "prism-mp2018-eform"
@@ -139,30 +135,6 @@ def gives_energy(model: PRISM) -> bool:
     """Whether the sum of a model's outputs over the atoms is an energy in eV."""
     fits = (model.unit, model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
     return fits and model.task_type == "regression"
-
-
-def weights_digest(model: PRISM) -> str:
-    """Compute the SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_committee(models: Sequence[PRISM]) -> None:
-    """Refuse models that are no committee.
-
-    Raises:
-        ValueError: if the models predict different things, or one is given twice.
-    """
-    kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task_type) for model in models})
-    if len(kinds) > 1:
-        found = " and ".join(f"{target} ({', '.join(others)})" for target, *others in kinds)
-        raise ValueError(f"the models predict different things: {found}; give models of one property")
-    if len(models) == 1:
-        return
-    if len({(weights_digest(model), repr(sorted(model._init_args.items()))) for model in models}) < len(models):
-        raise ValueError("a model is given twice, which makes the spread too small; give each once")
 
 
 def saved_metadata(model: str | Path) -> dict[str, Any]:

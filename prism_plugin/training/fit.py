@@ -431,7 +431,7 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
         if isinstance(init, PRISMPotential):
             raise ValueError(f"a potential is a start for the target {PES!r} only, not for {settings.target!r}")
         _check_init(settings, init)
-        arguments = {**init._init_args, **arguments}
+        arguments = {**init.arguments, **arguments}
     else:
         arguments["element_types"] = tuple(elements_of(records))
     arguments.update(settings.model)
@@ -463,7 +463,7 @@ def _new_potential(settings: TrainingSettings, records: Sequence[Record], init: 
         if not isinstance(init, PRISMPotential):
             raise ValueError("forces need a potential to start from: a model that was trained with the target 'pes'")
         _check_init(settings, init)
-        changed = dict(init._init_args)
+        changed = dict(init.arguments)
         if settings.normalize:  # the data may count energies from elsewhere
             left = energies - init.predict_structure(crystals).double().cpu().numpy()
             had = changed["element_refs"] or (0.0,) * len(init.element_types)
@@ -488,7 +488,7 @@ def _new_potential(settings: TrainingSettings, records: Sequence[Record], init: 
 
 def _check_init(settings: TrainingSettings, init: PRISM) -> None:
     for name, value in settings.model.items():
-        had = init._init_args[name]
+        had = init.arguments[name]
         if (tuple(value) if isinstance(value, (list, tuple)) else value) != had:
             raise ValueError(f"the initial model has {name} = {had!r}, the settings ask for {value!r}; leave it out")
 

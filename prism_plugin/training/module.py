@@ -226,11 +226,10 @@ class PotentialTraining(PropertyTraining):
         found = energies_with_gradients(self.model, crystals, create_graph=self.training)
         scale = self.model.std
         sizes = crystals.atoms_per_crystal.double()
-        energy = torch.zeros_like(targets.energy).index_add(0, crystals.atom_crystal, found["energies"].double())
-        of_energy = _huber((energy - targets.energy) / sizes / scale)
-        of_atoms = _huber((found["forces"] - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
+        of_energy = _huber((found.energy - targets.energy) / sizes / scale)
+        of_atoms = _huber((found.forces - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
         of_forces = torch.zeros_like(of_energy).index_add(0, crystals.atom_crystal, of_atoms)
-        difference = torch.where(targets.virial.isnan(), 0, found["virial"] - targets.virial)
+        difference = torch.where(targets.virial.isnan(), 0, found.virial - targets.virial)
         of_stress = _huber(difference / sizes.view(-1, 1, 1) / scale).mean(dim=(1, 2))
         weights = self.weights
         return weights["energy"] * of_energy + weights["forces"] * of_forces + weights["stress"] * of_stress

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.files import replaced
 from prism_plugin.forces import EDGES_WITH_GRADIENTS, energies_with_gradients, plain_computation
-from prism_plugin.graph.crystals import batch_graphs
 from prism_plugin.model import PRISM, split_graphs
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.training.plots import plot_classes, plot_elements, plot_parity, plot_potential
@@ -68,7 +66,7 @@ def write_report(
         plot_parity(pairs, model.target, model.unit, folder / "parity.png")
     scored = [name for name in datasets if name != "train"] or list(datasets)
     errors = np.concatenate([pairs[name][1] - pairs[name][0] for name in scored])
-    elements = [graph.atomic_numbers.unique().numpy() for name in scored for graph in datasets[name].graphs]
+    elements = [datasets[name].graphs.elements(number) for name in scored for number in range(len(datasets[name]))]
     plot_elements(elements, errors, label, model.unit, " + ".join(scored), folder / "elements.png")
     return scores
 
@@ -99,17 +97,14 @@ def write_potential_report(
         sizes = dataset.graphs.atoms
         energies = dataset.targets.numpy()
         forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
-        unknown = np.full((3, 3), np.nan)
-        volumes = dataset.volumes.reshape(-1, 1, 1)
-        stresses = np.stack([unknown if stress is None else stress for stress in dataset.stresses])
-        stresses = np.where(np.isnan(volumes), np.nan, stresses)
+        stresses = dataset.stress(range(len(dataset))).numpy()
         errors = np.split(found["forces"] - forces, np.cumsum(sizes)[:-1])
         rmse = np.array([rms(error) for error in errors])
         _check_finite(found["energy"] + rmse, dataset.names, name)
         pairs[name] = {
             "energies": (energies / sizes, found["energy"] / sizes),
             "forces": (forces, found["forces"]),
-            "stresses": (stresses, found["virial"] / volumes),
+            "stresses": (np.where(np.isnan(found["stress"]), np.nan, stresses), found["stress"]),
         }
         scores[name] = score_potential(**pairs[name])
         for crystal, *numbers in zip(dataset.names, sizes, energies, found["energy"], rmse, strict=True):
@@ -133,19 +128,16 @@ def _check_finite(predicted: np.ndarray, names: Sequence[str], part: str) -> Non
 def _predict_potential(
     model: PRISM, dataset: GraphDataset, batch_size: int, progress: str | bool
 ) -> dict[str, np.ndarray]:
-    """Total energies, forces and virials of all crystals, in order."""
-    answers: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "virial": []}
+    """Total energies, forces and stresses of all crystals, in order."""
+    answers: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
     with (
         plain_computation(model),
         tqdm(total=len(dataset), desc=str(progress), unit="crystal", disable=not progress) as bar,
     ):
         for part in split_graphs(dataset.graphs, batch_size, EDGES_WITH_GRADIENTS):
-            batch = batch_graphs(part)
-            found = {name: value.double().cpu() for name, value in energies_with_gradients(model, batch).items()}
-            energy = torch.zeros(len(batch), dtype=torch.float64).index_add(0, batch.atom_crystal, found["energies"])
-            answers["energy"].append(energy.numpy())
-            answers["forces"].append(found["forces"].numpy())
-            answers["virial"].append(found["virial"].numpy())
+            found = energies_with_gradients(model, part)
+            for name, of_batch in answers.items():
+                of_batch.append(getattr(found, name).double().cpu().numpy())
             bar.update(len(part))
     return {name: np.concatenate(values) for name, values in answers.items()}
 
@@ -185,7 +177,7 @@ def evaluate(
     for records in parts.values():
         for record in records:
             try:
-                model.check_elements(torch.from_numpy(record.atoms.numbers))
+                model.check_elements(set(record.atoms.numbers.tolist()))
             except ValueError as error:
                 raise ValueError(f"crystal {record.name!r}: {error}") from error
     have = {record.forces is not None for records in parts.values() for record in records}

@@ -185,7 +185,7 @@ def fuse(fusion: nn.Module, kind: str, answers: dict[str, list[Tensor]], names: 
 
 def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -> Tensor:
     """Predictions of the crystals as one batch, shape ``(crystals,)``, differentiable in the weights."""
-    a = model._init_args
+    a = model.arguments
     experts, cutoff, cell_cutoff, threshold = a["experts"], a["cutoff"], a["cell_cutoff"], a["similarity_cutoff"]
 
     def encode(encoder: nn.Module, vector: np.ndarray, radius: float) -> Tensor:

@@ -1,0 +1,49 @@
+"""Several models of one property that answer together: their mean, and the spread of their answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from prism_plugin.model import PRISM
+
+__all__ = ["check_committee", "mean_and_spread", "weights_digest"]
+
+
+def mean_and_spread(answers: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the mean of the models' answers and their standard deviation, that of a sample (n - 1).
+
+    Args:
+        answers: one array of equal shape for each model.
+
+    Returns:
+        Mean, and spread of the same shape; None for a single model, which has none.
+    """
+    stacked = np.asarray(answers)
+    return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) if len(stacked) > 1 else None
+
+
+def weights_digest(model: PRISM) -> str:
+    """Compute the SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_committee(models: Sequence[PRISM]) -> None:
+    """Refuse models that are no committee.
+
+    Raises:
+        ValueError: if the models predict different things, or one is given twice.
+    """
+    kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task_type) for model in models})
+    if len(kinds) > 1:
+        found = " and ".join(f"{target} ({', '.join(others)})" for target, *others in kinds)
+        raise ValueError(f"the models predict different things: {found}; give models of one property")
+    if len(models) == 1:
+        return
+    if len({(weights_digest(model), repr(sorted(model.arguments.items()))) for model in models}) < len(models):
+        raise ValueError("a model is given twice, which makes the spread too small; give each once")
