@@ -14,9 +14,9 @@ from scipy.stats import spearmanr
 
 from prism_plugin import COMMITTEE, build_graph, load
 from prism_plugin.data import read_records, split_records
+from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
-from prism_plugin.training.plots import save_figure
-from prism_plugin.training.scores import rms
+from prism_plugin.tasks.scores import rms
 
 BLUE = "#1f4e9c"
 

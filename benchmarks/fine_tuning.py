@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 
 from prism_plugin import load, presets
 from prism_plugin.data import Record, read_records
+from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
-from prism_plugin.preset import FINE_TUNING
+from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.plots import read_columns, save_figure
+from prism_plugin.training.plots import read_columns
 
 SIZES = (100, 500, 2000)
 STARTS = ("from scratch", "from prism-mp2018-eform")
@@ -48,14 +49,14 @@ def run(records: list[Record], start: str, size: int, seed: int, root: Path) -> 
         how = {"target": "log10_k_vrh", "unit": "log10(GPa)", "seed": seed}
         if start == "from scratch":  # all know the same elements
             recipe = presets["mp2018/formation_energy"].settings()
-            recipe |= {name: FINE_TUNING[name] for name in ("batch_size", "epochs")}
+            recipe |= {name: Regression.fine_tuning[name] for name in ("batch_size", "epochs")}
             recipe |= {"precision": "32-true", "batchnorm_batches": None}
             init = None
             recipe["model"] = {**recipe["model"], "element_types": load().element_types}
             settings = TrainingSettings(**how, **recipe)
         else:  # what prism train --init does
             init = load()
-            settings = TrainingSettings(**how, **FINE_TUNING)
+            settings = TrainingSettings(**how, **Regression.fine_tuning)
         train(settings, parts_of(records, size, seed), folder, resume=True, init=init, progress=False)
     return float(read_columns(folder / "log", "epoch", ("val_mae",))["val_mae"].min())
 

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from prism_plugin import PRISMCalculator
 from prism_plugin.data import PES, Record, read_records
 from prism_plugin.data.augmentation import random_rotations
-from prism_plugin.preset import POTENTIAL
+from prism_plugin.tasks.potential import Potential, score_potential
+from prism_plugin.tasks.scores import rms
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.scores import rms, score_potential
 
 # Energy (meV/atom) and force (eV/Å) RMSE of Zuo et al.
 PUBLISHED = {
@@ -52,7 +52,7 @@ parser.add_argument("data", type=Path)
 parser.add_argument("out", type=Path)
 parser.add_argument("--elements", nargs="+", default=ELEMENTS, choices=ELEMENTS)
 parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
-parser.add_argument("--epochs", type=int, default=POTENTIAL["epochs"])
+parser.add_argument("--epochs", type=int, default=Potential.recipe["epochs"])
 parser.add_argument("--quiet", action="store_true", help="no progress bars")
 arguments = parser.parse_args()
 
@@ -92,7 +92,7 @@ for element in arguments.elements:
     folders = [arguments.out / f"{element}-{seed}" for seed in arguments.seeds]
     for folder, seed in zip(folders, arguments.seeds, strict=True):
         if not (folder / "summary.json").exists():
-            settings = TrainingSettings(PES, **{**POTENTIAL, "epochs": arguments.epochs, "seed": seed})
+            settings = TrainingSettings(PES, **{**Potential.recipe, "epochs": arguments.epochs, "seed": seed})
             train(settings, parts, folder, resume=True, progress=not arguments.quiet)
     each = [json.loads((folder / "summary.json").read_text())["scores"]["test"] for folder in folders]
     singles[element] = {key: np.mean([scores[key] for scores in each]) for key in ("energy_rmse", "forces_rmse")}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from prism_plugin import PRISMCalculator
 from prism_plugin.data import PES, Record, split_records
-from prism_plugin.preset import POTENTIAL
+from prism_plugin.tasks.potential import Potential
 from prism_plugin.training import TrainingSettings, train
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -53,7 +53,7 @@ def copper(count: int) -> list[Record]:
 with TemporaryDirectory() as folder:
     model = arguments.model
     if model is None:
-        how = {**POTENTIAL, "epochs": 2 if arguments.dry_run else 60, "model": {"dim": 32, "cutoff": 4.5}}
+        how = {**Potential.recipe, "epochs": 2 if arguments.dry_run else 60, "model": {"dim": 32, "cutoff": 4.5}}
         parts = split_records(copper(20 if arguments.dry_run else 150))
         scores = train(TrainingSettings(PES, **how), parts, Path(folder) / "run")["scores"]["test"]
         print(f"test RMSE: {scores['energy_rmse']:.2f} meV/atom, {scores['forces_rmse']:.3f} eV/Å", end="")

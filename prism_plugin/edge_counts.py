@@ -16,11 +16,11 @@ from ase import Atoms
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
 from prism_plugin.graph.build import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.nn.feature_neighbors import similar_pairs
-from prism_plugin.training.plots import save_figure
 
 __all__ = ["count_edges", "fit_edges", "format_fits", "write_scaling"]
 

@@ -5,7 +5,6 @@ In comes a batch of crystals in any of the accepted graph formats, out goes one 
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,29 +20,18 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prism_plugin.config import EXPERTS, ModelOptions
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.graph.store import GraphStore
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
-from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing
+from prism_plugin.nn.experts import GatedMessagePassing
 from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
 from prism_plugin.nn.minimum_image import image_table
+from prism_plugin.schema import described, to_options
 
 __all__ = ["PRISM"]
-
-_OPTIONS = {
-    "atom_encoder": ("prism", "cartnet"),
-    "rbf_scale": ("cutoff", "paper", "even"),
-    "superatom_readout": ("sum", "mean"),
-    "multiscale_aggregation": ("sum", "mean"),
-    "similarity_envelope": ("feature", "cosine", None),
-    "similarity_image": ("nearest", "blended"),
-    "fusion": ("scalar", "gated"),
-    "readout": ("mean", "sum"),
-    "task_type": ("regression", "classification"),
-    "norm": ("batch", None),
-}
 
 
 class PRISM(MatGLModel):
@@ -123,28 +111,14 @@ class PRISM(MatGLModel):
         element_refs: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
-            raise ValueError(f"element_types must be a tuple of chemical symbols, got {element_types!r}")
-        element_types = tuple(chemical_symbols[1:119]) if element_types is None else tuple(element_types)
-        if isinstance(experts, str) or not isinstance(experts, Iterable):
-            raise ValueError(f"experts must be a tuple of names, some of {EXPERTS}, got {experts!r}")
-        experts = tuple(experts)
-        dim, num_layers, num_rbf = (
-            _integer("dim", dim),
-            _integer("num_layers", num_layers),
-            _integer("num_rbf", num_rbf),
-        )
-        cutoff, cell_cutoff = _number("cutoff", cutoff), _number("cell_cutoff", cell_cutoff)
-        similarity_cutoff, dropout = _number("similarity_cutoff", similarity_cutoff), _number("dropout", dropout)
-        mean, std = _number("mean", mean), _number("std", std)
-        if isinstance(element_refs, str) or not isinstance(element_refs, Iterable | None):
-            raise ValueError(f"element_refs must be a tuple of numbers, got {element_refs!r}")
-        if element_refs is not None:
-            element_refs = tuple(_number("element_refs", value) for value in element_refs)
-            if len(element_refs) != len(element_types):
-                raise ValueError(f"{len(element_refs)} element_refs are given for {len(element_types)} element_types")
-        self._check_arguments(locals())
-        self.save_args(locals())
+        given = locals()
+        options = to_options(ModelOptions, {name: given[name] for name in described(ModelOptions)}, "argument of PRISM")
+        # In plain types, as a saved model holds them; matgl keeps those that are the arguments of the class.
+        self.save_args(vars(options))
+        element_types = tuple(chemical_symbols[1:119]) if options.element_types is None else options.element_types
+        dim, num_layers, num_rbf = options.dim, options.num_layers, options.num_rbf
+        cutoff, cell_cutoff, similarity_cutoff = options.cutoff, options.cell_cutoff, options.similarity_cutoff
+        experts, element_refs = options.experts, options.element_refs
         self.element_types = element_types
         self.cutoff = cutoff
         self.cell_cutoff = cell_cutoff
@@ -153,8 +127,8 @@ class PRISM(MatGLModel):
         self.readout = readout
         self.target = target
         self.unit = unit
-        self.mean = mean
-        self.std = std
+        self.mean = options.mean
+        self.std = options.std
         self.task_type = task_type
         self.register_buffer("_element_refs", None, persistent=False)
         if element_refs is not None:
@@ -185,32 +159,13 @@ class PRISM(MatGLModel):
             )
             for _ in range(num_layers)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
 
-    @staticmethod
-    def _check_arguments(arguments: dict[str, Any]) -> None:
-        for name, choices in _OPTIONS.items():
-            if arguments[name] not in choices:
-                raise ValueError(f"unknown {name} {arguments[name]!r}; choose one of: {', '.join(map(repr, choices))}")
-        experts = arguments["experts"]
-        if not experts or set(experts) - set(EXPERTS) or len(set(experts)) < len(experts):
-            raise ValueError(f"experts must be some of {EXPERTS}, each once, got {experts}")
-        symbols = arguments["element_types"]
-        unknown = [symbol for symbol in symbols if not isinstance(symbol, str) or number_of.get(symbol, 0) < 1]
-        if len({*map(str, symbols)}) < len(symbols):
-            raise ValueError(f"element_types names an element twice: {symbols}")
-        if unknown or not arguments["element_types"]:
-            raise ValueError(f"element_types must be chemical symbols, got {unknown or 'none'}")
-        for name in ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "std"):
-            if not arguments[name] > 0:
-                raise ValueError(f"{name} must be positive, got {arguments[name]}")
-        if arguments["dim"] < 2:
-            raise ValueError(f"dim must be at least 2, got {arguments['dim']}")
-        if arguments["task_type"] == "classification" and arguments["readout"] == "sum":
-            raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
-        if not 0 <= arguments["dropout"] < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {arguments['dropout']}")
+    @property
+    def task(self) -> str:
+        """Name of the task that the model is made for (:data:`prism_plugin.tasks.TASKS`)."""
+        return self.task_type
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -458,25 +413,6 @@ class PRISM(MatGLModel):
                 self.check_elements(graph.crystals.elements)
             predictions = self.predict_graphs(graphs, batch_size)
         return predictions if isinstance(structure, (list, tuple)) else predictions[0]
-
-
-def _number(name: str, value: Any) -> float:
-    """Read an argument as a finite float; a plain one, because matgl's loading refuses numpy's."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return number
-
-
-def _integer(name: str, value: Any) -> int:
-    """Read an argument as a plain int."""
-    number = _number(name, value)
-    if number != int(number):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    return int(number)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prism_plugin.model import PRISM
+from prism_plugin.tasks.potential import Potential
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -86,6 +87,11 @@ class PRISMPotential(PRISM):
             norm=None,
             element_refs=element_refs,
         )
+
+    @property
+    def task(self) -> str:
+        """Name of the task that the model is made for (:data:`prism_plugin.tasks.TASKS`)."""
+        return Potential.name
 
 
 def element_shares(structures: Sequence[Atoms], elements: Sequence[str]) -> np.ndarray:

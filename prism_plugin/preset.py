@@ -7,23 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["FINE_TUNING", "POTENTIAL", "Preset", "format_presets", "presets"]
-
-# How prism train learns energies, forces and stresses, where nothing else is said (docs/potential.md).
-POTENTIAL: Mapping[str, Any] = MappingProxyType(
-    {"optimizer": "muon", "lr": 2e-2, "options": {"weight_decay": 0.1}, "batch_size": 4, "epochs": 60, "clip": 1.0}
-)
-# How prism train --init learns a property, where nothing else is said (benchmarks/fine_tuning.py).
-FINE_TUNING: Mapping[str, Any] = MappingProxyType(
-    {
-        "optimizer": "muon",
-        "lr": 2e-3,
-        "options": {"weight_decay": 0.1},
-        "batch_size": 16,
-        "epochs": 40,
-        "clip": 1.0,
-    }
-)
+__all__ = ["Preset", "format_presets", "presets"]
 
 
 @dataclass(frozen=True)

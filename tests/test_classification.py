@@ -18,9 +18,12 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from prism_plugin import PRISM, PRISMCalculator, build_graph, cli
 from prism_plugin.data import Record, split_records
 from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.tasks import TASKS
+from prism_plugin.tasks.classification import CrossEntropy
+from prism_plugin.tasks.regression import L1Loss
+from prism_plugin.tasks.scores import format_scores
 from prism_plugin.training import TrainingSettings, evaluate, train
 from prism_plugin.training.plots import read_log
-from prism_plugin.training.scores import format_scores, loss, score
 from tests.conftest import small_model
 
 SMALL = {"dim": 16, "num_layers": 1, "num_rbf": 8, "cutoff": 4.0, "cell_cutoff": 6.0}
@@ -71,34 +74,38 @@ def test_a_classification_is_no_sum() -> None:
 
 
 def test_the_loss_of_classes_is_the_cross_entropy() -> None:
+    cross_entropy = CrossEntropy().of_outputs
     output = torch.linspace(-9, 9, 37, dtype=torch.float64)
     for target in (0.0, 1.0):
         probability = 1 / (1 + torch.exp(-output))
         slow = -(target * torch.log(probability) + (1 - target) * torch.log(1 - probability))
-        assert torch.allclose(loss("classification", output, torch.full_like(output, target)), slow, rtol=1e-9)
+        assert torch.allclose(cross_entropy(output, torch.full_like(output, target)), slow, rtol=1e-9)
     certain = torch.tensor([200.0], requires_grad=True)  # its probability is 1 in float32, and yet it can learn
-    value = loss("classification", certain, torch.zeros(1)).sum()
+    value = cross_entropy(certain, torch.zeros(1)).sum()
     value.backward()
     assert (float(value.detach()), float(certain.grad)) == (200.0, 1.0)
-    assert torch.equal(loss("regression", torch.tensor([1.0]), torch.tensor([3.0])), torch.tensor([2.0]))
+    one, three = torch.tensor([1.0]), torch.tensor([3.0])
+    assert torch.equal(L1Loss().of_outputs(one, three), torch.tensor([2.0]))
 
 
 def test_scores_of_classes_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     target = (rng.random(300) < 0.3).astype(float)
     prediction = np.clip(0.5 * target + 0.6 * rng.random(300) - 0.05, 0.01, 0.99).round(2)  # with ties
-    found = score("classification", target, prediction, 0.25)
+    found = TASKS["classification"].score(target, prediction, 0.25)
     assert found["roc_auc"] == pytest.approx(roc_auc_score(target, prediction), rel=1e-6)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(target, prediction > 0.5))
     assert found["cross_entropy"] == pytest.approx(log_loss(target, prediction))
     assert found["mean_predictor_cross_entropy"] == pytest.approx(log_loss(target, np.full(300, 0.25)))
     assert found["accuracy"] == pytest.approx(((prediction > 0.5) == target).mean())
     assert found["crystals"] == 300
-    one_class = score("classification", np.ones(5), np.full(5, 0.75), 0.5)
+    one_class = TASKS["classification"].score(np.ones(5), np.full(5, 0.75), 0.5)
     assert one_class["roc_auc"] is None
     assert one_class["balanced_accuracy"] is None
     assert "      -" in format_scores({"val": one_class}, "is_metal", "")
-    assert json.dumps(score("classification", np.ones(2), np.array([1.0, 0.0]), 0.0))  # certain and wrong: no infinity
+    assert json.dumps(
+        TASKS["classification"].score(np.ones(2), np.array([1.0, 0.0]), 0.0)
+    )  # certain and wrong: no infinity
 
 
 def test_a_training_learns_classes_and_reports_on_them(tmp_path) -> None:

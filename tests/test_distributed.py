@@ -157,7 +157,7 @@ def test_processes_divide_the_batches_of_one(two) -> None:
 )
 def test_two_processes_train_like_one(tmp_path, launcher, optimizer, target) -> None:
     frames = []
-    for record, labels in zip(emt_alloys(40), emt_alloys(40, target=PES), strict=True):
+    for record, labels in zip(emt_alloys(40), emt_alloys(40, forces=True), strict=True):
         record.atoms.info.update(e=record.target)
         results = {"energy": labels.target, "forces": labels.forces, "stress": labels.stress}
         record.atoms.calc = SinglePointCalculator(record.atoms, **results)

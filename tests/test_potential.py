@@ -35,10 +35,10 @@ from prism_plugin.data.splits import split_records
 from prism_plugin.forces import energies_with_gradients
 from prism_plugin.potential import fit_element_refs
 from prism_plugin.pretrained import load
+from prism_plugin.tasks.potential import WEIGHTS, PotentialLoss
 from prism_plugin.training import TrainingSettings, evaluate, train
-from prism_plugin.training.fit import WEIGHTS
 from prism_plugin.training.job import Job
-from prism_plugin.training.module import PotentialTraining
+from prism_plugin.training.module import PropertyTraining
 from tests.conftest import SMALL_POTENTIAL as SMALL
 from tests.conftest import crystal_zoo, random_potential
 from tests.reference import potential_reference
@@ -52,7 +52,7 @@ EXPERTS = {
 
 @pytest.fixture(scope="module")
 def records() -> list[Record]:
-    return emt_alloys(150, seed=4, target=PES)
+    return emt_alloys(150, seed=4, forces=True)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def _batch():
 def test_the_loss_is_that_of_the_slow_twin(experts: str) -> None:
     model = random_potential(experts=EXPERTS[experts])
     weights = {"energy": 20.0, "forces": 1.0, "stress": 0.5}
-    module = PotentialTraining(model, weights, mean_atoms=2.5)
+    module = PropertyTraining(model, loss=PotentialLoss(weights, mean_atoms=2.5))
     batch = _batch()
     labels = _labels(batch)
     found = module.errors(batch, labels).detach()
@@ -222,7 +222,7 @@ def test_the_loss_is_differentiated_through_the_forces(experts: str) -> None:
     model = random_potential(experts=EXPERTS[experts])
     batch = _batch()
     labels = _labels(batch)
-    module = PotentialTraining(model, {"energy": 0.0, "forces": 1.0, "stress": 1.0}, mean_atoms=2.5)
+    module = PropertyTraining(model, loss=PotentialLoss({"energy": 0.0, "forces": 1.0, "stress": 1.0}, mean_atoms=2.5))
     module.train()
     module.errors(batch, labels).sum().backward()
     module.eval()
@@ -275,7 +275,7 @@ def test_labels_turn_with_their_crystals() -> None:
 
 def _frames() -> list[Atoms]:
     frames = []
-    for record in emt_alloys(4, seed=2, target=PES):
+    for record in emt_alloys(4, seed=2, forces=True):
         atoms = record.atoms.copy()
         results = {"energy": record.target, "forces": record.forces, "stress": record.stress}
         atoms.calc = SinglePointCalculator(atoms, **results)
@@ -375,7 +375,7 @@ def test_stress_is_that_of_the_cell_of_the_file(tmp_path) -> None:
         (right,) = PRISMCalculator(model, compute_forces=True).predict([atoms])
         stress = voigt_6_to_full_3x3_stress(right["stress"]) if "stress" in right else None
         records.append(Record(atoms, right["energy"], str(number), None, right["forces"], stress))
-    module = PotentialTraining(model, WEIGHTS, mean_atoms=2.0)
+    module = PropertyTraining(model, loss=PotentialLoss(WEIGHTS, mean_atoms=2.0))
     ((batch, labels),) = make_loader(GraphDataset(records, 4.0, 6.0, progress=False), 2)
     assert torch.isfinite(labels.virial[0]).all()
     assert float(module.errors(batch, labels).detach().max()) < 1e-20

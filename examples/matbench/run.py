@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from prism_plugin.cli import add_training_options, training_values
+from prism_plugin.commands.options import table_values
+from prism_plugin.commands.train import add_training_options
 from prism_plugin.matbench import TASKS, TaskRun
 
 parser = argparse.ArgumentParser(description=__doc__, argument_default=argparse.SUPPRESS)
@@ -35,7 +36,7 @@ task, folds, seeds, out, data, dry_run = (
     arguments.pop(name) for name in ("task", "fold", "seeds", "out", "data", "dry_run")
 )
 try:
-    run = TaskRun.prepare(task, training_values(arguments), data)
+    run = TaskRun.prepare(task, table_values(arguments), data)
     if dry_run:
         print(run.try_out(folds, seeds))
     else:

@@ -1,19 +1,30 @@
-"""The whole road on the embedded data set: crystals -> training -> matgl.load_model -> ASE calculator."""
+"""``prism demo``: train on the embedded alloys, reload by matgl.load_model, predict by the ASE calculator."""
 
 from __future__ import annotations
 
+import argparse
 from itertools import count
 from pathlib import Path
+from typing import Any
 
-import matgl
+__all__ = ["add_parser", "run", "run_demo"]
 
-from prism_plugin.calculators import PRISMCalculator
-from prism_plugin.data import split_records
-from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.scores import format_scores
 
-__all__ = ["run_demo"]
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    demo = commands.add_parser(
+        "demo",
+        help="train, save, reload and use a model on alloys computed here by ASE's EMT; minutes, no download",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder of the demo's runs")
+    demo.add_argument("--crystals", type=int, default=1000, help="size of the data set")
+    demo.add_argument("--epochs", type=int, default=40, help="passes over the training crystals")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the demo."""
+    run_demo(arguments.out, arguments.crystals, arguments.epochs)
 
 
 def run_demo(out: Path, crystals: int = 1000, epochs: int = 40) -> dict[str, float]:
@@ -27,6 +38,14 @@ def run_demo(out: Path, crystals: int = 1000, epochs: int = 40) -> dict[str, flo
     Returns:
         Test MAE of the model and of the mean predictor, eV/atom.
     """
+    import matgl
+
+    from prism_plugin.calculators import PRISMCalculator
+    from prism_plugin.data import split_records
+    from prism_plugin.data.emt_alloys import emt_alloys
+    from prism_plugin.tasks.scores import format_scores
+    from prism_plugin.training import TrainingSettings, train
+
     if crystals < 20:
         raise ValueError(f"the demo needs at least 20 crystals for its three parts, got {crystals}")
     folder = next(out / f"run-{number}" for number in count(1) if not (out / f"run-{number}").exists())

@@ -1,22 +1,16 @@
-"""What a model is, and what is here: texts of ``prism info``."""
+"""``prism info``: say what a model is, or what is installed, shipped and known by name."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prism_plugin import __version__
-from prism_plugin.data import DATASETS
-from prism_plugin.data.download import cache_home
-from prism_plugin.optim import OPTIMIZERS
-from prism_plugin.pretrained import COMMITTEE, available_models, load, model_folder, saved_metadata
-from prism_plugin.training.scores import format_score
 
-__all__ = ["describe_installation", "describe_model"]
+__all__ = ["add_parser", "describe_installation", "describe_model", "run"]
 
 # Library -> what to say where it is missing.
 _LIBRARIES = dict.fromkeys(("torch", "matgl", "dgl", "lightning", "pymatgen", "ase", "schedulefree"), "") | {
@@ -26,6 +20,21 @@ _LIBRARIES = dict.fromkeys(("torch", "matgl", "dgl", "lightning", "pymatgen", "a
 }
 
 
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    info = commands.add_parser(
+        "info",
+        help="say what a model is, or what is installed, shipped and known by name",
+        description="With a model: its target, sizes, elements, scores. Without: versions, devices, data sets, models.",
+    )
+    info.add_argument("model", nargs="?", help="folder of a model, or the name of a shipped one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the description."""
+    print(describe_installation() if arguments.model is None else describe_model(arguments.model))
+
+
 def describe_model(name: str | Path) -> str:
     """Say what a saved model predicts, how large it is, what it was trained with, and its scores.
 
@@ -33,11 +42,15 @@ def describe_model(name: str | Path) -> str:
         FileNotFoundError: if there is no such model.
         ValueError: if it is damaged.
     """
+    from prism_plugin.pretrained import load, model_folder, saved_metadata
+    from prism_plugin.tasks import TASKS
+    from prism_plugin.tasks.scores import format_score
+
     folder = model_folder(name)
     model = load(folder)
     kept = saved_metadata(folder)
     arguments = model.arguments
-    unit = "probability" if model.task_type == "classification" else model.unit or "no unit"
+    unit = TASKS[model.task].unit_of(model)
     sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
     lines = [
         f"model       {name}",
@@ -69,6 +82,13 @@ def describe_model(name: str | Path) -> str:
 
 def describe_installation() -> str:
     """List versions, devices, data sets, models and optimizers."""
+    import torch
+
+    from prism_plugin.data import DATASETS
+    from prism_plugin.data.download import cache_home
+    from prism_plugin.optim import OPTIMIZERS
+    from prism_plugin.pretrained import COMMITTEE, available_models
+
     lines = [f"prism-plugin {__version__}, Python {platform.python_version()}"]
     for library, hint in _LIBRARIES.items():
         try:

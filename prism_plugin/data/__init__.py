@@ -6,8 +6,9 @@ from prism_plugin.data.augmentation import rotate_batch
 from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.loading import EnergyLabels, GraphDataset, make_datasets, make_loader
 from prism_plugin.data.readers import read_records
-from prism_plugin.data.records import PES, Record
+from prism_plugin.data.records import Record
 from prism_plugin.data.splits import assign_splits, split_records
+from prism_plugin.tasks import PES
 
 __all__ = [
     "DATASETS",

@@ -29,9 +29,12 @@ from prism_plugin.data.download import cache_home, fetch
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.json_stream import stream_json
 from prism_plugin.data.readers import as_atoms
-from prism_plugin.data.records import PES, Record
+from prism_plugin.data.records import Record
 from prism_plugin.data.splits import split_records
 from prism_plugin.files import replaced, write_json_gz
+from prism_plugin.tasks import PES
+from prism_plugin.tasks.classification import Classification
+from prism_plugin.tasks.regression import Regression
 
 __all__ = [
     "DATASETS",
@@ -72,7 +75,7 @@ class Target:
     column: str
     unit: str
     log10: bool = False
-    task_type: str = "regression"
+    task_type: str = Regression.name
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _records(name: str, rows: Iterable[_Row], wanted: Target) -> list[Record]:
             atoms = structure()
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"crystal {row_name!r} of {name}: {error}") from error
-        gradients = {name: columns.get(name) for name in ("forces", "stress")} if wanted.column == "energy" else {}
+        gradients = {name: columns.get(name) for name in ("forces", "stress")}
         records.append(Record(atoms, math.log10(number) if wanted.log10 else number, row_name, **gradients))
     return records
 
@@ -198,7 +201,7 @@ def _matbench_split(task: str, records: list[Record], fold: int, seed: int) -> d
         raise ValueError(f"{len(records)} crystals are too few for {FOLDS} folds")
     records = _matbench_names(task, records)
     (target,) = DATASETS[task].targets.values()
-    classes = [record.target for record in records] if target.task_type == "classification" else None
+    classes = [record.target for record in records] if target.task_type == Classification.name else None
     return with_validation(records, *matbench_folds(len(records), classes)[fold], seed)
 
 
@@ -371,14 +374,14 @@ def _split_mp(records: list[Record], fold: int, seed: int) -> dict[str, list[Rec
     return published_split(records, 5000, 4239) if len(records) == 69_239 else published_split(records, 0.1, 0.1)
 
 
-def _emt_rows(target: str, column: str) -> Sequence[_Row]:
+def _emt_rows(column: str, forces: bool) -> Sequence[_Row]:
     return [
         (
             record.name,
             partial(Atoms, record.atoms),
             {column: record.target, "forces": record.forces, "stress": record.stress},
         )
-        for record in emt_alloys(target=target)
+        for record in emt_alloys(forces=forces)
     ]
 
 
@@ -386,14 +389,14 @@ DATASETS: dict[str, NamedData] = {
     "emt-alloys": NamedData(
         "600 alloys computed here by ASE's EMT, for trying out",
         {"formation_energy": Target("formation_energy", "eV/atom")},
-        partial(_emt_rows, "formation_energy", "formation_energy"),
+        partial(_emt_rows, "formation_energy", forces=False),
         lambda records, fold, seed: split_records(records, seed),
         downloaded=False,
     ),
     "emt-alloys-pes": NamedData(
         "the same alloys with energies, forces and stresses",
         {PES: Target("energy", "eV")},
-        partial(_emt_rows, PES, "energy"),
+        partial(_emt_rows, "energy", forces=True),
         lambda records, fold, seed: split_records(records, seed),
         downloaded=False,
     ),
@@ -412,7 +415,7 @@ DATASETS: dict[str, NamedData] = {
 } | {
     f"matbench_{task}": NamedData(
         "Matbench v0.1, five official folds",
-        {target: Target(column, unit, task_type="classification" if task == "mp_is_metal" else "regression")},
+        {target: Target(column, unit, task_type=Classification.name if task == "mp_is_metal" else Regression.name)},
         partial(_matbench_rows, f"matbench_{task}"),
         partial(_matbench_split, f"matbench_{task}"),
         folds=True,
@@ -430,7 +433,7 @@ def write_matbench_file(task: str, records: Sequence[Record], path: str | Path) 
         path: of the ``.json.gz``; equal records give equal bytes.
     """
     (target,) = DATASETS[task].targets.values()
-    kind = bool if target.task_type == "classification" else float
+    kind = bool if target.task_type == Classification.name else float
     structures = (AseAtomsAdaptor.get_structure(record.atoms).as_dict() for record in records)
     frame = {
         "columns": ["structure", target.column],

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from prism_plugin.data.records import PES, Record
+from prism_plugin.data.records import Record
 
 __all__ = ["emt_alloys"]
 
@@ -27,7 +27,7 @@ _PROTOTYPES = {
 }
 
 
-def emt_alloys(count: int = 600, seed: int = 0, target: str = "formation_energy") -> list[Record]:
+def emt_alloys(count: int = 600, seed: int = 0, forces: bool = False) -> list[Record]:
     """Make strained and rattled alloys with their EMT formation energies per atom, or energies, forces and stresses.
 
     Each crystal: a random prototype (fcc, L1_2, L1_0, B2), two random metals, the volume of Vegard's law, a random
@@ -37,7 +37,7 @@ def emt_alloys(count: int = 600, seed: int = 0, target: str = "formation_energy"
     Args:
         count: number of crystals.
         seed: of all random choices.
-        target: ``"formation_energy"``, or ``"pes"``.
+        forces: whether the labels are energies, forces and stresses, as for the target ``"pes"``.
 
     Returns:
         Records with the formation energy in eV/atom, or of a potential energy surface; no split is named.
@@ -57,7 +57,7 @@ def emt_alloys(count: int = 600, seed: int = 0, target: str = "formation_energy"
         atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
         atoms.calc = EMT()
         row = f"{number}-{name}-{first}-{second}"
-        if target == PES:
+        if forces:
             gradients = {"forces": atoms.get_forces(), "stress": atoms.get_stress(voigt=False)}
             records.append(Record(atoms, float(atoms.get_potential_energy()), row, **gradients))
         else:

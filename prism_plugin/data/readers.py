@@ -13,7 +13,7 @@ import json
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,16 +24,18 @@ from ase.io.extxyz import read_extxyz
 from pymatgen.core import Structure
 from pymatgen.io.vasp import Poscar
 
-from prism_plugin.data.records import PES, Record
+from prism_plugin.data.records import Record
 from prism_plugin.data.splits import SPLITS
 from prism_plugin.graph.structure import read_structure
+from prism_plugin.tasks import task_of_target
 
 __all__ = ["OPENERS", "as_atoms", "parse_jsonl", "read_records", "read_structure_file", "uncompressed_suffix"]
 
 OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
-_Row = tuple[str, str, str | None, Atoms, Any]  # place for messages, name, split, structure, target
+# Place for messages, name, split, structure, and the values by name.
+_Row = tuple[str, str, str | None, Atoms, Mapping[str, Any]]
 
 
 def as_atoms(structure: Any) -> Atoms:
@@ -70,12 +72,12 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     """
     path = Path(path)
     if path.is_dir():
-        if target == PES:
+        if not task_of_target(target).one_number:
             raise ValueError(
                 f"{str(path)!r} is a folder, whose table has one number a crystal: forces need an .extxyz or .jsonl "
                 "file"
             )
-        return _gather(_read_folder(path), path, target, skip_missing)
+        return _gather(_read_folder(path, target), path, target, skip_missing)
     if not path.is_file():
         raise FileNotFoundError(f"no data file {str(path)!r}; give a .jsonl or .extxyz file, or the name of a data set")
     suffix = uncompressed_suffix(path)
@@ -84,7 +86,7 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         raise ValueError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
     try:
         with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            return _gather(readers[suffix](file, path, target), path, target, skip_missing)
+            return _gather(readers[suffix](file, path), path, target, skip_missing)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
@@ -95,11 +97,9 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
     """Check rows and make records of them."""
     records: list[Record] = []
     missing: list[str] = []
-    for place, name, split, atoms, value in rows:
-        gradients: dict[str, Any] = {}
-        if target == PES:
-            gradients = {key: value.get(key) for key in ("forces", "stress")}
-            value = None if gradients["forces"] is None else value.get("energy")
+    task = task_of_target(target)
+    for place, name, split, atoms, row in rows:
+        value, gradients = task.read_label(row, target)
         if value is None:
             missing.append(place)
             continue
@@ -110,9 +110,8 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
             records.append(Record(atoms, number, name, split, **gradients).checked())
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-    wanted = "pair 'energy' and 'forces'" if target == PES else f"target {target!r}"
+    wanted, hint = task.label_words(target)
     if missing and not records:
-        hint = "; for energies alone: --target energy --unit eV --set readout=sum" if target == PES else ""
         raise ValueError(f"{path}: none of the {len(missing)} rows has the {wanted}; look for the name there{hint}")
     if missing and not skip_missing:
         raise ValueError(
@@ -160,7 +159,7 @@ def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
     return atoms, row
 
 
-def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
+def _read_jsonl(file: Iterable[str], path: Path) -> Iterator[_Row]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -169,12 +168,12 @@ def _read_jsonl(file: Iterable[str], path: Path, target: str) -> Iterator[_Row]:
             atoms, row = parse_jsonl(line)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        yield place, str(row.get("id", number)), row.get("split"), atoms, row if target == PES else row.get(target)
+        yield place, str(row.get("id", number)), row.get("split"), atoms, row
 
 
-def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
-    # ASE's reader jumps back and forth, which takes seconds in a compressed file.
-    frames = read_extxyz(io.StringIO(file.read()), index=slice(None))
+def _read_extxyz(file: Any, path: Path) -> Iterator[_Row]:
+    # ASE's reader jumps back and forth, which takes seconds in a compressed file: such a one is read as a whole.
+    frames = read_extxyz(io.StringIO(file.read()) if path.suffix in OPENERS else file, index=slice(None))
     number = 0
     while True:
         number += 1
@@ -186,17 +185,11 @@ def _read_extxyz(file: Any, path: Path, target: str) -> Iterator[_Row]:
         except Exception as error:  # ASE raises whatever its parser meets: name the place, whatever it was
             raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
         computed = {} if atoms.calc is None else atoms.calc.results
-        value: Any
-        if target == PES:
-            value = {**atoms.arrays, **atoms.info, **computed}  # ASE puts them there or there
-        else:
-            value = atoms.info.get(target)
-            if value is None:
-                value = computed.get(target)
-        yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, value
+        row = {**atoms.arrays, **atoms.info, **computed}  # ASE puts labels there or there
+        yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, row
 
 
-def _read_folder(folder: Path) -> Iterator[_Row]:
+def _read_folder(folder: Path, target: str) -> Iterator[_Row]:
     table = folder / "id_prop.csv"
     if not table.is_file():
         raise ValueError(
@@ -213,7 +206,7 @@ def _read_folder(folder: Path) -> Iterator[_Row]:
             path = next((path for path in (folder / name, folder / f"{name}.cif") if path.is_file()), None)
             if path is None:
                 raise ValueError(f"{place}: there is no {name!r} and no '{name}.cif' in {str(folder)!r}")
-            yield f"{place} ({path.name})", name, None, read_structure_file(path), row[1].strip() or None
+            yield f"{place} ({path.name})", name, None, read_structure_file(path), {target: row[1].strip() or None}
 
 
 def read_structure_file(path: str | Path) -> Atoms:

@@ -14,10 +14,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from prism_plugin.graph.structure import Structure, read_structure
 
-__all__ = ["PES", "Record", "count_crystals", "elements_of", "fingerprint"]
-
-# A target of this name is a potential energy surface: energy, forces and, where there is one, stress.
-PES = "pes"
+__all__ = ["Record", "count_crystals", "elements_of", "fingerprint"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prism_plugin.training.plots import save_figure
+from prism_plugin.figures import save_figure
 
 __all__ = ["plot_tracking"]
 

@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 
 from prism_plugin.data import DATASETS
 from prism_plugin.data.datasets import FOLDS
+from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced, write_json_gz
 from prism_plugin.matbench.official import check_results, leaderboard, new_benchmark, official_hash
 from prism_plugin.matbench.task_run import CONFIGURATION, key_of, read_predictions
-from prism_plugin.training.plots import plot_classes, plot_parity, save_figure
-from prism_plugin.training.scores import score
+from prism_plugin.tasks.classification import Classification
+from prism_plugin.tasks.plots import plot_classes, plot_parity
 
 __all__ = ["assemble"]
 
@@ -192,7 +193,7 @@ def _record(
     Returns:
         Targets and predictions of all folds, shape ``(crystals,)`` each, and the versions that made them.
     """
-    classes = task.metadata.task_type == "classification"
+    classes = task.metadata.task_type == Classification.name
     key = key_of(configuration)
     pairs = []
     versions: set[str] = set()
@@ -253,7 +254,7 @@ def _report(
     ((name, target),) = DATASETS[task].targets.items()
     if not comparable:
         name = f"{name} (other data)"
-    classes = target.task_type == "classification"
+    classes = target.task_type == Classification.name
     metric = "rocauc" if classes else "mae"
     mean, std = float(scores[metric].mean), float(scores[metric].std)
     rows = [*leaderboard(task), (who, mean, std)]
@@ -263,9 +264,9 @@ def _report(
     each = ", ".join(f"{fold[metric]:.4f}" for fold in folds)
     lines = [f"{task}: {label} of the folds {each}; mean {mean:.4f} +- {std:.4f}"]
     if classes:  # matbench 0.6 makes labels of probabilities before it computes the area
-        own = score("classification", *truth, float(truth[0].mean()))
-        lines.append(f"   ROC AUC of the probabilities, all folds together: {own['roc_auc']:.4f}")
-        plot_classes({"test": truth}, name, f"{pictures}-predictions.png")
+        area = Classification().score(*truth, float(truth[0].mean()))["roc_auc"]
+        lines.append(f"   ROC AUC of the probabilities, all folds together: {area:.4f}")
+        plot_classes({"test": truth}, {"test": area}, name, f"{pictures}-predictions.png")
     else:
         plot_parity({"test": truth}, name, target.unit, f"{pictures}-predictions.png")
     lines += [f"{'->' if row[0] == who else '  '} {row[0]:<40} {row[1]:8.4f} +- {row[2]:.4f}" for row in rows]

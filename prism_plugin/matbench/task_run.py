@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,17 +28,20 @@ from prism_plugin.data.datasets import FOLDS, matbench_file, matbench_records, w
 from prism_plugin.files import replaced
 from prism_plugin.matbench.official import fold_names, new_benchmark
 from prism_plugin.preset import presets
+from prism_plugin.schema import changed, described
+from prism_plugin.tasks import task_of
+from prism_plugin.tasks.scores import NAMES
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.job import Job
-from prism_plugin.training.scores import METRICS, NAMES
+from prism_plugin.training.run_folder import describe_settings
 
 __all__ = ["CONFIGURATION", "TaskRun", "key_of", "read_predictions"]
 
 CONFIGURATION = "configuration.json"
 # Where and for which seed it is computed is no part of a configuration.
-_FREE = ("seed", "device", "devices", "nodes")
+_FREE = ("seed", *(name for name, (*_, extra) in described(TrainingSettings).items() if "place" in extra))
 _SET_HERE = ("target", "unit", "seed", "devices", "nodes")
-_GIVEN = (*(field.name for field in fields(TrainingSettings) if field.name not in _SET_HERE), "preset", "cache")
+_GIVEN = (*(name for name in described(TrainingSettings) if name not in _SET_HERE), "preset", "cache")
 _VALIDATION = "a tenth of each fold's training part, drawn by numpy.random.default_rng(seed)"
 
 
@@ -90,7 +93,7 @@ class TaskRun:
         given.setdefault("preset", own[0] if own else "matbench/mp_e_form")
         ((name, target),) = DATASETS[task].targets.items()
         job = Job.make({**given, "data": task, "target": name})
-        if job.settings.model.get("task_type", "regression") != target.task_type:
+        if task_of(job.settings).name != target.task_type:
             raise ValueError(f"{task} is a {target.task_type}, the model's task_type cannot be changed")
         path = matbench_file(task) if data is None else Path(data)
         records = matbench_records(task, path)
@@ -103,7 +106,7 @@ class TaskRun:
             "task": task,
             "data_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "preset": given["preset"],
-            "settings": {name: value for name, value in asdict(settings).items() if name not in _FREE},
+            "settings": {name: value for name, value in describe_settings(settings).items() if name not in _FREE},
             "validation": _VALIDATION,
             "prism_plugin": __version__,
         }
@@ -175,7 +178,7 @@ class TaskRun:
         """Train one fold with one seed, or go on with it; keep the predictions of its test part."""
         folder = kept.with_suffix("")
         parts = self.parts(fold, seed)
-        settings = replace(self.settings, seed=seed)
+        settings = changed(self.settings, seed=seed)
         summary = train(settings, parts, folder, resume=True, progress=progress, cache=self.cache)
         with open(folder / "predictions.csv", newline="") as file:
             predicted = {
@@ -197,7 +200,7 @@ class TaskRun:
             path.write_text(json.dumps({**content, "sha256": key_of(content)}))
 
     def _told(self, found: Mapping[str, Any]) -> str:
-        metric = METRICS[self.settings.model.get("task_type", "regression")]
+        metric = task_of(self.settings).metric
         unit = f" {self.settings.unit}" if self.settings.unit else ""
         test, validation = found["test"][metric], found["validation"][metric]
         return f"{NAMES[metric]} {test:.4f}{unit} on test, {validation:.4f} on validation"
@@ -213,7 +216,7 @@ class TaskRun:
         sizes = {part: len(records) for part, records in parts.items()}
         some = 4 * self.settings.batch_size
         few = {part: records[:: -(-len(records) // some)] for part, records in parts.items()}
-        settings = replace(self.settings, seed=seeds[0], epochs=2)
+        settings = changed(self.settings, seed=seeds[0], epochs=2)
         clock = _Clock()
         with TemporaryDirectory() as folder:
             train(settings, few, Path(folder) / "trial", progress=progress, callbacks=[clock])

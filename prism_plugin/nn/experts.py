@@ -15,9 +15,7 @@ from prism_plugin.nn.gated_conv import Answer, GatedTensors, Settings, gated_mes
 from prism_plugin.nn.linear import linear
 from prism_plugin.nn.norm import FeatureNorm, _norm
 
-__all__ = ["EXPERTS", "GatedMessagePassing", "MultiscaleMessagePassing"]
-
-EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
+__all__ = ["GatedMessagePassing", "MultiscaleMessagePassing"]
 
 
 class GatedMessagePassing(nn.Module):

@@ -8,7 +8,7 @@ leftovers; it changes the accumulation at epochs' starts only, where Lightning a
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import lightning as L
@@ -17,11 +17,18 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from prism_plugin.config import ELRAOptions
 from prism_plugin.optim import ELRA, BatchSizeControl
 from prism_plugin.optim.checks import check_flag
+from prism_plugin.schema import described
 from prism_plugin.training.averaging import save_average
 
-__all__ = ["ELRACallback"]
+__all__ = ["ELRACallback", "callback_options"]
+
+
+def callback_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of ELRA's options that are the callback's."""
+    return {name: options[name] for name, (_, _, extra) in described(ELRAOptions).items() if extra and name in options}
 
 
 class ELRACallback(Callback):

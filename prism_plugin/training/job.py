@@ -6,51 +6,45 @@ come from four places, of which a later one wins: the defaults, a preset, a conf
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.data import PES, Record, assign_splits, read_records, split_records
+from prism_plugin.config import DataOptions, TrainingSettings
+from prism_plugin.data import Record, assign_splits, read_records, split_records
 from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.download import cache_home
 from prism_plugin.data.records import elements_of
 from prism_plugin.files import replaced
-from prism_plugin.preset import FINE_TUNING, POTENTIAL, presets
+from prism_plugin.preset import presets
 from prism_plugin.pretrained import available_models
-from prism_plugin.training.fit import TrainingSettings
+from prism_plugin.schema import changed, check_values, described, did_you_mean, to_options
+from prism_plugin.tasks import task_of_target
+from prism_plugin.tasks.regression import Regression
 
 __all__ = ["Job", "load_parts", "read_config"]
 
-_SETTINGS = tuple(field.name for field in fields(TrainingSettings))
-_OTHERS = ("preset", "data", "fold", "splits", "skip_missing", "init", "cache")
-KEYS = (*_SETTINGS, *_OTHERS)
-TABLES = ("model", "options", "weights")
-# What may change when a run goes on.
-RESUMABLE = ("epochs", "device", "devices", "nodes", "cache", "recompute")
 _CONFIG = "config.json"
-# Types in a config file; all others are texts.
-_KINDS: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("model", "options", "weights"), (dict,)),
-    **dict.fromkeys(("rotate", "normalize", "skip_missing", "recompute"), (bool,)),
-    **dict.fromkeys(("epochs", "batch_size", "seed", "devices", "nodes", "fold", "batchnorm_batches"), (int,)),
-    **dict.fromkeys(("lr", "clip"), (int, float)),
-}
+_SETTINGS = tuple(described(TrainingSettings))
+_OPTIONS = {**described(TrainingSettings), **described(DataOptions)}
+KEYS = tuple(_OPTIONS)
+TABLES = tuple(name for name, (default, *_) in _OPTIONS.items() if isinstance(default, dict))
+# What may change when a run goes on: where it runs, and the epochs of a training without a schedule.
+RESUMABLE = ("epochs", *(name for name, (*_, extra) in _OPTIONS.items() if {"place", "resumable"} & extra.keys()))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read a TOML or JSON file of named values.
 
     The names are those of the command line (``batch-size`` or ``batch_size``), with tables ``model``, ``options`` and
-    ``weights`` in place of ``--set``, ``--option`` and ``--weight``, and ``rotate`` and ``normalize`` in place of the
-    flags that deny them.
+    ``weights`` in place of ``--set``, ``--option`` and ``--weight``.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no such file, or has an unknown name; says which is meant.
+        ValueError: if it is no such file, has an unknown name, or a value is not what its option wants.
     """
     path = Path(path)
     try:
@@ -63,13 +57,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name, value in values.items():
         if name not in KEYS:
-            near = difflib.get_close_matches(name, KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(KEYS)}"
-            raise ValueError(f"unknown name {name!r} in the config file {str(path)!r}; {hint}")
-        kinds = _KINDS.get(name, (str,))
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = {dict: "a table of named values", str: "a text", bool: "true or false", int: "a number"}[kinds[0]]
-            raise ValueError(f"{name!r} in the config file {str(path)!r} must be {wanted}, got {value!r}")
+            raise ValueError(f"unknown name {name!r} in the config file {str(path)!r}; {did_you_mean(name, KEYS)}")
+        try:
+            check_values(TrainingSettings if name in _SETTINGS else DataOptions, {name: value})
+        except ValueError as error:
+            raise ValueError(f"in the config file {str(path)!r}: {error}") from error
     return values
 
 
@@ -98,16 +90,14 @@ class Job:
             ValueError: if data or target are missing, or a value is bad.
         """
         config = config or {}
-        preset = given.get("preset", config.get("preset"))
+        both = {**config, **given}
+        preset = both.get("preset")
         values: dict[str, Any] = {}
-        if not complete and _target(given, config) == PES:
-            if preset is not None:
+        if not complete:
+            task = task_of_target(_target(both))
+            if preset is not None and not task.presets:
                 raise ValueError("the presets are of properties: leave the preset out for a potential")
-            values = dict(POTENTIAL)
-            if "init" in {**config, **given}:
-                values["lr"] = 1e-3  # at that from scratch it would first undo what the initial model has learned
-        elif not complete and "init" in {**config, **given}:
-            values = dict(FINE_TUNING)
+            values = dict(task.fine_tuning if "init" in both else task.recipe)
         if preset is not None:
             if preset not in presets:
                 raise ValueError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
@@ -120,19 +110,20 @@ class Job:
             tables = {name: {**values.get(name, {}), **layer[name]} for name in TABLES if name in layer}
             values = {**values, **layer, **tables}
         known = DATASETS.get(values.get("data", ""))
-        if _target(values, {}) is not None:
-            values["target"] = _target(values, {})
+        if _target(values) is not None:
+            values["target"] = _target(values)
         for name in ("data", "target"):
             if name not in values:
                 raise ValueError(f"--{name} is missing; give it, or a --preset")
         if known is not None:
             values.setdefault("unit", known.unit(values["target"]))
             task_type = known.targets[values["target"]].task_type
-            if task_type != "regression":
+            if task_type != Regression.name:
                 values["model"] = {"task_type": task_type, **values.get("model", {})}
             if known.downloaded:
                 values.setdefault("cache", str(cache_home() / "graphs"))
-        return Job(values, TrainingSettings(**{name: values[name] for name in _SETTINGS if name in values}))
+        settings = {name: values[name] for name in _SETTINGS if name in values}
+        return Job(values, to_options(TrainingSettings, settings))
 
     def load(self) -> tuple[TrainingSettings, dict[str, list[Record]]]:
         """Read or download the data, and divide them; give the settings, completed by what only the data tell."""
@@ -149,7 +140,7 @@ class Job:
         A published split cannot be changed where a part for validation has an element that training lacks.
         """
         elements = elements_of(record for records in parts.values() for record in records)
-        return replace(self.settings, model={"element_types": elements, **self.settings.model})
+        return changed(self.settings, model={"element_types": elements, **self.settings.model})
 
     def save(self, folder: Path) -> None:
         """Keep the values in the run folder; paths are kept as they are from everywhere."""
@@ -187,9 +178,8 @@ class Job:
         return replace(job, values={**job.values, **preset})
 
 
-def _target(given: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """What is to be predicted: as given, or the only target of a data set."""
-    values = {**config, **given}
+def _target(values: Mapping[str, Any]) -> str | None:
+    """Return what is to be predicted: as given, or the only target of a data set."""
     known = DATASETS.get(values.get("data", ""))
     only = list(known.targets) if known is not None and len(known.targets) == 1 else [None]
     return values.get("target", only[0])

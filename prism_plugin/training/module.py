@@ -1,14 +1,12 @@
-"""The Lightning modules that train PRISM on one number per crystal, and a potential on energies and forces.
+"""The Lightning module that trains PRISM on batches of (crystals, targets) with the loss of a task.
 
-In come batches of (crystals, targets); the loss is L1 on the raw target, for two classes the cross-entropy, of a
-potential the Huber loss of energies, forces and stresses. The traps of optimizers that average (ScheduleFree, ELRA) are
-handled here: they are in train mode for updates only, evaluation and every checkpoint see the averaged weights x, and
-the BatchNorm statistics are re-estimated at x before each validation.
+The traps of optimizers that average (ScheduleFree, ELRA) are handled here: they are in train mode for updates only,
+evaluation and every checkpoint see the averaged weights x, and the BatchNorm statistics are re-estimated at x before
+each validation.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -17,37 +15,23 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from prism_plugin.data import EnergyLabels
 from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
 from prism_plugin.distributed import rank_and_size, sum_over_processes
-from prism_plugin.forces import energies_with_gradients
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.model import PRISM
-from prism_plugin.optim import check_options, make_optimizer
+from prism_plugin.optim import make_optimizer
+from prism_plugin.seeds import seed_of
+from prism_plugin.tasks.classification import Classification, CrossEntropy
+from prism_plugin.tasks.regression import L1Loss
+from prism_plugin.tasks.task import Loss
 from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.edge_of_stability import EoSMonitor
-from prism_plugin.training.elra_callback import ELRACallback
-from prism_plugin.training.scores import METRICS, loss
+from prism_plugin.training.elra_callback import ELRACallback, callback_options
 
-__all__ = ["PotentialTraining", "PropertyTraining", "split_options"]
-
-
-def split_options(optimizer: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part the options of an optimizer from those of its callback, which only ELRA has.
-
-    Raises:
-        ValueError: if the optimizer or an option is unknown.
-    """
-    of_callback = set(inspect.signature(ELRACallback).parameters) if optimizer == "elra" else set()
-    check_options(optimizer, options, of_callback)
-    return (
-        {name: value for name, value in options.items() if name not in of_callback},
-        {name: value for name, value in options.items() if name in of_callback},
-    )
+__all__ = ["PropertyTraining"]
 
 
 class PropertyTraining(L.LightningModule):
@@ -57,6 +41,7 @@ class PropertyTraining(L.LightningModule):
         model: the model.
         optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`, or the path of a class.
         options: of the optimizer, such as ``lr``; with ``"elra"`` also those of its callback.
+        loss: of each crystal; None takes L1 on the target, of a model of two classes the cross-entropy.
         rotate: whether training crystals are turned at random (SO(3) augmentation).
         seed: of the rotations; they depend on it, the epoch and the batch only.
         batchnorm_loader: training batches for the BatchNorm statistics; None leaves the running ones.
@@ -68,6 +53,7 @@ class PropertyTraining(L.LightningModule):
         model: PRISM,
         optimizer: str = "adamw-schedulefree",
         options: Mapping[str, Any] | None = None,
+        loss: Loss | None = None,
         rotate: bool = True,
         seed: int = 0,
         batchnorm_loader: DataLoader | None = None,
@@ -75,9 +61,10 @@ class PropertyTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.metric = METRICS[model.task_type]
+        self.loss = loss or (CrossEntropy() if model.task == Classification.name else L1Loss())
+        self.metric = self.loss.metric
         self.optimizer_name = optimizer
-        self.options, self.callback_options = split_options(optimizer, options or {})
+        self.options = dict(options or {})
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
@@ -85,13 +72,12 @@ class PropertyTraining(L.LightningModule):
 
     def errors(self, crystals: CrystalBatch, targets: Any) -> Tensor:
         """Loss of each crystal, shape ``(crystals,)``."""
-        output = self.model.read_out(crystals)
-        return loss(self.model.task_type, output, targets.to(output))
+        return self.loss(self.model, crystals, targets, self.training)
 
     def configure_callbacks(self) -> list[Callback]:
         """ELRA and rod flow bring their callbacks along."""
         if self.optimizer_name == "elra":
-            return [ELRACallback(**self.callback_options)]
+            return [ELRACallback(**callback_options(self.options))]
         return [EoSMonitor()] if self.optimizer_name == "rod-flow" else []
 
     def configure_optimizers(self) -> Any:
@@ -111,7 +97,7 @@ class PropertyTraining(L.LightningModule):
     ) -> tuple[CrystalBatch, Any]:
         if not self.rotate:
             return batch, targets
-        generator = torch.Generator().manual_seed(hash((self.seed, stream, number)) % 2**63)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, stream, number))
         rank, processes = rank_and_size()
         # Drawn for the batch of all processes: its crystals turn the same way however many there are.
         rotations = random_rotations(total, generator)[rank::processes]
@@ -166,7 +152,7 @@ class PropertyTraining(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Updates happen at y; what the model draws (dropout) is the same in a resumed run."""
-        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, rank_and_size()[0])) % 2**63)
+        torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, rank_and_size()[0]))
         switch_mode(self.trainer, "train")
 
     def on_validation_start(self) -> None:
@@ -186,54 +172,3 @@ class PropertyTraining(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save x also in the middle of an epoch."""
         save_average(self.trainer, self, checkpoint)
-
-
-class PotentialTraining(PropertyTraining):
-    """Trains a potential on energies, forces and stresses; each step differentiates twice.
-
-    The loss of a crystal is in units of the model's ``std`` s (eV), with the Huber loss h of threshold 1:
-    w_energy h(dE / N s) + w_forces / (3 M) sum_i h(dF_i / s) + w_stress mean(h(dW / N s)), with N the crystal's atoms,
-    M the mean of N over the training crystals (every atom's force counts alike) and W the virial, stress times volume.
-    An unknown one counts nothing.
-
-    Args:
-        model: a model of energies without BatchNorm.
-        weights: w of ``"energy"``, ``"forces"`` and ``"stress"``.
-        mean_atoms: M.
-        optimizer: as in :class:`PropertyTraining`.
-        options: as there.
-        rotate: as there; forces and stresses turn with their crystals.
-        seed: as there.
-    """
-
-    def __init__(
-        self,
-        model: PRISM,
-        weights: Mapping[str, float],
-        mean_atoms: float,
-        optimizer: str = "muon",
-        options: Mapping[str, Any] | None = None,
-        rotate: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, optimizer, options, rotate, seed)
-        self.metric = METRICS["potential"]
-        self.weights = weights
-        self.mean_atoms = mean_atoms
-
-    def errors(self, crystals: CrystalBatch, targets: EnergyLabels) -> Tensor:
-        """Loss of each crystal, shape ``(crystals,)``."""
-        found = energies_with_gradients(self.model, crystals, create_graph=self.training)
-        scale = self.model.std
-        sizes = crystals.atoms_per_crystal.double()
-        of_energy = _huber((found.energy - targets.energy) / sizes / scale)
-        of_atoms = _huber((found.forces - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
-        of_forces = torch.zeros_like(of_energy).index_add(0, crystals.atom_crystal, of_atoms)
-        difference = torch.where(targets.virial.isnan(), 0, found.virial - targets.virial)
-        of_stress = _huber(difference / sizes.view(-1, 1, 1) / scale).mean(dim=(1, 2))
-        weights = self.weights
-        return weights["energy"] * of_energy + weights["forces"] * of_forces + weights["stress"] * of_stress
-
-
-def _huber(values: Tensor) -> Tensor:
-    return functional.huber_loss(values, torch.zeros_like(values), reduction="none")

@@ -1,0 +1,63 @@
+"""``prism evaluate``: score a model on crystals with a target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from prism_plugin.commands.options import add_model, add_parts
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a model on crystals with a target",
+        description="Score a model. The folder gets predictions.csv, parity.png, elements.png. The MAE of the mean "
+        "is that of the best constant, the mean of the scored crystals.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = evaluate.add_argument
+    add("--data", required=True, help="file, folder or data set, as for prism train")
+    add("--target", help="key of the target; the model's own if not given")
+    add("--part", help="train, val or test; all crystals of a file, and test of a data set, if not given")
+    add_parts(evaluate)
+    add("--seed", type=int, help="of the split, where there is none; that of the model's training if not given")
+    add("--out", required=True, type=Path, help="folder of the report")
+    add_model(evaluate)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Score the model and print the table."""
+    from prism_plugin.data import DATASETS, read_records
+    from prism_plugin.devices import find_device
+    from prism_plugin.pretrained import load, saved_metadata
+    from prism_plugin.tasks import TASKS
+    from prism_plugin.tasks.scores import format_scores
+    from prism_plugin.training import evaluate
+    from prism_plugin.training.job import load_parts
+
+    model = load(arguments.model).to(find_device(arguments.device))
+    own = TASKS[model.task].target_name(model)
+    target = arguments.target or own
+    named = arguments.data in DATASETS
+    if all(value is None for value in (arguments.part, arguments.splits, arguments.fold)) and not named:
+        parts = {"all": read_records(arguments.data, target, arguments.skip_missing)}
+    else:
+        seed = arguments.seed
+        if seed is None:  # then crystals that the model was trained on are not in its test part
+            seed = saved_metadata(arguments.model).get("settings", {}).get("seed", 0)
+        names = ("fold", "splits", "skip_missing")
+        divided = load_parts(arguments.data, target, seed=seed, **{name: getattr(arguments, name) for name in names})
+        part = arguments.part or "test"
+        if part not in divided:
+            raise ValueError(f"no part {part!r}; choose one of: {', '.join(divided)}")
+        parts = {part: divided[part]}
+    scores = evaluate(model, parts, arguments.out, arguments.batch_size)
+    if target not in (model.target, own):
+        print(f"the model's {model.target} against {target!r} of the data: are they the same?")
+    print(format_scores(scores, model.target, model.unit))
+    print(f"predictions, plots: {arguments.out}")

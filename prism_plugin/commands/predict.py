@@ -1,0 +1,43 @@
+"""``prism predict``: predict structures of files and write a table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from prism_plugin.commands.options import DEFAULT_MODEL, add_model
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    predict = commands.add_parser(
+        "predict",
+        help="predict structures of files and write a table",
+        description="Predict structures: CIF, POSCAR, whatever ASE reads; .extxyz, .traj, .db, .jsonl frame by frame; "
+        "folders of these (not their subfolders). Rows are written as they come: the same command goes on after an "
+        "interruption. A bad structure is a row with a reason.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = predict.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="structure file, or folder")
+    add("--out", required=True, type=Path, help="the table, CSV")
+    add_model(predict, several=True)
+    add("--devices", type=int, default=1, help="processes, each with a GPU of its own with --device cuda")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predict, and say how many were predicted."""
+    from prism_plugin.prediction import predict_files
+
+    given = {name: getattr(arguments, name) for name in ("out", "device", "devices", "batch_size")}
+    counts = predict_files(arguments.files, getattr(arguments, "model", DEFAULT_MODEL), **given)
+    how = " (column error; delete such rows to try again)" if counts["failed"] else ""
+    print(
+        f"{counts['predicted']} predicted, {counts['kept']} were there already, {counts['failed']} failed{how}\n"
+        f"table: {arguments.out}"
+    )
+    if not counts["predicted"] + counts["kept"]:
+        raise ValueError(f"no structure was predicted: {'see the table' if how else 'there is none in what was given'}")

@@ -1,0 +1,104 @@
+"""``prism train``: train a model on crystals with a target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from prism_plugin.commands.options import add_options, table_values
+from prism_plugin.config import DataOptions, TrainingSettings
+
+__all__ = ["add_parser", "add_training_options", "run"]
+
+_HOW = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "options",
+    "model",
+    "weights",
+    "clip",
+    "precision",
+    "recompute",
+    "rotate",
+    "normalize",
+    "batchnorm_batches",
+)
+_EXAMPLES = {
+    "epochs": "; 60 for a potential, if not given",
+    "batch_size": "; 4 for a potential, if not given",
+    "optimizer": "; muon for a potential, if not given",
+    "options": ", for example --option weight_decay=0.01 with adamw-schedulefree, --option accumulate=2 with elra, "
+    "like=adam with rod-flow (docs/rod_flow.md); may be repeated",
+    "model": ", for example --set dim=128 --set cutoff=6.0; may be repeated",
+    "weights": ", for example --weight energy=50; may be repeated",
+    "clip": "; 1 for a potential, if not given",
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    train = commands.add_parser(
+        "train",
+        help="train a model on crystals with a target",
+        description="Train PRISM. The run folder gets the model (for matgl.load_model), log, checkpoints, predictions, "
+        "plots and a summary. Of a value that is given twice the command line counts, then --config, then --preset.",
+        epilog="examples: prism train --preset jarvis/formation_energy --out runs/jarvis | "
+        "prism train --data crystals.jsonl --target band_gap --unit eV --out runs/gap --epochs 100 | "
+        "prism train --resume runs/gap",
+        argument_default=argparse.SUPPRESS,
+    )
+    what = train.add_argument_group("what to train on")
+    what.add_argument("--config", metavar="FILE", help="TOML or JSON file of these options (docs/options.md)")
+    add_options(what, DataOptions, ("preset", "data"))
+    add_options(what, TrainingSettings, ("target", "unit"))
+    add_options(what, DataOptions, ("fold", "splits", "skip_missing", "init"))
+    place = train.add_argument_group("the run")
+    where = place.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="RUN", help="run folder")
+    where.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with an interrupted run; beside it only --epochs (without schedule), --device, --devices, --nodes, "
+        "--cache, --recompute",
+    )
+    add_options(place, TrainingSettings, ("seed", "device", "devices", "nodes"))
+    add_options(place, DataOptions, ("cache",))
+    add_training_options(train)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to train; a parser with ``argument_default=SUPPRESS`` leaves out what is not given.
+
+    Tables come as lists of pairs; :func:`~prism_plugin.commands.options.table_values` makes them what
+    :meth:`~prism_plugin.training.job.Job.make` reads.
+    """
+    add_options(parser.add_argument_group("how to train"), TrainingSettings, _HOW, _EXAMPLES)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, or go on with a training."""
+    from prism_plugin.pretrained import load
+    from prism_plugin.tasks.scores import format_scores
+    from prism_plugin.training import train
+    from prism_plugin.training.job import Job, read_config
+
+    own = ("command", "config", "out", "resume", "run", "traceback")
+    given = table_values({name: value for name, value in vars(arguments).items() if name not in own})
+    resume = hasattr(arguments, "resume")
+    if resume:
+        if hasattr(arguments, "config"):
+            raise ValueError("a run goes on with its own values: leave --config out beside --resume")
+        job = Job.resumed(arguments.resume, given)
+    else:
+        job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)
+    out = arguments.resume if resume else arguments.out
+    init = None if job.values.get("init") is None else load(job.values["init"])
+    settings, parts = job.load()
+    summary = train(settings, parts, out, resume, init, cache=job.values.get("cache"), on_start=job.save)
+    if summary:
+        print(format_scores(summary["scores"], summary["target"], summary["unit"]))
+        print(f"model: {out / 'model'}  (matgl.load_model)\nplots, log, predictions: {out}")

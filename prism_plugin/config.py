@@ -1,0 +1,352 @@
+"""All options of models, optimizers and trainings, with their types, bounds, defaults and meanings.
+
+Nothing here needs torch. The command line, config files, presets, Matbench's configurations, the rules of resuming and
+docs/options.md derive from these classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import annotated_types
+
+from prism_plugin.schema import (
+    Flag,
+    Fraction,
+    NonNegative,
+    Number,
+    Positive,
+    Table,
+    Text,
+    Texts,
+    Whole,
+    check_values,
+    described,
+    option,
+    options_class,
+    to_options,
+)
+
+__all__ = [
+    "EXPERTS",
+    "OPTIMIZER_OPTIONS",
+    "DataOptions",
+    "ModelOptions",
+    "PotentialOptions",
+    "TrainingSettings",
+    "optimizer_options",
+]
+
+EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
+
+_AtLeast1 = Annotated[Whole, annotated_types.Ge(1)]
+_Width = Annotated[Whole, annotated_types.Ge(2)]
+_Refs = Annotated[tuple[Number, ...], *Texts.__metadata__] | None
+_Betas = tuple[Fraction, Fraction]
+
+
+def _check_elements(symbols: tuple[str, ...] | None) -> None:
+    if symbols is None:
+        return
+    from ase.data import atomic_numbers
+
+    unknown = [symbol for symbol in symbols if atomic_numbers.get(symbol, 0) < 1]
+    if len(set(symbols)) < len(symbols):
+        raise ValueError(f"element_types names an element twice: {symbols}")
+    if unknown or not symbols:
+        raise ValueError(f"element_types must be chemical symbols, got {unknown or 'none'}")
+
+
+def _check_experts(experts: tuple[str, ...]) -> None:
+    if not experts or set(experts) - set(EXPERTS) or len(set(experts)) < len(experts):
+        raise ValueError(f"experts must be some of {EXPERTS}, each once, got {experts}")
+
+
+def _check_refs(refs: tuple[float, ...] | None, elements: tuple[str, ...] | None) -> None:
+    number = 118 if elements is None else len(elements)
+    if refs is not None and len(refs) != number:
+        raise ValueError(f"{len(refs)} element_refs are given for {number} element_types")
+
+
+@options_class
+class ModelOptions:
+    """Arguments of :class:`~prism_plugin.PRISM`, in its order."""
+
+    element_types: Texts | None = option(
+        "symbols of the elements that the model knows; None means all 118", default=None
+    )
+    dim: _Width = option("width of all features", default=256)
+    num_layers: _AtLeast1 = option("number of layers", default=4)
+    num_rbf: _AtLeast1 = option("number of radial basis functions", default=64)
+    cutoff: Positive = option("radius of the atomistic edges, Å", default=5.0)
+    cell_cutoff: Positive = option("radius of the cell edges, Å", default=15.0)
+    similarity_cutoff: Positive = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
+    experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=EXPERTS)
+    atom_encoder: Literal["prism", "cartnet"] = option("prism (Eq. 4) or cartnet", default="prism")
+    rbf_scale: Literal["cutoff", "paper", "even"] = option("how the radial functions are spread", default="cutoff")
+    superatom_readout: Literal["sum", "mean"] = option("sum (Eq. 3) or mean over the atoms", default="sum")
+    multiscale_aggregation: Literal["sum", "mean"] = option("sum or mean of the messages to a superatom", default="sum")
+    similarity_envelope: Literal["feature", "cosine"] | None = option("envelope of similarity edges", default="feature")
+    fusion: Literal["scalar", "gated"] = option("how the experts' answers are joined", default="scalar")
+    readout: Literal["mean", "sum"] = option(
+        "mean over the atoms (Eq. 16), or sum for an extensive target", default="mean"
+    )
+    dropout: Fraction = option("rate between the final atom features and the head", default=0.0)
+    target: Text = option("name of the predicted property", default="target")
+    unit: Text = option("its unit", default="")
+    mean: Number = option("added to each atom's output after scaling: mean of the training targets", default=0.0)
+    std: Positive = option("factor of each atom's output: standard deviation of the training targets", default=1.0)
+    task_type: Literal["regression", "classification"] = option(
+        "what is predicted: a number or a class", default="regression"
+    )
+    similarity_image: Literal["nearest", "blended"] = option(
+        "which image gives a similarity edge's geometry", default="nearest"
+    )
+    norm: Literal["batch"] | None = option("BatchNorm, or none, which forces need", default="batch")
+    element_refs: _Refs = option("added to the output of each atom, one number for each of element_types", default=None)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several values."""
+        _check_elements(self.element_types)
+        _check_experts(self.experts)
+        _check_refs(self.element_refs, self.element_types)
+        if self.task_type == "classification" and self.readout == "sum":
+            raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
+
+
+@options_class
+class PotentialOptions:
+    """Arguments of :class:`~prism_plugin.PRISMPotential`, in its order."""
+
+    element_types: Texts | None = option(
+        "symbols of the elements that the model knows; None means all 118", default=None
+    )
+    dim: _Width = option("width of all features", default=32)
+    num_layers: _AtLeast1 = option("number of layers", default=2)
+    num_rbf: _AtLeast1 = option("number of radial basis functions", default=32)
+    cutoff: Positive = option("radius of the atomistic edges, Å", default=5.0)
+    cell_cutoff: Positive = option("radius of the cell edges, Å", default=15.0)
+    similarity_cutoff: Positive = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
+    experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=("atomistic",))
+    std: Positive = option(
+        "factor of each atom's output, eV: root mean square of the training forces, times 1 Å", default=1.0
+    )
+    element_refs: _Refs = option("energy of an atom of each of element_types, eV", default=None)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several values."""
+        _check_elements(self.element_types)
+        _check_experts(self.experts)
+        _check_refs(self.element_refs, self.element_types)
+
+
+@options_class
+class AdamWScheduleFreeOptions:
+    """AdamW-ScheduleFree (Defazio et al., NeurIPS 2024), with a warm-up over 5 % of the steps, at most 500."""
+
+    lr: Positive = option("learning rate", default=1e-3)
+    betas: _Betas = option("decay of the means of gradients and of their squares", default=(0.9, 0.999))
+    weight_decay: NonNegative = option("decay of the weights", default=0.0)
+
+
+@options_class
+class AdamOneCycleOptions:
+    """Adam with a OneCycle schedule (PRISM supplement, Training Details)."""
+
+    lr: Positive = option("largest learning rate of the schedule", default=1e-3)
+    betas: _Betas = option("decay of the means of gradients and of their squares", default=(0.9, 0.999))
+    weight_decay: NonNegative = option("decay of the weights", default=0.0)
+
+
+@options_class
+class MuonOptions:
+    """Muon for matrices, AdamW for the rest, with a OneCycle schedule."""
+
+    lr: Positive = option("largest learning rate of the schedule", default=1e-3)
+    betas: _Betas = option("of AdamW: decay of the means of gradients and of their squares", default=(0.9, 0.999))
+    weight_decay: NonNegative = option("decay of the weights", default=0.0)
+
+
+@options_class
+class SGDOptions:
+    """SGD with Nesterov's momentum and a OneCycle schedule."""
+
+    lr: Positive = option("largest learning rate of the schedule", default=0.1)
+    weight_decay: NonNegative = option("decay of the weights", default=0.0)
+    momentum: Fraction = option("of Nesterov", default=0.9)
+
+
+@options_class
+class ELRAOptions:
+    """ELRA, evaluated at the mean of the iterates (docs/elra.md)."""
+
+    lr: Positive = option("alpha before the first step; it adapts by itself", default=1e-5)
+    weight_decay: Positive = option("factor on the weights in every update; 1 is off", default=1.0)
+    kappa: Flag | Literal["auto"] = option("the correction of Eq. 4 for noise", default="auto")
+    growth: Positive | Literal["adaptive"] = option("largest growth of alpha in a step", default="adaptive")
+    max_step: Positive | None = option("largest length of a step; None is off", default=2.0)
+    min_step: Positive | None = option("smallest length of a step while it warms up; None is off", default=0.1)
+    retrace: Flag = option("go back where the loss rises too much", default=True)
+    low_memory: Flag = option("keep the last point only", default=False)
+    boost: Flag = option("evaluate at the mean of the accepted iterates of a cycle", default=True)
+    accumulate: _AtLeast1 = option("micro-batches per update at the start", default=1, of_callback=True)
+    dynamic: Flag = option("let their number follow the losses", default=True, of_callback=True)
+    gradient_decay: Flag = option("scale gradients with their number", default=False, of_callback=True)
+
+
+@options_class
+class RodFlowOptions:
+    """Rod flow of one of nine optimizers (docs/rod_flow.md); four gradients a step, and the model is the center."""
+
+    like: Text = option("the optimizer whose flow it is, such as gd, heavy-ball, rmsprop, adam, nadam", default="adam")
+    lr: Positive = option("learning rate of that optimizer", default=1e-3)
+    beta1: Fraction = option("decay of the mean of gradients", default=0.9)
+    beta2: Fraction = option("decay of the mean of squared gradients", default=0.999)
+    eps: NonNegative = option("added to the root of the latter", default=1e-8)
+    substeps: _AtLeast1 = option("Euler steps of the flow per optimizer step", default=2)
+    form: Text = option("of the rod: signed, or outer", default="signed")
+    warmup: _AtLeast1 = option("optimizer steps before the flow begins", default=10)
+    floor: Flag = option("let rounding open a closed rod", default=True)
+
+
+# What prism train --optimizer knows by name, and whether its learning rate follows a schedule over the epochs.
+OPTIMIZER_OPTIONS: Mapping[str, tuple[type, bool]] = {
+    "adam-onecycle": (AdamOneCycleOptions, True),
+    "adamw-schedulefree": (AdamWScheduleFreeOptions, False),
+    "elra": (ELRAOptions, False),
+    "muon": (MuonOptions, True),
+    "rod-flow": (RodFlowOptions, False),
+    "sgd": (SGDOptions, True),
+}
+
+
+def optimizer_options(name: str, options: Mapping[str, Any]) -> Any:
+    """Make the options of an optimizer of the table.
+
+    Raises:
+        ValueError: if an option is unknown or its value is not what it should be.
+    """
+    cls = OPTIMIZER_OPTIONS[name][0]
+    known = list(described(cls))
+    for option_name in options:
+        if option_name not in known:
+            raise ValueError(f"the optimizer {name!r} has no option {option_name!r}; choose one of: {', '.join(known)}")
+    return to_options(cls, options)
+
+
+@options_class
+class TrainingSettings:
+    """Everything that decides a training but the data."""
+
+    target: Text = option("what to predict: its key in the data; pes: energies, forces and stresses", default="")
+    unit: Text = option("its unit; with eV/atom the model can be an ASE energy; a data set knows its own", default="")
+    model: Table = option(
+        "arguments of PRISM (of a potential: PRISMPotential), where they differ from its defaults", factory=dict
+    )
+    optimizer: Text = option(
+        f"{', '.join(sorted(OPTIMIZER_OPTIONS))}, or the path of a class such as pytorch_optimizer.SOAP",
+        default="adamw-schedulefree",
+    )
+    lr: Positive | None = option("learning rate", default=None, shown="the optimizer's own")
+    options: Table = option("options of the optimizer", factory=dict)
+    epochs: _AtLeast1 = option("passes over the training crystals", default=500)
+    batch_size: _AtLeast1 = option("crystals per update, all devices together", default=64)
+    rotate: Flag = option("turn training crystals at random (SO(3) augmentation)", default=True)
+    seed: Annotated[Whole, annotated_types.Ge(0), annotated_types.Le(2**31)] = option(
+        "of weights, order, rotations, and of the split where none is given", default=0
+    )
+    normalize: Flag = option("put mean and standard deviation of the training targets into the model", default=True)
+    batchnorm_batches: _AtLeast1 | None = option(
+        "training batches for the BatchNorm statistics before a validation", default=None, shown="all"
+    )
+    weights: Mapping[str, NonNegative] = option(
+        "weights of energy, forces and stress in the loss of a potential", factory=dict
+    )
+    clip: Positive | None = option(
+        "largest norm of the gradient; longer ones are shortened", default=None, shown="none"
+    )
+    precision: Literal["32-true", "bf16-mixed"] = option("of the products (docs/performance.md)", default="32-true")
+    recompute: Flag = option(
+        "compute the activations of edges anew in the backward pass: less memory, more time, same numbers",
+        default=False,
+        resumable=True,
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "where to compute; auto: CUDA where there is one", default="auto", place=True
+    )
+    devices: _AtLeast1 = option(
+        "data-parallel on so many GPUs, or CPU processes, of each machine", default=1, place=True
+    )
+    nodes: _AtLeast1 = option("machines, started by torchrun or SLURM (examples/cluster)", default=1, place=True)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several values."""
+        from prism_plugin.tasks import task_of
+
+        if self.batch_size < self.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is for all devices together and there are {self.processes}: "
+                "some would get no crystal"
+            )
+        if self.lr is not None and "lr" in self.options:
+            raise ValueError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
+        if self.optimizer in OPTIMIZER_OPTIONS:
+            optimizer_options(self.optimizer, self.all_options())
+        elif "." not in self.optimizer:
+            raise ValueError(
+                f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(sorted(OPTIMIZER_OPTIONS))}, or the "
+                "path of a class, such as torch.optim.RAdam"
+            )
+        if self.clip is not None and self.optimizer in ("elra", "rod-flow"):
+            raise ValueError(f"{self.optimizer} reads the gradient's length: leave clip out")
+        if self.precision != "32-true" and self.optimizer == "rod-flow":
+            raise ValueError("rod-flow needs precision '32-true': differences of gradients are noise in bfloat16")
+        task = task_of(self)
+        check_values(task.model_options, self.model, "model argument")
+        task.check_settings(self)
+
+    @property
+    def processes(self) -> int:
+        """Number of devices on all machines together."""
+        return self.devices * self.nodes
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the learning rate follows a schedule over the epochs."""
+        return self.optimizer in OPTIMIZER_OPTIONS and OPTIMIZER_OPTIONS[self.optimizer][1]
+
+    def all_options(self) -> dict[str, Any]:
+        """Return the optimizer's options with the learning rate, if one is set."""
+        return {**self.options} if self.lr is None else {"lr": self.lr, **self.options}
+
+
+@options_class
+class DataOptions:
+    """Where the crystals of a training come from."""
+
+    preset: Text | None = option("an experiment of the paper: see prism presets", default=None, metavar="NAME")
+    data: Text = option(
+        ".jsonl or .extxyz file (also .xz, .gz); folder with id_prop.csv and structure files; or a data set: "
+        "emt-alloys, emt-alloys-pes, jarvis, mp2018, matbench_... (prism info lists them)",
+        default="",
+    )
+    fold: Annotated[Whole, annotated_types.Ge(0)] | None = option("of a Matbench task, 0 to 4", default=None)
+    splits: Text | None = option(
+        'JSON file with the names of each part: {"train": [...], "val": [...], "test": [...]}',
+        default=None,
+        metavar="FILE",
+    )
+    skip_missing: Flag = option("leave out rows without the target", default=False)
+    init: Text | None = option(
+        "start from this model: a folder, the name of a shipped one, or OWNER/NAME on the Hub",
+        default=None,
+        metavar="MODEL",
+    )
+    cache: Text | None = option(
+        "folder for graphs, reused by later runs",
+        default=None,
+        metavar="DIR",
+        shown="in memory; downloaded data have one",
+        resumable=True,
+    )

@@ -1,0 +1,187 @@
+"""One number for each crystal: L1 loss on the raw target; MAE and RMSE."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from prism_plugin.config import ModelOptions
+from prism_plugin.files import replaced
+from prism_plugin.tasks.scores import Scores, check_finite, rms
+from prism_plugin.tasks.task import Loss, Task, check_initial_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prism_plugin.config import TrainingSettings
+    from prism_plugin.data.loading import GraphDataset
+    from prism_plugin.data.records import Record
+    from prism_plugin.graph.crystals import CrystalBatch
+    from prism_plugin.model import PRISM
+
+__all__ = ["L1Loss", "Regression"]
+
+
+class L1Loss:
+    """|prediction - target| of each crystal."""
+
+    metric = "mae"
+
+    def __call__(self, model: PRISM, crystals: CrystalBatch, targets: Tensor, training: bool) -> Tensor:
+        """Compute the losses, shape ``(crystals,)``."""
+        output = model.read_out(crystals)
+        return self.of_outputs(output, targets.to(output))
+
+    def of_outputs(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the losses of what a model reads out; all of shape ``(crystals,)``."""
+        from torch.nn import functional
+
+        return functional.l1_loss(outputs, targets, reduction="none")
+
+
+class Regression(Task):
+    """Predict one number for each crystal."""
+
+    name: ClassVar[str] = "regression"
+    metric: ClassVar[str] = "mae"
+    model_options = ModelOptions
+    # How prism train --init learns a property, where nothing else is said (benchmarks/fine_tuning.py).
+    fine_tuning = MappingProxyType(
+        {
+            "optimizer": "muon",
+            "lr": 2e-3,
+            "options": {"weight_decay": 0.1},
+            "batch_size": 16,
+            "epochs": 40,
+            "clip": 1.0,
+        }
+    )
+
+    def check_settings(self, settings: TrainingSettings) -> None:
+        """Raise ValueError if the settings have what only a potential has."""
+        if "element_refs" in settings.model:
+            raise ValueError("element_refs are for potentials (target 'pes'); properties have mean and std")
+        if settings.weights:
+            raise ValueError(f"weights are for the target 'pes'; the loss of {settings.target!r} has one part only")
+
+    def read_label(self, row: Mapping[str, Any], target: str) -> tuple[Any, dict[str, Any]]:
+        """Read the target of a crystal from the values of its row."""
+        return row.get(target), {}
+
+    def label_words(self, target: str) -> tuple[str, str]:
+        """Say what a row must have."""
+        return f"target {target!r}", ""
+
+    def check_records(self, settings: TrainingSettings, parts: Mapping[str, Sequence[Record]]) -> None:
+        """Raise ValueError if a crystal has forces."""
+        for split, records in parts.items():
+            for record in records:
+                if record.forces is not None:
+                    raise ValueError(
+                        f"crystal {record.name!r} of the {split} part has forces: the target 'pes', and no other, "
+                        "needs them for all crystals (read_records(path, 'pes'))"
+                    )
+
+    def metric_label(self, unit: str) -> str:
+        """Say what the loss is called in a picture."""
+        return f"MAE ({unit})" if unit else "MAE"
+
+    def target_name(self, model: PRISM) -> str:
+        """Return the key of a model's labels in data files."""
+        return model.target
+
+    def new_model(self, settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
+        """Make a model that knows the elements, the mean and the spread of its training data, or a copy of ``init``."""
+        from prism_plugin.data.records import elements_of
+        from prism_plugin.model import PRISM
+
+        arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
+        if init is None:
+            arguments["element_types"] = tuple(elements_of(records))
+        else:
+            if type(init) is not PRISM:
+                raise ValueError(f"a potential is a start for the target 'pes' only, not for {settings.target!r}")
+            check_initial_model(settings, init)
+            arguments = {**init.arguments, **arguments}
+        arguments.update(settings.model)
+        given = {"mean", "std"} & settings.model.keys()
+        if settings.normalize and not given and (init is None or init.target != settings.target):
+            total = arguments.get("readout") == "sum"
+            targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
+            arguments["mean"], arguments["std"] = self.scaling(targets)
+        model = PRISM(**arguments)
+        model.recompute = settings.recompute
+        if init is not None:
+            model.load_state_dict(init.state_dict())
+        return model
+
+    def scaling(self, targets: np.ndarray) -> tuple[float, float]:
+        """Return mean and factor of a model's outputs for its training targets."""
+        return float(targets.mean()), float(targets.std()) or 1.0
+
+    def loss(self, settings: TrainingSettings, dataset: GraphDataset) -> Loss:
+        """Make the loss of a training."""
+        return L1Loss()
+
+    def score(self, target: np.ndarray, prediction: np.ndarray, constant: float) -> dict[str, Any]:
+        """Score predictions, and beside them a constant.
+
+        Args:
+            target: shape ``(crystals,)``.
+            prediction: shape ``(crystals,)``; probabilities in a classification.
+            constant: what the mean predictor says.
+
+        Returns:
+            MAE and RMSE, the MAE of the mean predictor, and the number of crystals.
+        """
+        error = prediction - target
+        return {
+            "mae": float(np.abs(error).mean()),
+            "rmse": rms(error),
+            "mean_predictor_mae": float(np.abs(target - constant).mean()),
+            "crystals": len(target),
+        }
+
+    def draw(self, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], model: PRISM, folder: Path) -> str:
+        """Draw targets and predictions of each part; return how the prediction is called in a picture."""
+        from prism_plugin.tasks.plots import plot_parity
+
+        plot_parity(pairs, model.target, model.unit, folder / "parity.png")
+        return model.target
+
+    def report(
+        self,
+        model: PRISM,
+        datasets: Mapping[str, GraphDataset],
+        folder: Path,
+        batch_size: int,
+        progress: bool,
+        mean: float | None = None,
+    ) -> Scores:
+        """Predict every part; write ``predictions.csv``, the picture of :meth:`draw` and ``elements.png``."""
+        from prism_plugin.tasks.plots import plot_elements
+
+        rows: list[tuple[Any, ...]] = [("split", "name", "atoms", "target", "prediction")]
+        scores: Scores = {}
+        pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name, dataset in datasets.items():
+            prediction = model.predict_graphs(dataset.graphs, batch_size, progress=progress and f"predict {name}")
+            predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
+            check_finite(predicted, dataset.names, name)
+            pairs[name] = (target, predicted)
+            scores[name] = self.score(target, predicted, float(target.mean()) if mean is None else mean)
+            for crystal, size, true, given in zip(dataset.names, dataset.graphs.atoms, target, predicted, strict=True):
+                rows.append((name, crystal, size, f"{true:.8g}", f"{given:.8g}"))
+        with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        label = self.draw(pairs, model, folder)
+        scored = [name for name in datasets if name != "train"] or list(datasets)
+        errors = np.concatenate([pairs[name][1] - pairs[name][0] for name in scored])
+        elements = [datasets[name].graphs.elements(index) for name in scored for index in range(len(datasets[name]))]
+        plot_elements(elements, errors, label, model.unit, " + ".join(scored), folder / "elements.png")
+        return scores
