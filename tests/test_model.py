@@ -13,7 +13,8 @@ from ase.build import bulk
 from prism_plugin import PRISM, batch_graphs, build_graph
 from prism_plugin.graph.dgl_format import import_dgl
 from prism_plugin.nn.encoders import EdgeEncoder, SuperatomEncoder
-from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing, MultiscaleMessagePassing
+from prism_plugin.config import EXPERTS
+from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.nn.feature_neighbors import similar_pairs
 from tests.conftest import crystal_zoo, small_model
 
@@ -161,7 +162,7 @@ def test_similar_pairs_equal_brute_force(dtype: torch.dtype) -> None:
 
 def test_similar_pairs_of_a_large_crystal_in_blocks() -> None:
     atoms = torch.arange(2500.0).unsqueeze(1)
-    index, _ = similar_pairs(atoms, torch.zeros(2500, dtype=torch.long), 1.0)
+    index, _ = similar_pairs(atoms, torch.zeros(2500, dtype=torch.long), np.array([2500]), 1.0)
     assert index.shape == (2, 2 * 2499)
 
 
@@ -182,16 +183,16 @@ def test_the_threshold_of_similarity_can_be_learned() -> None:
         ({"experts": ("cell", "cell")}, "experts must be some of"),
         ({"element_types": ("Na", "Xx")}, "element_types must be chemical symbols, got .*Xx"),
         ({"element_types": ()}, "element_types must be chemical symbols"),
-        ({"dim": 0}, "dim must be positive"),
-        ({"dim": 1}, "dim must be at least 2"),
-        ({"cutoff": -5.0}, "cutoff must be positive"),
-        ({"std": 0.0}, "std must be positive"),
-        ({"mean": float("nan")}, "mean must be finite, got nan"),
-        ({"dim": "abc"}, "dim must be a number, got 'abc'"),
-        ({"dim": 2.7}, "dim must be a whole number, got 2.7"),
-        ({"experts": 5}, "experts must be a tuple of names"),
+        ({"dim": 0}, "dim must be a whole number of at least 2, got 0"),
+        ({"dim": 1}, "dim must be a whole number of at least 2, got 1"),
+        ({"cutoff": -5.0}, "cutoff must be a positive number, got -5.0"),
+        ({"std": 0.0}, "std must be a positive number, got 0.0"),
+        ({"mean": float("nan")}, "mean must be a number, got nan"),
+        ({"dim": "abc"}, "dim must be a whole number of at least 2, got 'abc'"),
+        ({"dim": 2.7}, "dim must be a whole number of at least 2, got 2.7"),
+        ({"experts": 5}, "experts must be a tuple, each a text, got 5"),
         ({"element_types": ("Na", "Na")}, "names an element twice"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout must be a number of at least 0 and below 1, got 1.0"),
     ],
     ids=str,
 )

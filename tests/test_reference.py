@@ -8,7 +8,7 @@ from ase import Atoms
 
 from prism_plugin import batch_graphs, build_graph
 from prism_plugin.nn.encoders import cosine_envelope, feature_envelope
-from prism_plugin.nn.experts import EXPERTS
+from prism_plugin.config import EXPERTS
 from tests.conftest import crystal_zoo, small_model
 from tests.reference.prism_reference import Crystal, predict
 

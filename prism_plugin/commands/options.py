@@ -69,7 +69,7 @@ def _kind(hint: Any) -> type:
     parts = get_args(hint)
     if any(isinstance(part, str) for part in parts):  # choices
         return str
-    found = [_kind(part) for part in parts if isinstance(part, type) or get_args(part)]
+    found = [_kind(part) for part in parts if (isinstance(part, type) or get_args(part)) and part is not type(None)]
     return next(kind for kind in (bool, int, float, dict, str) if kind in found)
 
 
