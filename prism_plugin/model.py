@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -27,11 +28,14 @@ from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_poten
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing
 from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
+from prism_plugin.nn.norm import FeatureNorm
+from prism_plugin.nn.reciprocal import wave_geometry
+from prism_plugin.nn.residual_multiscale import mean_of_atoms
 
 __all__ = ["PRISM"]
 
 _OPTIONS = {
-    "atom_encoder": ("prism", "cartnet"),
+    "atom_encoder": ("prism", "cartnet", "elements"),
     "rbf_scale": ("cutoff", "paper", "even"),
     "superatom_readout": ("sum", "mean"),
     "multiscale_aggregation": ("sum", "mean"),
@@ -41,6 +45,8 @@ _OPTIONS = {
     "readout": ("mean", "sum"),
     "task_type": ("regression", "classification"),
     "norm": ("batch", None),
+    "cell": ("translations", "reciprocal"),
+    "multiscale": ("fused", "residual"),
 }
 # A batch for prediction is closed when it holds this many edges: about 0.75 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
@@ -58,7 +64,8 @@ class PRISM(MatGLModel):
         cell_cutoff: radius of the cell edges, Å.
         similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
-        atom_encoder: ``"prism"`` (Eq. 4) or ``"cartnet"``.
+        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"``, or ``"elements"``: with properties of the elements, see
+            :class:`~prism_plugin.nn.encoders.AtomEncoder`.
         rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.nn.encoders.RadialBasis`.
         superatom_readout: ``"sum"`` (Eq. 3) or ``"mean"``.
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
@@ -77,6 +84,14 @@ class PRISM(MatGLModel):
         norm: ``"batch"`` (BatchNorm, as in the paper), or None: then no crystal of a batch touches another one while
             training, which forces need.
         element_refs: added to the output of each atom, one number for each of ``element_types``; None means 0.
+        directions: whether edges know their direction (Eq. 8); False: only their length, best with
+            ``rbf_scale="even"``, and a crystal that is turned or mirrored has the same prediction.
+        initial_norm: whether BatchNorm normalizes the features of atoms and edges before the first layer.
+        cell: ``"translations"`` (the paper's expert), or ``"reciprocal"``: waves of up to 3 / Å in place of lattice
+            translations up to ``cell_cutoff``, after Ewald message passing (Kosmala et al., ICML 2023); starts at zero,
+            see :class:`~prism_plugin.nn.reciprocal.ReciprocalExpert`.
+        multiscale: ``"fused"`` (the paper's expert), or ``"residual"``: starts at zero and adds to the atoms before the
+            other experts, see :class:`~prism_plugin.nn.residual_multiscale.ResidualMultiscale`.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -121,6 +136,10 @@ class PRISM(MatGLModel):
         similarity_image: str = "nearest",
         norm: str | None = "batch",
         element_refs: tuple[float, ...] | None = None,
+        directions: bool = True,
+        initial_norm: bool = False,
+        cell: str = "translations",
+        multiscale: str = "fused",
     ) -> None:
         super().__init__()
         if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
@@ -163,18 +182,27 @@ class PRISM(MatGLModel):
             self._element_refs = table
 
         self.atom_encoder = AtomEncoder(dim, atom_encoder)
+        self.has_waves = "cell" in experts and cell == "reciprocal"
+        self.has_translations = "cell" in experts and cell == "translations"
+        self.has_mean_superatom = "multiscale" in experts and multiscale == "residual"
         if "atomistic" in experts:
-            self.atomistic_encoder = EdgeEncoder(dim, cutoff, num_rbf, rbf_scale)
-        if "cell" in experts:
-            self.cell_encoder = EdgeEncoder(dim, cell_cutoff, num_rbf, rbf_scale)
-        self.has_superatom = "cell" in experts or "multiscale" in experts
-        if self.has_superatom:
+            self.atomistic_encoder = EdgeEncoder(dim, cutoff, num_rbf, rbf_scale, directions)
+        if self.has_translations:
+            self.cell_encoder = EdgeEncoder(dim, cell_cutoff, num_rbf, rbf_scale, directions)
+        self.has_superatom = self.has_translations or "multiscale" in experts
+        if self.has_mean_superatom:
+            self.superatom_mean = nn.Linear(dim, dim)
+        elif self.has_superatom:
             self.superatom_encoder = SuperatomEncoder(dim, superatom_readout)
+        self.initial_norms = nn.ModuleDict()
+        if initial_norm:
+            kinds = ("atomistic",) * ("atomistic" in experts) + ("cell",) * self.has_translations
+            self.initial_norms.update({name: FeatureNorm(dim) for name in ("atoms", *kinds)})
         self.layers = nn.ModuleList(  # type: ignore[assignment]  # typed by what it holds
             PRISMLayer(
                 dim,
                 experts,
-                EdgeEncoder(dim, cutoff, num_rbf, rbf_scale) if "similarity" in experts else None,
+                EdgeEncoder(dim, cutoff, num_rbf, rbf_scale, directions) if "similarity" in experts else None,
                 similarity_cutoff,
                 similarity_envelope,
                 similarity_image,
@@ -182,6 +210,8 @@ class PRISM(MatGLModel):
                 multiscale_aggregation,
                 fusion,
                 norm,
+                cell,
+                multiscale,
             )
             for _ in range(num_layers)
         )
@@ -209,6 +239,11 @@ class PRISM(MatGLModel):
             raise ValueError(f"dim must be at least 2, got {arguments['dim']}")
         if arguments["task_type"] == "classification" and arguments["readout"] == "sum":
             raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
+        for name in ("directions", "initial_norm"):
+            if not isinstance(arguments[name], bool):
+                raise ValueError(f"{name} must be True or False, got {arguments[name]!r}")
+        if arguments["initial_norm"] and arguments["norm"] is None:
+            raise ValueError("initial_norm=True is a BatchNorm, and norm=None means none; choose one of them")
         if not 0 <= arguments["dropout"] < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {arguments['dropout']}")
 
@@ -266,7 +301,8 @@ class PRISM(MatGLModel):
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
 
-        Superatoms have one row less: nothing reads them after the last layer, so there is no fusion there.
+        Superatoms have one row less: nothing reads them after the last layer, so there is no fusion there. Experts that
+        add to the features before the others (``cell="reciprocal"``, ``multiscale="residual"``) are in no fusion.
         """
         table: dict[str, list[dict[str, float]]] = {}
         of_atoms = [layer.atom_fusion for layer in self.layers]
@@ -378,20 +414,31 @@ class PRISM(MatGLModel):
         """
         # Under autocast products are computed in fewer digits; the features that they are added to keep theirs.
         atoms = self.atom_encoder(batch.atomic_numbers).to(self.dtype)
+        atoms = self._initial_norm("atoms", atoms)
         superatoms = atoms.new_zeros(len(batch), 0)
-        if self.has_superatom:
+        counts = None
+        if self.has_mean_superatom:
+            ones = atoms.new_ones(len(atoms), 1)
+            counts = atoms.new_zeros(len(batch), 1).index_add(0, batch.atom_crystal, ones)
+            superatoms = self.superatom_mean(mean_of_atoms(atoms, batch.atom_crystal, counts)).to(self.dtype)
+        elif self.has_superatom:
             superatoms = self.superatom_encoder(batch.atomic_numbers, batch.atom_crystal, len(batch)).to(self.dtype)
         edges: dict[str, Edges] = {}
         if "atomistic" in self.expert_names:
             edges["atomistic"] = encode_edges(self.atomistic_encoder, batch.edge_vector, batch.edge_index, self.cutoff)
-        if "cell" in self.expert_names:
+        if self.has_translations:
             loops = batch.cell_crystal.expand(2, -1)
             edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
+        for name, given in edges.items():
+            edges[name] = replace(given, features=self._initial_norm(name, given.features))
+        waves = None
+        if self.has_waves:
+            waves = wave_geometry(batch.waves, batch.lattice, batch.pbc, batch.positions, batch.atom_crystal)
 
         features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
-            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last)
+            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, waves, counts)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
@@ -400,6 +447,9 @@ class PRISM(MatGLModel):
         features["readout"] = outputs.detach()
         self.feature_dict = features
         return outputs
+
+    def _initial_norm(self, name: str, features: Tensor) -> Tensor:
+        return self.initial_norms[name](features) if name in self.initial_norms else features
 
     @torch.no_grad()
     def predict_graphs(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.graph.lattice import times_matrix
+from prism_plugin.graph.reciprocal import Waves, make_waves
 from prism_plugin.nn.minimum_image import ImageTable, image_table
 
 if TYPE_CHECKING:
@@ -162,6 +163,11 @@ class CrystalBatch:
         """What the search for minimum images needs, the same in every layer."""
         return image_table(self.lattice, self.reduction)
 
+    @cached_property
+    def waves(self) -> Waves:
+        """Plane waves for the cell expert in reciprocal space; counted on the host, the same in every layer."""
+        return make_waves(self.lattice, self.pbc, self.atom_crystal).to(self.lattice.device)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
         moved = {
@@ -171,7 +177,10 @@ class CrystalBatch:
         }
         moved["positions"] = moved["positions"].to(dtype)
         moved["lattice"] = moved["lattice"].to(dtype)
-        return replace(self, **moved)
+        batch = replace(self, **moved)
+        if "waves" in self.__dict__:  # counted before, perhaps by a worker process
+            batch.__dict__["waves"] = self.waves.to(device)
+        return batch
 
     def unbatch(self) -> list[CrystalGraph]:
         """Give the crystals back, one graph each."""
