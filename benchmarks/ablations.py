@@ -19,11 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from optimizers import make_parser, run_folder, subset
 
+from prism_plugin.config import EXPERTS
 from prism_plugin.data import GraphDataset, Record, rotate_batch
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
-from prism_plugin.config import EXPERTS
 from prism_plugin.pretrained import load
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns

@@ -61,7 +61,7 @@ class NaiveEncoder(EdgeEncoder):
     def forward(self, vector: Tensor, distance: Tensor) -> Tensor:
         decayed = torch.exp(-self.rbf.decay * distance).unsqueeze(1)
         basis = torch.exp(-self.rbf.width * (decayed - self.rbf.centers.to(distance.dtype)) ** 2)
-        return self.mlp(torch.cat([basis, vector / distance.unsqueeze(1)], dim=1))
+        return self.mlp(torch.cat([basis, vector / distance.unsqueeze(1)], dim=1) if self.directions else basis)
 
 
 class NaiveLayer(PRISMLayer):

@@ -83,7 +83,9 @@ class ModelOptions:
     cell_cutoff: Positive = option("radius of the cell edges, Å", default=15.0)
     similarity_cutoff: Positive = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
     experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=EXPERTS)
-    atom_encoder: Literal["prism", "cartnet"] = option("prism (Eq. 4) or cartnet", default="prism")
+    atom_encoder: Literal["prism", "cartnet", "elements"] = option(
+        "prism (Eq. 4), cartnet, or elements: with properties of the elements", default="prism"
+    )
     rbf_scale: Literal["cutoff", "paper", "even"] = option("how the radial functions are spread", default="cutoff")
     superatom_readout: Literal["sum", "mean"] = option("sum (Eq. 3) or mean over the atoms", default="sum")
     multiscale_aggregation: Literal["sum", "mean"] = option("sum or mean of the messages to a superatom", default="sum")
@@ -105,6 +107,14 @@ class ModelOptions:
     )
     norm: Literal["batch"] | None = option("BatchNorm, or none, which forces need", default="batch")
     element_refs: _Refs = option("added to the output of each atom, one number for each of element_types", default=None)
+    directions: Flag = option("whether edges know their direction (Eq. 8), or only their length", default=True)
+    initial_norm: Flag = option("BatchNorm of the features of atoms and edges before the first layer", default=False)
+    cell: Literal["translations", "reciprocal"] = option(
+        "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
+    )
+    multiscale: Literal["fused", "residual"] = option(
+        "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
+    )
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""
@@ -113,6 +123,8 @@ class ModelOptions:
         _check_refs(self.element_refs, self.element_types)
         if self.task_type == "classification" and self.readout == "sum":
             raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
+        if self.initial_norm and self.norm is None:
+            raise ValueError("initial_norm=True is a BatchNorm, and norm=None means none; choose one of them")
 
 
 @options_class
@@ -133,6 +145,16 @@ class PotentialOptions:
         "factor of each atom's output, eV: root mean square of the training forces, times 1 Å", default=1.0
     )
     element_refs: _Refs = option("energy of an atom of each of element_types, eV", default=None)
+    atom_encoder: Literal["prism", "cartnet", "elements"] = option(
+        "prism (Eq. 4), cartnet, or elements: with properties of the elements", default="prism"
+    )
+    directions: Flag = option("whether edges know their direction (Eq. 8), or only their length", default=True)
+    cell: Literal["translations", "reciprocal"] = option(
+        "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
+    )
+    multiscale: Literal["fused", "residual"] = option(
+        "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
+    )
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""

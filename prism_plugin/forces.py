@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ def energies_with_gradients(model: PRISM, batch: CrystalBatch, create_graph: boo
         strain = batch.lattice.new_zeros(len(batch), 3, 3).requires_grad_()
         deformation = torch.eye(3, dtype=strain.dtype, device=strain.device) + (strain + strain.mT) / 2
         moved = times_matrix(positions, deformation, batch.atom_crystal)
-        outputs = model.atom_outputs(replace(batch, positions=moved, lattice=batch.lattice.detach() @ deformation))
+        outputs = model.atom_outputs(batch.moved(moved, batch.lattice.detach() @ deformation))
         grad_positions, grad_strain = torch.autograd.grad(
             outputs.sum(), (positions, strain), create_graph=create_graph, allow_unused=True, materialize_grads=True
         )

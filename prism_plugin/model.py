@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -29,6 +30,9 @@ from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, S
 from prism_plugin.nn.experts import GatedMessagePassing
 from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
 from prism_plugin.nn.minimum_image import image_table
+from prism_plugin.nn.norm import FeatureNorm
+from prism_plugin.nn.reciprocal import wave_geometry
+from prism_plugin.nn.residual_multiscale import mean_of_atoms
 from prism_plugin.schema import described, to_options
 
 __all__ = ["PRISM"]
@@ -46,7 +50,8 @@ class PRISM(MatGLModel):
         cell_cutoff: radius of the cell edges, Å.
         similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
-        atom_encoder: ``"prism"`` (Eq. 4) or ``"cartnet"``.
+        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"``, or ``"elements"``: with properties of the elements, see
+            :class:`~prism_plugin.nn.encoders.AtomEncoder`.
         rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.nn.encoders.RadialBasis`.
         superatom_readout: ``"sum"`` (Eq. 3) or ``"mean"``.
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
@@ -65,6 +70,14 @@ class PRISM(MatGLModel):
         norm: ``"batch"`` (BatchNorm, as in the paper), or None: then no crystal of a batch touches another one while
             training, which forces need.
         element_refs: added to the output of each atom, one number for each of ``element_types``; None means 0.
+        directions: whether edges know their direction (Eq. 8); False: only their length, best with
+            ``rbf_scale="even"``, and a crystal that is turned or mirrored has the same prediction.
+        initial_norm: whether BatchNorm normalizes the features of atoms and edges before the first layer.
+        cell: ``"translations"`` (the paper's expert), or ``"reciprocal"``: waves of up to 3 / Å in place of lattice
+            translations up to ``cell_cutoff``, after Ewald message passing (Kosmala et al., ICML 2023); starts at zero,
+            see :class:`~prism_plugin.nn.reciprocal.ReciprocalExpert`.
+        multiscale: ``"fused"`` (the paper's expert), or ``"residual"``: starts at zero and adds to the atoms before the
+            other experts, see :class:`~prism_plugin.nn.residual_multiscale.ResidualMultiscale`.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -109,6 +122,10 @@ class PRISM(MatGLModel):
         similarity_image: str = "nearest",
         norm: str | None = "batch",
         element_refs: tuple[float, ...] | None = None,
+        directions: bool = True,
+        initial_norm: bool = False,
+        cell: str = "translations",
+        multiscale: str = "fused",
     ) -> None:
         super().__init__()
         given = locals()
@@ -137,18 +154,27 @@ class PRISM(MatGLModel):
             self._element_refs = table
 
         self.atom_encoder = AtomEncoder(dim, atom_encoder)
+        self.has_waves = "cell" in experts and cell == "reciprocal"
+        self.has_translations = "cell" in experts and cell == "translations"
+        self.has_mean_superatom = "multiscale" in experts and multiscale == "residual"
         if "atomistic" in experts:
-            self.atomistic_encoder = EdgeEncoder(dim, cutoff, num_rbf, rbf_scale)
-        if "cell" in experts:
-            self.cell_encoder = EdgeEncoder(dim, cell_cutoff, num_rbf, rbf_scale)
-        self.has_superatom = "cell" in experts or "multiscale" in experts
-        if self.has_superatom:
+            self.atomistic_encoder = EdgeEncoder(dim, cutoff, num_rbf, rbf_scale, directions)
+        if self.has_translations:
+            self.cell_encoder = EdgeEncoder(dim, cell_cutoff, num_rbf, rbf_scale, directions)
+        self.has_superatom = self.has_translations or "multiscale" in experts
+        if self.has_mean_superatom:
+            self.superatom_mean = nn.Linear(dim, dim)
+        elif self.has_superatom:
             self.superatom_encoder = SuperatomEncoder(dim, superatom_readout)
+        self.initial_norms = nn.ModuleDict()
+        if initial_norm:
+            kinds = ("atomistic",) * ("atomistic" in experts) + ("cell",) * self.has_translations
+            self.initial_norms.update({name: FeatureNorm(dim) for name in ("atoms", *kinds)})
         self.layers = nn.ModuleList(  # type: ignore[assignment]  # typed by what it holds
             PRISMLayer(
                 dim,
                 experts,
-                EdgeEncoder(dim, cutoff, num_rbf, rbf_scale) if "similarity" in experts else None,
+                EdgeEncoder(dim, cutoff, num_rbf, rbf_scale, directions) if "similarity" in experts else None,
                 similarity_cutoff,
                 similarity_envelope,
                 similarity_image,
@@ -156,6 +182,8 @@ class PRISM(MatGLModel):
                 multiscale_aggregation,
                 fusion,
                 norm,
+                cell,
+                multiscale,
             )
             for _ in range(num_layers)
         )
@@ -226,7 +254,8 @@ class PRISM(MatGLModel):
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
 
-        Superatoms have one row less: nothing reads them after the last layer, so there is no fusion there.
+        Superatoms have one row less: nothing reads them after the last layer, so there is no fusion there. Experts that
+        add to the features before the others (``cell="reciprocal"``, ``multiscale="residual"``) are in no fusion.
         """
         table: dict[str, list[dict[str, float]]] = {}
         of_atoms = [layer.atom_fusion for layer in self.layers]
@@ -336,24 +365,34 @@ class PRISM(MatGLModel):
         """
         # Under autocast products are computed in fewer digits; the features that they are added to keep theirs.
         atoms = self.atom_encoder(batch.atomic_numbers, batch.elements).to(self.dtype)
+        atoms = self._initial_norm("atoms", atoms)
         superatoms = atoms.new_zeros(len(batch), 0)
-        if self.has_superatom:
+        counts = None
+        if self.has_mean_superatom:
+            counts = batch.atoms_per_crystal.to(atoms.dtype).unsqueeze(1)
+            superatoms = self.superatom_mean(mean_of_atoms(atoms, batch.atom_crystal, counts)).to(self.dtype)
+        elif self.has_superatom:
             superatoms = self.superatom_encoder(
                 batch.atomic_numbers, batch.atom_crystal, len(batch), batch.elements
             ).to(self.dtype)
         edges: dict[str, Edges] = {}
         if "atomistic" in self.expert_names:
             edges["atomistic"] = encode_edges(self.atomistic_encoder, batch.edge_vector, batch.edge_index, self.cutoff)
-        if "cell" in self.expert_names:
+        if self.has_translations:
             loops = batch.cell_crystal.expand(2, -1)
             edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
+        for name, given in edges.items():
+            edges[name] = replace(given, features=self._initial_norm(name, given.features))
+        waves = None
+        if self.has_waves:
+            waves = wave_geometry(batch.waves, batch.lattice, batch.pbc, batch.positions, batch.atom_crystal)
 
         # What the search for minimum images needs is the same in every layer.
         images = image_table(batch.lattice, batch.reduction) if "similarity" in self.expert_names else None
         features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
-            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, images, last)
+            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, images, waves, counts)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
@@ -362,6 +401,9 @@ class PRISM(MatGLModel):
         features["readout"] = outputs.detach()
         self.feature_dict = features
         return outputs
+
+    def _initial_norm(self, name: str, features: Tensor) -> Tensor:
+        return self.initial_norms[name](features) if name in self.initial_norms else features
 
     @torch.no_grad()
     def predict_graphs(

@@ -25,8 +25,8 @@ class PRISMPotential(PRISM):
     As a PRISM with ``readout="sum"``, no BatchNorm (with it the forces of one crystal depend on the others in its
     batch; CHOICES.md #59), evenly spread radial functions (#60), blended images, and means over the atoms where a
     superatom gathers them. With the atomistic expert alone, and also with the multiscale one, n copies of a cell have n
-    times its energy. The cell and the similarity expert do not keep that: one sees the cell as such, the other pairs of
-    atoms however far apart.
+    times its energy. The paper's cell expert and the similarity expert do not keep that: one sees the cell as such, the
+    other pairs of atoms however far apart.
 
     Args:
         element_types: symbols of the elements that the model knows; None means all 118.
@@ -39,6 +39,11 @@ class PRISMPotential(PRISM):
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
         std: factor of each atom's output, eV; the root mean square of the training forces (times 1 Å).
         element_refs: energy of an atom of each of ``element_types``, eV; None means 0.
+        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"`` or ``"elements"``, as of :class:`~prism_plugin.PRISM`.
+        directions: whether edges know their direction; False: forces turn with the crystal exactly.
+        cell: ``"translations"``, or ``"reciprocal"``: with it also the cell expert keeps n copies of a cell at n times
+            its energy, and the energy stays smooth.
+        multiscale: ``"fused"`` or ``"residual"``.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -66,6 +71,10 @@ class PRISMPotential(PRISM):
         experts: tuple[str, ...] = ("atomistic",),
         std: float = 1.0,
         element_refs: tuple[float, ...] | None = None,
+        atom_encoder: str = "prism",
+        directions: bool = True,
+        cell: str = "translations",
+        multiscale: str = "fused",
     ) -> None:
         super().__init__(  # keeps the arguments that are this class's
             element_types,
@@ -76,6 +85,7 @@ class PRISMPotential(PRISM):
             cell_cutoff,
             similarity_cutoff,
             experts,
+            atom_encoder,
             rbf_scale="even",
             superatom_readout="mean",
             multiscale_aggregation="mean",
@@ -86,6 +96,9 @@ class PRISMPotential(PRISM):
             similarity_image="blended",
             norm=None,
             element_refs=element_refs,
+            directions=directions,
+            cell=cell,
+            multiscale=multiscale,
         )
 
     @property

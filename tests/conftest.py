@@ -76,7 +76,7 @@ def small_model(**arguments: object) -> PRISM:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "norm" in name and name.endswith(("weight", "running_var")):
             tensor.data.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
-        elif name.endswith(("bias", "running_mean", "logits")):
+        elif name.endswith(("bias", "running_mean", "logits", "_scale", "out.weight")):  # the last two start at zero
             tensor.data.copy_(0.3 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
         elif name.endswith("weight") and "embedding" not in name:
             tensor.data.mul_(2.5)  # so that the output depends on the geometry by much more than a tolerance

@@ -21,8 +21,8 @@ from pymatgen.core import Lattice, Molecule, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin import PRISM, PRISMCalculator, build_graph
-from prism_plugin.model import split_graphs
 from prism_plugin.config import EXPERTS
+from prism_plugin.model import split_graphs
 from prism_plugin.pretrained import load
 from tests.conftest import crystal_zoo, random_potential, small_model
 

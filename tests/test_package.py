@@ -72,6 +72,7 @@ def test_the_wheel_holds_calculators_and_models(tmp_path) -> None:
         "prism_plugin/calculators/ase.py",
         "prism_plugin/calculators/torch_sim.py",
         "prism_plugin/matbench/leaderboard.json",
+        "prism_plugin/nn/elements.csv",
         "prism_plugin/py.typed",
         *(
             f"prism_plugin/pretrained/{name}/{file}"

@@ -7,12 +7,21 @@ import torch
 from ase import Atoms
 
 from prism_plugin import batch_graphs, build_graph
-from prism_plugin.nn.encoders import cosine_envelope, feature_envelope
 from prism_plugin.config import EXPERTS
+from prism_plugin.nn.encoders import cosine_envelope, feature_envelope
 from tests.conftest import crystal_zoo, small_model
 from tests.reference.prism_reference import Crystal, predict
 
 BATCH = ("cesium chloride", "skewed", "slab", "one atom", "isolated atom", "wire")
+BEST = {
+    "experts": ("atomistic", "cell", "multiscale"),
+    "atom_encoder": "elements",
+    "rbf_scale": "even",
+    "directions": False,
+    "initial_norm": True,
+    "cell": "reciprocal",
+    "multiscale": "residual",
+}
 VARIANTS = [
     {},
     {"similarity_cutoff": 3.0},
@@ -29,6 +38,13 @@ VARIANTS = [
     *[{"experts": (expert,)} for expert in EXPERTS],
     {"experts": ("atomistic", "cell")},
     {"experts": ("similarity", "multiscale")},
+    {"experts": ("atomistic",), "atom_encoder": "elements", "rbf_scale": "even", "directions": False},
+    {"initial_norm": True, "directions": False, "similarity_cutoff": 3.0},
+    {"cell": "reciprocal", "experts": ("atomistic", "cell"), "atom_encoder": "elements"},
+    {"cell": "reciprocal", "experts": ("cell", "multiscale"), "fusion": "gated"},
+    {"multiscale": "residual", "similarity_cutoff": 3.0, "initial_norm": True},
+    BEST,
+    {**BEST, "experts": EXPERTS, "similarity_cutoff": 3.0, "norm": None, "initial_norm": False},
 ]
 
 
@@ -47,8 +63,9 @@ def test_model_equals_its_slow_twin(variant: dict, training: bool) -> None:
     torch.testing.assert_close(model(batch), twin, rtol=1e-11, atol=1e-11)
 
 
-def test_gradients_equal_those_of_the_slow_twin() -> None:
-    model = small_model(similarity_cutoff=3.0).train()
+@pytest.mark.parametrize("variant", [{"similarity_cutoff": 3.0}, BEST], ids=str)
+def test_gradients_equal_those_of_the_slow_twin(variant: dict) -> None:
+    model = small_model(**variant).train()
     structures = [crystal_zoo()[name] for name in ("cesium chloride", "skewed", "wire")]
     batch = batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in structures])
     names, weights = zip(*model.named_parameters(), strict=True)

@@ -57,6 +57,7 @@ def batch_of(model: PRISM, names: tuple[str, ...] = NAMES) -> CrystalBatch:
         {"similarity_cutoff": 3.0, "similarity_envelope": None, "fusion": "gated"},
         {"similarity_cutoff": 3.0, "norm": None},
         {"experts": ("atomistic",), "atom_encoder": "cartnet"},
+        {"directions": False, "initial_norm": True, "cell": "reciprocal", "multiscale": "residual"},
     ],
     ids=str,
 )

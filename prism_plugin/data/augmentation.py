@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -40,7 +38,7 @@ def rotate_batch(batch: CrystalBatch, rotations: Tensor) -> CrystalBatch:
     turned = rotations.to(batch.positions).transpose(1, 2)
     with torch.autocast(turned.device.type, enabled=False):  # geometry keeps its digits
         lattice = batch.lattice @ turned
-    return replace(batch, positions=times_matrix(batch.positions, turned, batch.atom_crystal), lattice=lattice)
+    return batch.moved(times_matrix(batch.positions, turned, batch.atom_crystal), lattice)
 
 
 def rotate_labels(labels: Tensor | EnergyLabels, atom_crystal: Tensor, rotations: Tensor) -> Tensor | EnergyLabels:

@@ -46,6 +46,7 @@ class GraphDataset(Dataset):
         cell_cutoff: radius of the cell edges, Å.
         progress: whether there is a progress bar.
         cache: folder for the graphs on disk, where another run finds them; None keeps them in memory.
+        waves: whether the model reads plane waves (``model.has_waves``), which are then counted once.
 
     Raises:
         ValueError: if a crystal is bad; the message names it.
@@ -58,11 +59,13 @@ class GraphDataset(Dataset):
         cell_cutoff: float,
         progress: bool = True,
         cache: str | Path | None = None,
+        waves: bool = False,
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
         structures = [(record.name, record.structure) for record in records]
-        self.graphs = graph_store(structures, cutoff, cell_cutoff, progress, cache)
+        graphs = graph_store(structures, cutoff, cell_cutoff, progress, cache)
+        self.graphs = graphs.with_waves() if waves else graphs
         self.forces = [record.forces for record in records]
         self.stresses = [record.stress for record in records]
 
@@ -113,6 +116,7 @@ def make_datasets(
     cell_cutoff: float,
     progress: bool = True,
     cache: str | Path | None = None,
+    waves: bool = False,
 ) -> dict[str, GraphDataset]:
     """Build the graphs of all parts together, and give each part its own.
 
@@ -125,6 +129,7 @@ def make_datasets(
         cell_cutoff: radius of the cell edges, Å.
         progress: whether there is a progress bar.
         cache: folder for the graphs on disk; None keeps them in memory.
+        waves: whether the model reads plane waves.
 
     Raises:
         ValueError: if a crystal is bad; the message names it.
@@ -132,7 +137,7 @@ def make_datasets(
     filled = {name: records for name, records in parts.items() if records}
     records = [record for part in filled.values() for record in part]
     by_name = sorted(range(len(records)), key=lambda index: records[index].name)
-    together = GraphDataset([records[index] for index in by_name], cutoff, cell_cutoff, progress, cache)
+    together = GraphDataset([records[index] for index in by_name], cutoff, cell_cutoff, progress, cache, waves)
     ends = np.cumsum([len(part) for part in filled.values()])
     return {
         name: together.subset(places)

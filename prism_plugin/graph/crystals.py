@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
 from prism_plugin.graph.lattice import reduced_bases, times_matrix
+from prism_plugin.graph.reciprocal import Waves, make_waves
 
 if TYPE_CHECKING:
     import dgl
@@ -126,6 +127,15 @@ class CrystalBatch:
         """Vectors of the cell edges, Å, shape ``(cell edges, 3)``."""
         return times_matrix(self.cell_image.to(self.lattice.dtype), self.lattice, self.cell_crystal)
 
+    @cached_property
+    def waves(self) -> Waves:
+        """Plane waves for the cell expert in reciprocal space; counted on the host, the same in every layer."""
+        return make_waves(self.lattice, self.pbc, self.sizes[:, 0]).to(self.lattice.device)
+
+    def moved(self, positions: Tensor, lattice: Tensor) -> CrystalBatch:
+        """Return the same crystals with other positions and lattices, turned or a little strained: waves stay."""
+        return _with_waves(replace(self, positions=positions, lattice=lattice), self)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
         moved = {
@@ -135,7 +145,7 @@ class CrystalBatch:
         }
         moved["positions"] = moved["positions"].to(dtype)
         moved["lattice"] = moved["lattice"].to(dtype)
-        return replace(self, **moved)
+        return _with_waves(replace(self, **moved), self)
 
     def part(self, start: int, stop: int) -> CrystalBatch:
         """Return the crystals from ``start`` up to ``stop``; the tensors are views where they can be."""
@@ -216,6 +226,13 @@ class CrystalBatch:
             reduction=reduced_bases(lattice, pbc),
             elements=tuple(np.unique(found["atomic_numbers"].cpu().numpy()).tolist()),
         )
+
+
+def _with_waves(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
+    """Give a batch the waves of another one, if these were counted before."""
+    if "waves" in vars(before):
+        vars(batch)["waves"] = before.waves.to(batch.lattice.device)
+    return batch
 
 
 @dataclass(frozen=True, eq=False)

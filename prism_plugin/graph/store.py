@@ -26,6 +26,7 @@ from tqdm import tqdm
 from prism_plugin.files import replaced
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, cut, pairs_of_one_element
+from prism_plugin.graph.reciprocal import lay_out, reciprocal_index
 from prism_plugin.graph.structure import Structure
 
 __all__ = ["GraphStore", "graph_store"]
@@ -63,6 +64,7 @@ class GraphStore(Sequence[CrystalGraph]):
         cutoff: radius of the atomistic edges, Å.
         cell_cutoff: radius of the cell edges, Å.
         order: which of the crystals are members, and in which order.
+        waves: coefficients of the plane waves of all crystals, and how many each has; None where nothing needs them.
     """
 
     tensors: dict[str, Tensor]
@@ -71,6 +73,7 @@ class GraphStore(Sequence[CrystalGraph]):
     cutoff: float
     cell_cutoff: float
     order: np.ndarray
+    waves: tuple[np.ndarray, np.ndarray] | None = None
 
     @staticmethod
     def of(arrays: _Piece, cutoff: float, cell_cutoff: float) -> GraphStore:
@@ -112,6 +115,14 @@ class GraphStore(Sequence[CrystalGraph]):
         """Return the store with its tensors on a device, where its batches are then made."""
         return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
+    def with_waves(self) -> GraphStore:
+        """Return the store with the plane waves of all crystals, which its batches then need not count."""
+        cells, flags = self.tensors["lattice"].cpu().numpy(), self.tensors["pbc"].cpu().numpy()
+        found = [reciprocal_index(cell, pbc).astype(np.int16) for cell, pbc in zip(cells, flags, strict=True)]
+        counts = np.array([len(index) for index in found], dtype=np.int64)
+        index = np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int16)
+        return replace(self, waves=(index, counts))
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> CrystalBatch:
         """Make a batch of some crystals, in this order."""
         places = self.order[np.asarray(indices, dtype=np.int64)]
@@ -132,13 +143,23 @@ class GraphStore(Sequence[CrystalGraph]):
         )
         present = [self.numbers[start : start + count] for start, count in zip(starts[:, 0], sizes[:, 0], strict=True)]
         found["edge_index"] = found["edge_index"].T.contiguous() + shift
-        return CrystalBatch(
+        batch = CrystalBatch(
             **found,
             sizes=sizes,
             elements=tuple(np.unique(np.concatenate(present)).tolist()),
             cutoff=self.cutoff,
             cell_cutoff=self.cell_cutoff,
         )
+        if self.waves is not None:
+            index, counts = self.waves
+            rows = _ranges(self._wave_starts[places], counts[places], torch.device("cpu")).numpy()
+            vars(batch)["waves"] = lay_out(index[rows], counts[places], sizes[:, 0]).to(device)
+        return batch
+
+    @cached_property
+    def _wave_starts(self) -> np.ndarray:
+        counts = np.zeros(0, dtype=np.int64) if self.waves is None else self.waves[1]
+        return np.cumsum(counts) - counts
 
     def split(self, most_crystals: int, most_edges: int = EDGES_PER_BATCH) -> Iterator[CrystalBatch]:
         """Go through all crystals in batches, as :meth:`CrystalBatch.split` does."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prism_plugin.nn.autograd_mode import as_weight
+from prism_plugin.nn.element_table import ELEMENT_FEATURES, element_features
 from prism_plugin.nn.linear import linear
 from prism_plugin.nn.tiling import in_tiles
 
@@ -119,23 +120,43 @@ class RadialBasis(nn.Module):
 
 
 class EdgeEncoder(nn.Module):
-    """Edge geometry -> edge features, e = MLP([rbf(d) || v / d]) (PRISM Eq. 8)."""
+    """Edge geometry -> edge features, e = MLP([rbf(d) || v / d]) (PRISM Eq. 8).
 
-    def __init__(self, dim: int, cutoff: float, num_rbf: int = 64, rbf_scale: str = "cutoff") -> None:
+    Args:
+        dim: width of the features.
+        cutoff: largest distance in Å.
+        num_rbf: number of radial functions.
+        rbf_scale: of :class:`RadialBasis`.
+        directions: whether the MLP reads the direction v / d; without it features are the same for a turned crystal.
+    """
+
+    def __init__(
+        self, dim: int, cutoff: float, num_rbf: int = 64, rbf_scale: str = "cutoff", directions: bool = True
+    ) -> None:
         super().__init__()
+        self.directions = directions
         self.rbf = RadialBasis(cutoff, num_rbf, rbf_scale)
-        self.mlp = nn.Sequential(nn.Linear(num_rbf + 3, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.SiLU())
+        inputs = num_rbf + 3 * directions
+        self.mlp = nn.Sequential(nn.Linear(inputs, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.SiLU())
 
     def forward(self, vector: Tensor, distance: Tensor) -> Tensor:
         """Vectors ``(edges, 3)`` and their lengths ``(edges,)``, Å -> features ``(edges, dim)``."""
         weights = tuple(as_weight(weight) for weight in self.mlp.parameters())  # of both linear layers, in order
+        if not self.directions:
+            return in_tiles(self._encode_distance, (distance,), weights, len(weights[0]))
         return in_tiles(self._encode, (vector, distance), weights, len(weights[0]))
 
     def _encode(self, vector: Tensor, distance: Tensor, *weights: Tensor) -> Tensor:
-        first, first_bias, second, second_bias = weights
         rows = torch.cat([self.rbf(distance), vector / distance.unsqueeze(-1)], dim=-1)
+        return self._features(rows, *weights)
+
+    def _encode_distance(self, distance: Tensor, *weights: Tensor) -> Tensor:
+        return self._features(self.rbf(distance), *weights)
+
+    @staticmethod
+    def _features(rows: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
         features = functional.silu(linear(functional.silu(linear(rows, first, first_bias)), second, second_bias))
-        return features.to(vector.dtype)  # under autocast products are shorter, features are not
+        return features.to(rows.dtype)  # under autocast products are shorter, features are not
 
 
 class AtomEncoder(nn.Module):
@@ -144,8 +165,12 @@ class AtomEncoder(nn.Module):
     Args:
         dim: width of the features.
         kind: ``"prism"`` for Eq. 4; ``"cartnet"`` for CartNet's own encoder: an embedding of width 2 dim with a bias,
-            SiLU, Linear 2 dim -> dim, SiLU.
+            SiLU, Linear 2 dim -> dim, SiLU; ``"elements"`` for the same with properties of the element beside its
+            embedding, h = MLP(Emb(Z) + b + W_f phi(Z)) with phi of :func:`~prism_plugin.nn.element_table
+            .element_features`. Our own: elements that training has hardly seen borrow from their neighbors.
     """
+
+    features: Tensor
 
     def __init__(self, dim: int, kind: str = "prism") -> None:
         super().__init__()
@@ -157,6 +182,9 @@ class AtomEncoder(nn.Module):
             self.embedding = nn.Embedding(NUM_EMBEDDINGS, 2 * dim)
             self.bias = nn.Parameter(torch.zeros(2 * dim))
             self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(2 * dim, dim), nn.SiLU())
+        if kind == "elements":
+            self.of_features = nn.Linear(ELEMENT_FEATURES, 2 * dim, bias=False)
+            self.register_buffer("features", torch.tensor(element_features()), persistent=False)
 
     def forward(self, atomic_numbers: Tensor, elements: Sequence[int]) -> Tensor:
         """Encode atoms, each element once.
@@ -170,6 +198,9 @@ class AtomEncoder(nn.Module):
         """
         present, element = index_elements(atomic_numbers, elements)
         embedded = self.embedding(present)
+        if self.kind == "elements":
+            features = self.features.index_select(0, present).to(embedded.dtype)
+            embedded = embedded + self.bias + self.of_features(features)
         if self.kind == "cartnet":
             embedded = embedded + self.bias
         return self.mlp(embedded).index_select(0, element)

@@ -1,7 +1,8 @@
 """One PRISM layer: every expert reads the same features, their answers are fused.
 
 In come the features of atoms, superatoms and edges, out go updated ones. The similarity edges are built here, anew in
-every layer, from the features.
+every layer, from the features. Experts that begin at zero (of our own: the cell in reciprocal space, the residual
+multiscale expert) add to the features before the others read them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassin
 from prism_plugin.nn.feature_neighbors import similar_blocks, similar_pairs
 from prism_plugin.nn.fusion import Fusion
 from prism_plugin.nn.minimum_image import ImageTable, blended_image, minimum_image
+from prism_plugin.nn.reciprocal import ReciprocalExpert, WaveGeometry
+from prism_plugin.nn.residual_multiscale import ResidualMultiscale
 
 __all__ = ["Edges", "PRISMLayer", "encode_edges"]
 
@@ -68,6 +71,8 @@ class PRISMLayer(nn.Module):
         multiscale_aggregation: ``"sum"`` or ``"mean"``.
         fusion: ``"scalar"`` or ``"gated"``.
         norm: ``"batch"`` or None.
+        cell: ``"translations"`` or ``"reciprocal"``.
+        multiscale: ``"fused"`` or ``"residual"``.
     """
 
     experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
@@ -84,8 +89,14 @@ class PRISMLayer(nn.Module):
         multiscale_aggregation: str,
         fusion: str,
         norm: str | None,
+        cell: str = "translations",
+        multiscale: str = "fused",
     ) -> None:
         super().__init__()
+        self.reciprocal = ReciprocalExpert(dim) if "cell" in experts and cell == "reciprocal" else None
+        self.residual = ResidualMultiscale(dim) if "multiscale" in experts and multiscale == "residual" else None
+        sequential = {"cell": self.reciprocal, "multiscale": self.residual}
+        experts = [name for name in experts if sequential.get(name) is None]
         self.similarity_image = similarity_image
         self.similarity_cutoff = similarity_cutoff
         self.similarity_envelope = similarity_envelope
@@ -108,8 +119,10 @@ class PRISMLayer(nn.Module):
         superatoms: Tensor,
         edges: dict[str, Edges],
         batch: CrystalBatch,
-        images: ImageTable | None,
         last: bool,
+        images: ImageTable | None = None,
+        waves: WaveGeometry | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Edges]]:
         """Pass messages with every expert and fuse the answers.
 
@@ -118,12 +131,18 @@ class PRISMLayer(nn.Module):
             superatoms: shape ``(crystals, dim)``.
             edges: the atomistic and the cell edges, by the expert's name.
             batch: the crystals.
-            images: of their lattices, where there are similarity edges (:func:`~.minimum_image.image_table`).
             last: whether this is the last layer; then nothing reads superatoms and edges, and both stay as they are.
+            images: of the lattices, where there are similarity edges (:func:`~.minimum_image.image_table`).
+            waves: for the cell expert in reciprocal space.
+            counts: number of atoms of each crystal, shape ``(crystals, 1)``, for the residual multiscale expert.
 
         Returns:
             Updated atoms, superatoms and edges.
         """
+        if self.reciprocal is not None:
+            atoms = self.reciprocal(atoms, waves)
+        if self.residual is not None:
+            atoms, superatoms = self.residual(atoms, superatoms, batch.atom_crystal, counts)
         of_atoms: dict[str, Tensor] = {}
         of_superatoms: dict[str, Tensor] = {}
         updated = dict(edges)

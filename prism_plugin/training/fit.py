@@ -100,7 +100,7 @@ def train(
             raise ValueError(
                 f"{len(parts[name])} crystals of the {name} part are too few for {settings.processes} devices"
             )
-    datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress and first, cache)
+    datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress and first, cache, model.has_waves)
     if first:
         with replaced(folder / SETTINGS) as path:
             path.write_text(json.dumps(described, indent=1))

@@ -107,7 +107,7 @@ def evaluate(
     if task.differentiates and not gives_energy(model):
         raise ValueError(f"the data have forces, and the model predicts {model.target}, which is no energy")
     task.check_labels(parts)
-    datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress, cache)
+    datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress, cache, model.has_waves)
     if not datasets:
         raise ValueError("there is no crystal to evaluate")
     return task.report(model, datasets, folder, batch_size, progress)

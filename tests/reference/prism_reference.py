@@ -14,6 +14,8 @@ import torch
 from ase.data import atomic_numbers
 from torch import Tensor, nn
 
+from tests.reference import accuracy_reference as ours
+
 
 @dataclass
 class Crystal:
@@ -112,7 +114,8 @@ def edge_encoder(encoder: nn.Module, direction: Tensor, d: Tensor, cutoff: float
     centers = [first + k * (1 - first) / (num_rbf - 1) for k in range(num_rbf)]
     rho = torch.stack([torch.exp(-beta * (torch.exp(-a * d) - mu) ** 2) for mu in centers])
     linear1, _, linear2, _ = encoder.mlp
-    hidden = silu(linear1.weight @ torch.cat([rho, direction]) + linear1.bias)
+    x = torch.cat([rho, direction]) if linear1.weight.shape[1] > num_rbf else rho
+    hidden = silu(linear1.weight @ x + linear1.bias)
     return silu(linear2.weight @ hidden + linear2.bias)
 
 
@@ -203,6 +206,9 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
 
     h = []
     for n in numbers:  # Eq. 4
+        if a["atom_encoder"] == "elements":
+            h.append(ours.element_encoder(model.atom_encoder, n))
+            continue
         x = model.atom_encoder.embedding.weight[n]
         if a["atom_encoder"] == "cartnet":
             x = silu(x + model.atom_encoder.bias)
@@ -212,8 +218,15 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
         for linear in linears:
             x = silu(linear.weight @ x + linear.bias)
         h.append(x)
+    translations = "cell" in experts and a["cell"] == "translations"
+    residual = "multiscale" in experts and a["multiscale"] == "residual"
+    if a["initial_norm"]:
+        h = batchnorm(model.initial_norms["atoms"], h, training)
     s = []
-    if "cell" in experts or "multiscale" in experts:
+    if residual:
+        means = [sum(h[starts[c] : starts[c + 1]]) / len(crystal.numbers) for c, crystal in enumerate(crystals)]
+        s = [model.superatom_mean.weight @ mean + model.superatom_mean.bias for mean in means]
+    elif translations or "multiscale" in experts:
         s = [superatom(model.superatom_encoder, crystal.numbers, a["superatom_readout"]) for crystal in crystals]
     edges, loops = [], []
     if "atomistic" in experts:
@@ -221,14 +234,25 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
             for i, j, vector in atomistic_edges(crystal, cutoff):
                 e = encode(model.atomistic_encoder, vector, cutoff)
                 edges.append((starts[c] + i, starts[c] + j, e, envelope(length(torch.tensor(vector)), cutoff)))
-    if "cell" in experts:
+    if translations:
         for c, crystal in enumerate(crystals):
             for vector in cell_edges(crystal, cell_cutoff):
                 e = encode(model.cell_encoder, vector, cell_cutoff)
                 loops.append((c, c, e, envelope(length(torch.tensor(vector)), cell_cutoff)))
+    if a["initial_norm"]:
+        for name, some in (("atomistic", edges), ("cell", loops)):
+            features = batchnorm(model.initial_norms[name], [e for _, _, e, _ in some], training) if some else []
+            some[:] = [(i, j, e, weight) for (i, j, _, weight), e in zip(some, features, strict=True)]
 
     for layer in model.layers:
         of_atoms, of_superatoms = {}, {}
+        for c, crystal in enumerate(crystals):
+            part = slice(starts[c], starts[c + 1])
+            if "cell" in experts and not translations:
+                geometry = torch.tensor(crystal.positions), torch.tensor(crystal.lattice), crystal.pbc
+                h[part] = ours.reciprocal(layer.reciprocal, h[part], *geometry)
+            if residual:
+                h[part], s[c] = ours.residual_multiscale(layer.residual, h[part], s[c])
         if "atomistic" in experts:
             of_atoms["atomistic"], gates = gated(layer.experts["atomistic"], h, edges, training)
             edges = [(i, j, e + gate, weight) for (i, j, e, weight), gate in zip(edges, gates, strict=True)]
@@ -252,11 +276,11 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
                 }[a["similarity_envelope"]]
                 similar.append((i, j, features, weight))
             of_atoms["similarity"], _ = gated(layer.experts["similarity"], h, similar, training)
-        if "multiscale" in experts:
+        if "multiscale" in experts and not residual:
             mean = a["multiscale_aggregation"] == "mean"
             block = layer.experts["multiscale"]
             of_atoms["multiscale"], of_superatoms["multiscale"] = multiscale(block, h, s, crystal_of, mean, training)
-        if "cell" in experts:
+        if translations:
             of_superatoms["cell"], gates = gated(layer.experts["cell"], s, loops, training)
             loops = [(i, j, e + gate, weight) for (i, j, e, weight), gate in zip(loops, gates, strict=True)]
         if of_atoms:

@@ -1,0 +1,116 @@
+"""The parts that are not of the paper, as the docstrings say them: loops over waves, atoms and crystals, in float64.
+
+Nothing is taken from ``prism_plugin`` but the weights, and the numbers of ``elements.csv``.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import prism_plugin
+
+ELEMENTS = Path(prism_plugin.__file__).parent / "nn" / "elements.csv"
+CUTOFF = 3.0
+
+
+def silu(x: Tensor) -> Tensor:
+    """X times sigmoid(x)."""
+    return x / (1 + torch.exp(-x))
+
+
+def element_row(number: int) -> Tensor:
+    """43 numbers of an element: 12 standardized ones, one-hots of group, row and block."""
+    with ELEMENTS.open() as file:
+        rows = list(csv.DictReader(file))
+    for z, row in enumerate(rows, start=1):
+        row["z"] = str(z)
+    answer = []
+    for column, logarithm in (
+        ("electronegativity", 0),
+        ("covalent_radius", 0),
+        ("atomic_radius", 0),
+        ("mendeleev_number", 0),
+        ("z", 1),
+        ("electron_affinity", 0),
+        ("first_ionization", 0),
+        ("second_ionization", 1),
+        ("largest_oxidation", 0),
+        ("smallest_oxidation", 0),
+        ("melting_point", 1),
+        ("molar_volume", 1),
+    ):
+        values = [float(row[column]) if row[column] else math.nan for row in rows]
+        values = [math.log(value) for value in values] if logarithm else values
+        known = [value for value in values if not math.isnan(value)]
+        mean = sum(known) / len(known)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in known) / len(known))
+        own = values[number - 1]
+        answer.append(0.0 if math.isnan(own) else (own - mean) / deviation)
+    own_row = rows[number - 1]
+    answer += [float(own_row["group"] == str(k)) for k in range(1, 19)]
+    answer += [float(own_row["row"] == str(k)) for k in range(1, 10)]
+    answer += [float(own_row["block"] == k) for k in "spdf"]
+    return torch.tensor(answer, dtype=torch.float64)
+
+
+def element_encoder(encoder: nn.Module, number: int) -> Tensor:
+    """MLP(Emb(Z) + b + W_f phi(Z))."""
+    x = encoder.embedding.weight[number] + encoder.bias + encoder.of_features.weight @ element_row(number)
+    linear = encoder.mlp[1]
+    return silu(linear.weight @ silu(x) + linear.bias)
+
+
+def plane_waves(lattice: Tensor, pbc: tuple[bool, bool, bool]) -> tuple[list[Tensor], Tensor]:
+    """One of k and -k with 0 < |k| < 3 / Å in the span of the periodic vectors; and 40 Å^3 / V."""
+    rows = lattice[[axis for axis in range(3) if pbc[axis]]]
+    if len(rows) == 0:
+        return [], torch.zeros((), dtype=lattice.dtype)
+    reciprocal = 2 * math.pi * torch.linalg.pinv(rows).T
+    counts = [math.ceil(CUTOFF * float(row.detach().norm()) / (2 * math.pi)) for row in rows]
+    waves = []
+    for n in itertools.product(*[range(-count, count + 1) for count in counts]):
+        first = next((value for value in n if value != 0), 0)
+        k = sum(value * row for value, row in zip(n, reciprocal, strict=True))
+        if first > 0 and float(k.detach().norm()) < CUTOFF:
+            waves.append(k)
+    return waves, 40.0 ** (len(rows) / 3) / torch.sqrt(torch.linalg.det(rows @ rows.T))
+
+
+def reciprocal(
+    expert: nn.Module, h: list[Tensor], positions: Tensor, lattice: Tensor, pbc: tuple[bool, bool, bool]
+) -> list[Tensor]:
+    """Cell expert in reciprocal space, of one crystal."""
+    if not any(pbc):
+        return h
+    waves, scale = plane_waves(lattice, pbc)
+    f = [expert.project.weight @ h_i for h_i in h]
+    m = [torch.zeros_like(f_i) for f_i in f]
+    linear1, _, linear2 = expert.filter
+    for k in waves:
+        length = k.norm()
+        gaussians = [torch.exp(-(((length - CUTOFF * n / 15) / (CUTOFF / 15)) ** 2) / 2) for n in range(16)]
+        read = torch.stack([*gaussians, 1 / (length**2 + 0.06)])
+        window = (torch.cos(math.pi * length / CUTOFF) + 1) ** 2 / 4
+        g = window * (linear2.weight @ silu(linear1.weight @ read + linear1.bias) + linear2.bias)
+        real = sum(torch.cos(k @ r_j) * f_j for r_j, f_j in zip(positions, f, strict=True))
+        imaginary = sum(torch.sin(k @ r_j) * f_j for r_j, f_j in zip(positions, f, strict=True))
+        for i, r_i in enumerate(positions):
+            m[i] = m[i] + scale * g * (torch.cos(k @ r_i) * real + torch.sin(k @ r_i) * imaginary)
+    return [h_i + expert.out.weight @ m_i + expert.out.bias for h_i, m_i in zip(h, m, strict=True)]
+
+
+def residual_multiscale(expert: nn.Module, h: list[Tensor], s: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Multiscale expert that begins at zero, of one crystal."""
+
+    def mlp(block: nn.Module, x: Tensor) -> Tensor:
+        return block[2].weight @ silu(block[0].weight @ x + block[0].bias) + block[2].bias
+
+    mean = sum(h) / len(h)
+    s = s + expert.up_scale * mlp(expert.up, torch.cat([s, mean]))
+    return [h_i + expert.down_scale * mlp(expert.down, torch.cat([h_i, s])) for h_i in h], s
