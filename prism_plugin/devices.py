@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-__all__ = ["find_device"]
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["find_device", "send"]
+
+
+def send(array: np.ndarray | Sequence[int], device: torch.device | str) -> Tensor:
+    """Copy numbers of the host to a device; nothing waits for it.
+
+    Example:
+        >>> send([3, 8], "cpu")
+        tensor([3, 8])
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    device = torch.device(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait for the device
 
 
 def find_device(device: str) -> torch.device:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prism_plugin.data.records import Record
+from prism_plugin.devices import send
 from prism_plugin.distributed import rank_and_size
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.store import graph_store
@@ -79,6 +81,16 @@ class GraphDataset(Dataset):
         part.stresses = [self.stresses[index] for index in indices]
         return part
 
+    def to(self, device: torch.device | str, tensors: dict[str, Tensor] | None = None) -> GraphDataset:
+        """Return the data set with graphs and targets on a device, where its batches are then made.
+
+        ``tensors`` are those of the graphs, where they were moved before for another part of the same crystals.
+        """
+        there = copy.copy(self)
+        there.graphs = self.graphs.to(device) if tensors is None else replace(self.graphs, tensors=tensors)
+        there.targets = self.targets.to(device)
+        return there
+
     @property
     def has_forces(self) -> bool:
         """Whether the crystals have forces; all have, or none has."""
@@ -95,7 +107,7 @@ class GraphDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> tuple[CrystalBatch, Any]:
         """Return a batch of crystals with their targets, shape ``(crystals,)``, or their labels."""
         batch = self.graphs.batch(indices)
-        targets = self.targets[list(indices)]
+        targets = self.targets.index_select(0, send(list(indices), self.targets.device))
         if not self.has_forces:
             return batch, targets
         forces = torch.from_numpy(

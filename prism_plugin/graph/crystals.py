@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_plugin.devices import send
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
 from prism_plugin.graph.lattice import reduced_bases, times_matrix
 from prism_plugin.graph.reciprocal import Waves, make_waves
@@ -43,8 +44,7 @@ def crystal_of_rows(counts: np.ndarray, device: torch.device) -> Tensor:
         >>> crystal_of_rows(np.array([2, 0, 1]), torch.device("cpu"))
         tensor([0, 0, 2])
     """
-    repeats = torch.from_numpy(np.ascontiguousarray(counts)).to(device)
-    return torch.repeat_interleave(repeats, output_size=int(counts.sum()))
+    return torch.repeat_interleave(send(counts, device), output_size=int(counts.sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class CrystalBatch:
     @cached_property
     def atoms_per_crystal(self) -> Tensor:
         """Number of atoms of each crystal, shape ``(crystals,)``."""
-        return torch.from_numpy(np.ascontiguousarray(self.sizes[:, 0])).to(self.positions.device)
+        return send(self.sizes[:, 0], self.positions.device)
 
     @property
     def volume(self) -> Tensor:

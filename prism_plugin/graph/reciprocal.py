@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_plugin.devices import send
 from prism_plugin.graph.lattice import reduced_basis
 
 __all__ = ["WAVE_CUTOFF", "Waves", "lay_out", "make_waves", "reciprocal_index"]
@@ -51,6 +52,8 @@ class Waves(NamedTuple):
 
     def to(self, device: torch.device | str | None) -> Waves:
         """Move all tensors to a device."""
+        if device is not None and self.wave_index.is_cpu:
+            return Waves(*[send(tensor.numpy(), device) for tensor in self])
         return Waves(*[tensor.to(device) for tensor in self])
 
 

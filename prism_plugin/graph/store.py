@@ -23,6 +23,7 @@ from joblib import Parallel, cpu_count, delayed
 from torch import Tensor
 from tqdm import tqdm
 
+from prism_plugin.devices import send
 from prism_plugin.files import replaced
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, cut, pairs_of_one_element
@@ -123,12 +124,17 @@ class GraphStore(Sequence[CrystalGraph]):
         index = np.concatenate(found) if found else np.zeros((0, 3), dtype=np.int16)
         return replace(self, waves=(index, counts))
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors, bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> CrystalBatch:
         """Make a batch of some crystals, in this order."""
         places = self.order[np.asarray(indices, dtype=np.int64)]
         sizes, starts = self.sizes[places], self._starts[places]
         device = self.tensors["lattice"].device
-        where = {"crystals": torch.from_numpy(places).to(device)}
+        where = {"crystals": send(places, device)}
         for column, name in enumerate(_COUNTED):
             where[name] = _ranges(starts[:, column], sizes[:, column], device)
         found = {
@@ -137,8 +143,8 @@ class GraphStore(Sequence[CrystalGraph]):
         }
         first_atom = np.cumsum(sizes[:, 0]) - sizes[:, 0]
         shift = torch.repeat_interleave(
-            torch.from_numpy(first_atom).to(device),
-            torch.from_numpy(np.ascontiguousarray(sizes[:, 1])).to(device),
+            send(first_atom, device),
+            send(sizes[:, 1], device),
             output_size=int(sizes[:, 1].sum()),
         )
         present = [self.numbers[start : start + count] for start, count in zip(starts[:, 0], sizes[:, 0], strict=True)]
@@ -181,11 +187,10 @@ class GraphStore(Sequence[CrystalGraph]):
 
 def _ranges(starts: np.ndarray, counts: np.ndarray, device: torch.device) -> Tensor:
     """Join ranges of rows: ``starts[0], starts[0] + 1, ..., starts[1], ...``."""
-    before = torch.from_numpy(starts - (np.cumsum(counts) - counts)).to(device)
+    before = send(starts - (np.cumsum(counts) - counts), device)
     total = int(counts.sum())
-    repeats = torch.from_numpy(np.ascontiguousarray(counts)).to(device)
     rows = torch.arange(total, device=device)
-    return rows + torch.repeat_interleave(before, repeats, output_size=total)
+    return rows + torch.repeat_interleave(before, send(counts, device), output_size=total)
 
 
 def graph_store(

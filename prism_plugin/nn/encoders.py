@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prism_plugin.devices import send
 from prism_plugin.nn.autograd_mode import as_weight
 from prism_plugin.nn.element_table import ELEMENT_FEATURES, element_features
 from prism_plugin.nn.linear import linear
@@ -85,7 +87,7 @@ def index_elements(atomic_numbers: Tensor, elements: Sequence[int]) -> tuple[Ten
     Returns:
         ``elements`` as a tensor, and the place of each atom's element in it, shape ``(atoms,)``.
     """
-    present = torch.tensor(elements, dtype=torch.long, device=atomic_numbers.device)
+    present = send(np.array(elements, dtype=np.int64), atomic_numbers.device)
     place = present.new_zeros(NUM_EMBEDDINGS)
     place[present] = torch.arange(len(elements), device=present.device)
     return present, place.index_select(0, atomic_numbers)

@@ -24,6 +24,7 @@ from prism_plugin.config import (
 )
 from prism_plugin.optim.composite import Together
 from prism_plugin.optim.elra.optimizer import ELRA
+from prism_plugin.optim.muon import GroupedMuon
 from prism_plugin.optim.rod_flow.discrete import Discrete
 from prism_plugin.optim.rod_flow.optimizer import RodFlow
 
@@ -55,7 +56,8 @@ def _muon(parameters: list[Parameter], steps: int, options: MuonOptions) -> _Mad
     lr, decay = options.lr, options.weight_decay
     parts: list[Optimizer] = []
     if matrices:
-        parts.append(Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        kind = GroupedMuon if matrices[0].is_cuda else Muon  # on a GPU many small kernels take longer than the network
+        parts.append(kind(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     if rest:
         parts.append(AdamW(rest, lr=lr, weight_decay=decay, betas=options.betas))
     return _one_cycle(Together(*parts), options.lr, steps)

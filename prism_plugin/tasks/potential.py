@@ -212,7 +212,7 @@ class Potential(Task):
         for name, dataset in datasets.items():
             found = _predict(model, dataset, batch_size, progress and f"predict {name}")
             sizes = dataset.graphs.atoms
-            energies = dataset.targets.numpy()
+            energies = dataset.targets.cpu().numpy()
             forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
             stresses = dataset.stress(range(len(dataset))).numpy()
             errors = np.split(found["forces"] - forces, np.cumsum(sizes)[:-1])

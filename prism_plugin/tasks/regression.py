@@ -171,7 +171,7 @@ class Regression(Task):
         pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for name, dataset in datasets.items():
             prediction = model.predict_graphs(dataset.graphs, batch_size, progress=progress and f"predict {name}")
-            predicted, target = prediction.double().cpu().numpy(), dataset.targets.numpy()
+            predicted, target = prediction.double().cpu().numpy(), dataset.targets.cpu().numpy()
             check_finite(predicted, dataset.names, name)
             pairs[name] = (target, predicted)
             scores[name] = self.score(target, predicted, float(target.mean()) if mean is None else mean)

@@ -68,6 +68,7 @@ class PropertyTraining(L.LightningModule):
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
+        self._last_error: tuple[Tensor, int, int, float] | None = None
         self.batchnorm_batches = batchnorm_batches
 
     def errors(self, crystals: CrystalBatch, targets: Any) -> Tensor:
@@ -118,16 +119,30 @@ class PropertyTraining(L.LightningModule):
         processes = rank_and_size()[1]
         if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
             error = error * (len(crystals) * processes / total)
-        if torch.isfinite(error):
+        finite = self._check_finite(shown, batch_idx)
+        if finite:
             how: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
             self.log(f"train_{self.metric}", shown, batch_size=len(crystals), **how)
-        elif self.optimizer_name != "elra":  # ELRA goes back by itself
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise ValueError(
-                f"the loss became {error.item()} in epoch {self.current_epoch}, batch {batch_idx}; lower the learning "
-                f"rate (now {rate:g}) or look for absurd targets; the last checkpoint is kept"
-            )
         return error
+
+    def _check_finite(self, error: Tensor, batch_idx: int) -> bool:
+        """Raise ValueError if a loss is not finite: this one or, where a device computes it, the one before.
+
+        A device that had to answer at once would wait for the next batch with nothing to do. ELRA goes back by itself:
+        there the answer is whether this loss is finite.
+        """
+        if self.optimizer_name == "elra":
+            return bool(torch.isfinite(error))
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        now = (error, self.current_epoch, batch_idx, rate)
+        error, epoch, number, rate = now if error.is_cpu else self._last_error or now
+        self._last_error = now
+        if not torch.isfinite(error):
+            raise ValueError(
+                f"the loss became {error.item()} in epoch {epoch}, batch {number}; lower the learning rate (now "
+                f"{rate:g}) or look for absurd targets; the last checkpoint is kept"
+            )
+        return True
 
     def validation_step(self, batch: tuple[CrystalBatch, Any], batch_idx: int) -> None:
         """Errors of one batch, without rotation."""
