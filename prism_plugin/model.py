@@ -25,6 +25,8 @@ from tqdm import tqdm
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.graph.structure import build_graph
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
+from prism_plugin.nn.angular import AngularBlock, EdgeAngles, real_harmonics
+from prism_plugin.nn.attention import AtomAttention
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.experts import EXPERTS, GatedMessagePassing
 from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
@@ -42,11 +44,12 @@ _OPTIONS = {
     "similarity_envelope": ("feature", "cosine", None),
     "similarity_image": ("nearest", "blended"),
     "fusion": ("scalar", "gated"),
-    "readout": ("mean", "sum"),
+    "readout": ("mean", "sum", "attention"),
     "task_type": ("regression", "classification"),
     "norm": ("batch", None),
     "cell": ("translations", "reciprocal"),
     "multiscale": ("fused", "residual"),
+    "angular_order": (1, 2, 3),
 }
 # A batch for prediction is closed when it holds this many edges: about 0.75 GB at dim 256 in float32.
 _EDGES_PER_BATCH = 200_000
@@ -71,7 +74,8 @@ class PRISM(MatGLModel):
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None.
         fusion: ``"scalar"`` or ``"gated"``.
-        readout: ``"mean"`` over the atoms (Eq. 16), or ``"sum"`` for an extensive target such as a total energy.
+        readout: ``"mean"`` over the atoms (Eq. 16); ``"sum"`` for an extensive target such as a total energy; or
+            ``"attention"``: a mean with learned weights, for what a few of the atoms decide, such as a band gap.
         dropout: rate between the final atom features and the head.
         target: name of the predicted property.
         unit: its unit.
@@ -92,6 +96,9 @@ class PRISM(MatGLModel):
             see :class:`~prism_plugin.nn.reciprocal.ReciprocalExpert`.
         multiscale: ``"fused"`` (the paper's expert), or ``"residual"``: starts at zero and adds to the atoms before the
             other experts, see :class:`~prism_plugin.nn.residual_multiscale.ResidualMultiscale`.
+        angular: channels of a block that gives the atomistic edges the angles between them in each layer; 0: none. See
+            :class:`~prism_plugin.nn.angular.AngularBlock`; with ``norm=None`` call :meth:`calibrate` before training.
+        angular_order: largest degree of its Legendre polynomials, 1 to 3.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -140,6 +147,8 @@ class PRISM(MatGLModel):
         initial_norm: bool = False,
         cell: str = "translations",
         multiscale: str = "fused",
+        angular: int = 0,
+        angular_order: int = 3,
     ) -> None:
         super().__init__()
         if isinstance(element_types, str) or not isinstance(element_types, Iterable | None):
@@ -153,6 +162,7 @@ class PRISM(MatGLModel):
             _integer("num_layers", num_layers),
             _integer("num_rbf", num_rbf),
         )
+        angular, angular_order = _integer("angular", angular), _integer("angular_order", angular_order)
         cutoff, cell_cutoff = _number("cutoff", cutoff), _number("cell_cutoff", cell_cutoff)
         similarity_cutoff, dropout = _number("similarity_cutoff", similarity_cutoff), _number("dropout", dropout)
         mean, std = _number("mean", mean), _number("std", std)
@@ -212,11 +222,14 @@ class PRISM(MatGLModel):
                 norm,
                 cell,
                 multiscale,
+                AngularBlock(dim, angular, angular_order, num_rbf, norm) if angular else None,
             )
             for _ in range(num_layers)
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
+        self.attention = AtomAttention(dim) if readout == "attention" else None
+        self.angular_order = angular_order if angular else 0
 
     @staticmethod
     def _check_arguments(arguments: dict[str, Any]) -> None:
@@ -239,6 +252,10 @@ class PRISM(MatGLModel):
             raise ValueError(f"dim must be at least 2, got {arguments['dim']}")
         if arguments["task_type"] == "classification" and arguments["readout"] == "sum":
             raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
+        if arguments["angular"] < 0:
+            raise ValueError(f"angular must be 0 or the number of channels, got {arguments['angular']}")
+        if arguments["angular"] and "atomistic" not in experts:
+            raise ValueError("angular is of the atomistic edges: it needs the atomistic expert")
         for name in ("directions", "initial_norm"):
             if not isinstance(arguments[name], bool):
                 raise ValueError(f"{name} must be True or False, got {arguments[name]!r}")
@@ -398,7 +415,7 @@ class PRISM(MatGLModel):
         batch = self.as_batch(g)
         outputs = self.atom_outputs(batch)
         prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
-        if self.readout == "mean" and not inside_potential(g):
+        if self.readout != "sum" and not inside_potential(g):
             prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
         self.feature_dict["final"] = prediction.detach()
         return prediction
@@ -410,7 +427,7 @@ class PRISM(MatGLModel):
             batch: crystals as :meth:`as_batch` gives them.
 
         Returns:
-            Shape ``(atoms,)``.
+            Shape ``(atoms,)``; with ``readout="attention"`` each is weighted already.
         """
         # Under autocast products are computed in fewer digits; the features that they are added to keep theirs.
         atoms = self.atom_encoder(batch.atomic_numbers).to(self.dtype)
@@ -431,6 +448,7 @@ class PRISM(MatGLModel):
             edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
         for name, given in edges.items():
             edges[name] = replace(given, features=self._initial_norm(name, given.features))
+        angles = self._angles(batch) if self.angular_order else None
         waves = None
         if self.has_waves:
             waves = wave_geometry(batch.waves, batch.lattice, batch.pbc, batch.positions, batch.atom_crystal)
@@ -438,15 +456,44 @@ class PRISM(MatGLModel):
         features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
-            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, waves, counts)
+            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, waves, counts, angles)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
+        if self.attention is not None:
+            outputs = outputs * self.attention(atoms, batch.atom_crystal, len(batch))
         if self._element_refs is not None:
             outputs = outputs + self._element_refs.to(outputs.dtype).index_select(0, batch.atomic_numbers)
         features["readout"] = outputs.detach()
         self.feature_dict = features
         return outputs
+
+    def _angles(self, batch: CrystalBatch) -> EdgeAngles:
+        vector = batch.edge_vector
+        distance = vector.norm(dim=1)
+        harmonics = real_harmonics(vector / distance.unsqueeze(1), self.angular_order)
+        return EdgeAngles(harmonics, batch.reverse, self.atomistic_encoder.rbf(distance))
+
+    @torch.no_grad()
+    def calibrate(self, structures: Sequence[Any]) -> None:
+        """Measure the scale of the angular blocks on some structures, once, before training.
+
+        Only a model with ``angular`` and ``norm=None`` has such scales, one in each layer; they are saved with it.
+
+        Args:
+            structures: the first frames of the training data, say 32; the sums over neighbors have the size 1 there.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, AngularBlock) and module.norm is None]
+        graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures] if blocks else []
+        try:
+            for block in blocks:
+                block.calibrating = True
+            if graphs:
+                with evaluation(self):
+                    self(batch_graphs(graphs))
+        finally:
+            for block in blocks:
+                block.calibrating = False
 
     def _initial_norm(self, name: str, features: Tensor) -> Tensor:
         return self.initial_norms[name](features) if name in self.initial_norms else features

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prism_plugin.graph.lattice import times_matrix
 from prism_plugin.graph.reciprocal import Waves, make_waves
+from prism_plugin.graph.reverse import reverse_edges
 from prism_plugin.nn.minimum_image import ImageTable, image_table
 
 if TYPE_CHECKING:
@@ -168,6 +169,11 @@ class CrystalBatch:
         """Plane waves for the cell expert in reciprocal space; counted on the host, the same in every layer."""
         return make_waves(self.lattice, self.pbc, self.atom_crystal).to(self.lattice.device)
 
+    @cached_property
+    def reverse(self) -> Tensor:
+        """The edge from the other end of each atomistic edge, ``edges`` where there is none, shape ``(edges,)``."""
+        return reverse_edges(self.edge_index, self.edge_image, len(self.atomic_numbers))
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
         moved = {
@@ -180,6 +186,8 @@ class CrystalBatch:
         batch = replace(self, **moved)
         if "waves" in self.__dict__:  # counted before, perhaps by a worker process
             batch.__dict__["waves"] = self.waves.to(device)
+        if "reverse" in self.__dict__:
+            batch.__dict__["reverse"] = self.reverse.to(device)
         return batch
 
     def unbatch(self) -> list[CrystalGraph]:

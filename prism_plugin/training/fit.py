@@ -422,6 +422,10 @@ def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None
                 )
 
 
+# Structures on which the scales of a model are measured.
+_CALIBRATED_ON = 32
+
+
 def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
     """Make a model that knows the elements, the mean and the spread of its training data, or a copy of ``init``."""
     if settings.target == PES:
@@ -446,6 +450,8 @@ def _new_model(settings: TrainingSettings, records: Sequence[Record], init: PRIS
             arguments["mean"] = float(targets.mean())
             arguments["std"] = float(targets.std()) or 1.0
     model = PRISM(**arguments)
+    if init is None:
+        model.calibrate([record.atoms for record in records[:_CALIBRATED_ON]])
     model.recompute = settings.recompute
     if init is not None:
         model.load_state_dict(init.state_dict())
@@ -483,7 +489,9 @@ def _new_potential(settings: TrainingSettings, records: Sequence[Record], init: 
             np.sqrt(np.square(forces).mean()), np.std(energies / sizes - element_shares(crystals, elements) @ refs)
         )
         arguments |= {"element_refs": refs, "std": float(scale) or 1.0}
-    return PRISMPotential(**{**arguments, **settings.model})
+    model = PRISMPotential(**{**arguments, **settings.model})
+    model.calibrate(crystals[:_CALIBRATED_ON])
+    return model
 
 
 def _check_init(settings: TrainingSettings, init: PRISM) -> None:
