@@ -69,6 +69,11 @@ def _check_refs(refs: tuple[float, ...] | None, elements: tuple[str, ...] | None
         raise ValueError(f"{len(refs)} element_refs are given for {number} element_types")
 
 
+def _check_angular(channels: int, experts: tuple[str, ...]) -> None:
+    if channels and "atomistic" not in experts:
+        raise ValueError("angular is of the atomistic edges: it needs the atomistic expert")
+
+
 @options_class
 class ModelOptions:
     """Arguments of :class:`~prism_plugin.PRISM`, in its order."""
@@ -91,8 +96,8 @@ class ModelOptions:
     multiscale_aggregation: Literal["sum", "mean"] = option("sum or mean of the messages to a superatom", default="sum")
     similarity_envelope: Literal["feature", "cosine"] | None = option("envelope of similarity edges", default="feature")
     fusion: Literal["scalar", "gated"] = option("how the experts' answers are joined", default="scalar")
-    readout: Literal["mean", "sum"] = option(
-        "mean over the atoms (Eq. 16), or sum for an extensive target", default="mean"
+    readout: Literal["mean", "sum", "attention"] = option(
+        "mean over the atoms (Eq. 16), sum for an extensive target, or attention: a weighted mean", default="mean"
     )
     dropout: Fraction = option("rate between the final atom features and the head", default=0.0)
     target: Text = option("name of the predicted property", default="target")
@@ -115,6 +120,10 @@ class ModelOptions:
     multiscale: Literal["fused", "residual"] = option(
         "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
     )
+    angular: Annotated[Whole, annotated_types.Ge(0)] = option(
+        "channels of a block that gives edges the angles between them; 0: none", default=0
+    )
+    angular_order: Literal[1, 2, 3] = option("largest degree of its Legendre polynomials", default=3)
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""
@@ -123,6 +132,7 @@ class ModelOptions:
         _check_refs(self.element_refs, self.element_types)
         if self.task_type == "classification" and self.readout == "sum":
             raise ValueError("readout 'sum' is for extensive targets; a classification needs 'mean'")
+        _check_angular(self.angular, self.experts)
         if self.initial_norm and self.norm is None:
             raise ValueError("initial_norm=True is a BatchNorm, and norm=None means none; choose one of them")
 
@@ -155,12 +165,17 @@ class PotentialOptions:
     multiscale: Literal["fused", "residual"] = option(
         "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
     )
+    angular: Annotated[Whole, annotated_types.Ge(0)] = option(
+        "channels of a block that gives edges the angles between them; 0: none", default=0
+    )
+    angular_order: Literal[1, 2, 3] = option("largest degree of its Legendre polynomials", default=3)
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""
         _check_elements(self.element_types)
         _check_experts(self.experts)
         _check_refs(self.element_refs, self.element_types)
+        _check_angular(self.angular, self.experts)
 
 
 @options_class

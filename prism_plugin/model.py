@@ -26,6 +26,8 @@ from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.graph.store import GraphStore
 from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
+from prism_plugin.nn.angular import AngularBlock, EdgeAngles, real_harmonics
+from prism_plugin.nn.attention import AtomAttention
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.experts import GatedMessagePassing
 from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
@@ -57,7 +59,8 @@ class PRISM(MatGLModel):
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None.
         fusion: ``"scalar"`` or ``"gated"``.
-        readout: ``"mean"`` over the atoms (Eq. 16), or ``"sum"`` for an extensive target such as a total energy.
+        readout: ``"mean"`` over the atoms (Eq. 16); ``"sum"`` for an extensive target such as a total energy; or
+            ``"attention"``: a mean with learned weights, for what a few of the atoms decide, such as a band gap.
         dropout: rate between the final atom features and the head.
         target: name of the predicted property.
         unit: its unit.
@@ -78,6 +81,9 @@ class PRISM(MatGLModel):
             see :class:`~prism_plugin.nn.reciprocal.ReciprocalExpert`.
         multiscale: ``"fused"`` (the paper's expert), or ``"residual"``: starts at zero and adds to the atoms before the
             other experts, see :class:`~prism_plugin.nn.residual_multiscale.ResidualMultiscale`.
+        angular: channels of a block that gives the atomistic edges the angles between them in each layer; 0: none. See
+            :class:`~prism_plugin.nn.angular.AngularBlock`; with ``norm=None`` call :meth:`calibrate` before training.
+        angular_order: largest degree of its Legendre polynomials, 1 to 3.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -126,6 +132,8 @@ class PRISM(MatGLModel):
         initial_norm: bool = False,
         cell: str = "translations",
         multiscale: str = "fused",
+        angular: int = 0,
+        angular_order: int = 3,
     ) -> None:
         super().__init__()
         given = locals()
@@ -184,11 +192,14 @@ class PRISM(MatGLModel):
                 norm,
                 cell,
                 multiscale,
+                AngularBlock(dim, options.angular, options.angular_order, num_rbf, norm) if options.angular else None,
             )
             for _ in range(num_layers)
         )
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
+        self.attention = AtomAttention(dim) if readout == "attention" else None
+        self.angular_order = options.angular_order if options.angular else 0
 
     @property
     def task(self) -> str:
@@ -349,7 +360,7 @@ class PRISM(MatGLModel):
         batch = self.as_batch(g)
         outputs = self.atom_outputs(batch)
         prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
-        if self.readout == "mean" and not inside_potential(g):
+        if self.readout != "sum" and not inside_potential(g):
             prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
         self.feature_dict["final"] = prediction.detach()
         return prediction
@@ -361,7 +372,7 @@ class PRISM(MatGLModel):
             batch: crystals as :meth:`as_batch` gives them.
 
         Returns:
-            Shape ``(atoms,)``.
+            Shape ``(atoms,)``; with ``readout="attention"`` each is weighted already.
         """
         # Under autocast products are computed in fewer digits; the features that they are added to keep theirs.
         atoms = self.atom_encoder(batch.atomic_numbers, batch.elements).to(self.dtype)
@@ -383,6 +394,7 @@ class PRISM(MatGLModel):
             edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
         for name, given in edges.items():
             edges[name] = replace(given, features=self._initial_norm(name, given.features))
+        angles = self._angles(batch) if self.angular_order else None
         waves = None
         if self.has_waves:
             waves = wave_geometry(batch.waves, batch.lattice, batch.pbc, batch.positions, batch.atom_crystal)
@@ -392,15 +404,44 @@ class PRISM(MatGLModel):
         features: dict[str, Any] = {"embedding": {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}}
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
-            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, images, waves, counts)
+            atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, images, waves, counts, angles)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
+        if self.attention is not None:
+            outputs = outputs * self.attention(atoms, batch.atom_crystal, len(batch))
         if self._element_refs is not None:
             outputs = outputs + self._element_refs.to(outputs.dtype).index_select(0, batch.atomic_numbers)
         features["readout"] = outputs.detach()
         self.feature_dict = features
         return outputs
+
+    def _angles(self, batch: CrystalBatch) -> EdgeAngles:
+        vector = batch.edge_vector
+        distance = vector.norm(dim=1)
+        harmonics = real_harmonics(vector / distance.unsqueeze(1), self.angular_order)
+        return EdgeAngles(harmonics, batch.reverse, self.atomistic_encoder.rbf(distance))
+
+    @torch.no_grad()
+    def calibrate(self, structures: Sequence[Any]) -> None:
+        """Measure the scale of the angular blocks on some structures, once, before training.
+
+        Only a model with ``angular`` and ``norm=None`` has such scales, one in each layer; they are saved with it.
+
+        Args:
+            structures: the first frames of the training data, say 32; the sums over neighbors have the size 1 there.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, AngularBlock) and module.norm is None]
+        graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures] if blocks else []
+        try:
+            for block in blocks:
+                block.calibrating = True
+            if graphs:
+                with evaluation(self):
+                    self(batch_graphs(graphs))
+        finally:
+            for block in blocks:
+                block.calibrating = False
 
     def _initial_norm(self, name: str, features: Tensor) -> Tensor:
         return self.initial_norms[name](features) if name in self.initial_norms else features

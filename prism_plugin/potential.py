@@ -44,6 +44,9 @@ class PRISMPotential(PRISM):
         cell: ``"translations"``, or ``"reciprocal"``: with it also the cell expert keeps n copies of a cell at n times
             its energy, and the energy stays smooth.
         multiscale: ``"fused"`` or ``"residual"``.
+        angular: channels of a block that gives edges the angles between them; 0: none. Call :meth:`calibrate` with the
+            first frames before training.
+        angular_order: largest degree of its Legendre polynomials, 1 to 3.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -75,6 +78,8 @@ class PRISMPotential(PRISM):
         directions: bool = True,
         cell: str = "translations",
         multiscale: str = "fused",
+        angular: int = 0,
+        angular_order: int = 3,
     ) -> None:
         super().__init__(  # keeps the arguments that are this class's
             element_types,
@@ -99,6 +104,8 @@ class PRISMPotential(PRISM):
             directions=directions,
             cell=cell,
             multiscale=multiscale,
+            angular=angular,
+            angular_order=angular_order,
         )
 
     @property

@@ -67,6 +67,10 @@ def structure(request: pytest.FixtureRequest) -> Atoms:
     return crystal_zoo()[request.param]
 
 
+# Ends of the names of weights that begin at zero, beside biases.
+ZERO_AT_START = ("out.weight", "logit.2.weight")
+
+
 def small_model(**arguments: object) -> PRISM:
     """A small float64 PRISM in eval mode whose every weight and running statistic is random."""
     torch.manual_seed(3)
@@ -76,7 +80,7 @@ def small_model(**arguments: object) -> PRISM:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "norm" in name and name.endswith(("weight", "running_var")):
             tensor.data.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
-        elif name.endswith(("bias", "running_mean", "logits", "_scale", "out.weight")):  # the last two start at zero
+        elif name.endswith(("bias", "running_mean", "logits", "_scale", *ZERO_AT_START)):
             tensor.data.copy_(0.3 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
         elif name.endswith("weight") and "embedding" not in name:
             tensor.data.mul_(2.5)  # so that the output depends on the geometry by much more than a tolerance

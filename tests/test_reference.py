@@ -22,6 +22,7 @@ BEST = {
     "cell": "reciprocal",
     "multiscale": "residual",
 }
+ANGULAR = {**BEST, "readout": "attention", "angular": 3}
 VARIANTS = [
     {},
     {"similarity_cutoff": 3.0},
@@ -43,7 +44,15 @@ VARIANTS = [
     {"cell": "reciprocal", "experts": ("atomistic", "cell"), "atom_encoder": "elements"},
     {"cell": "reciprocal", "experts": ("cell", "multiscale"), "fusion": "gated"},
     {"multiscale": "residual", "similarity_cutoff": 3.0, "initial_norm": True},
-    BEST,
+    ANGULAR,
+    {
+        "norm": None,
+        "experts": ("atomistic",),
+        "rbf_scale": "even",
+        "directions": False,
+        "angular": 4,
+        "angular_order": 2,
+    },
     {**BEST, "experts": EXPERTS, "similarity_cutoff": 3.0, "norm": None, "initial_norm": False},
 ]
 
@@ -63,7 +72,7 @@ def test_model_equals_its_slow_twin(variant: dict, training: bool) -> None:
     torch.testing.assert_close(model(batch), twin, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("variant", [{"similarity_cutoff": 3.0}, BEST], ids=str)
+@pytest.mark.parametrize("variant", [{"similarity_cutoff": 3.0}, ANGULAR], ids=str)
 def test_gradients_equal_those_of_the_slow_twin(variant: dict) -> None:
     model = small_model(**variant).train()
     structures = [crystal_zoo()[name] for name in ("cesium chloride", "skewed", "wire")]

@@ -20,6 +20,7 @@ from prism_plugin.devices import send
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
 from prism_plugin.graph.lattice import reduced_bases, times_matrix
 from prism_plugin.graph.reciprocal import Waves, make_waves
+from prism_plugin.graph.reverse import reverse_edges
 
 if TYPE_CHECKING:
     import dgl
@@ -134,7 +135,12 @@ class CrystalBatch:
 
     def moved(self, positions: Tensor, lattice: Tensor) -> CrystalBatch:
         """Return the same crystals with other positions and lattices, turned or a little strained: waves stay."""
-        return _with_waves(replace(self, positions=positions, lattice=lattice), self)
+        return _with_counted(replace(self, positions=positions, lattice=lattice), self)
+
+    @cached_property
+    def reverse(self) -> Tensor:
+        """The edge from the other end of each atomistic edge, ``edges`` where there is none, shape ``(edges,)``."""
+        return reverse_edges(self.edge_index, self.edge_image, len(self.atomic_numbers))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
@@ -145,7 +151,7 @@ class CrystalBatch:
         }
         moved["positions"] = moved["positions"].to(dtype)
         moved["lattice"] = moved["lattice"].to(dtype)
-        return _with_waves(replace(self, **moved), self)
+        return _with_counted(replace(self, **moved), self)
 
     def part(self, start: int, stop: int) -> CrystalBatch:
         """Return the crystals from ``start`` up to ``stop``; the tensors are views where they can be."""
@@ -228,10 +234,11 @@ class CrystalBatch:
         )
 
 
-def _with_waves(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
-    """Give a batch the waves of another one, if these were counted before."""
-    if "waves" in vars(before):
-        vars(batch)["waves"] = before.waves.to(batch.lattice.device)
+def _with_counted(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
+    """Give a batch what was counted before of another one with the same edges and waves."""
+    for name in ("waves", "reverse"):
+        if name in vars(before):
+            vars(batch)[name] = getattr(before, name).to(batch.lattice.device)
     return batch
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.nn.angular import AngularBlock, EdgeAngles
 from prism_plugin.nn.autograd_mode import needs_gradient
 from prism_plugin.nn.encoders import EdgeEncoder, cosine_envelope, feature_envelope
 from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
@@ -73,6 +74,7 @@ class PRISMLayer(nn.Module):
         norm: ``"batch"`` or None.
         cell: ``"translations"`` or ``"reciprocal"``.
         multiscale: ``"fused"`` or ``"residual"``.
+        angular: block of this layer that gives the atomistic edges their angles, if there is one.
     """
 
     experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
@@ -91,8 +93,10 @@ class PRISMLayer(nn.Module):
         norm: str | None,
         cell: str = "translations",
         multiscale: str = "fused",
+        angular: AngularBlock | None = None,
     ) -> None:
         super().__init__()
+        self.angular = angular
         self.reciprocal = ReciprocalExpert(dim) if "cell" in experts and cell == "reciprocal" else None
         self.residual = ResidualMultiscale(dim) if "multiscale" in experts and multiscale == "residual" else None
         sequential = {"cell": self.reciprocal, "multiscale": self.residual}
@@ -123,6 +127,7 @@ class PRISMLayer(nn.Module):
         images: ImageTable | None = None,
         waves: WaveGeometry | None = None,
         counts: Tensor | None = None,
+        angles: EdgeAngles | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Edges]]:
         """Pass messages with every expert and fuse the answers.
 
@@ -135,6 +140,7 @@ class PRISMLayer(nn.Module):
             images: of the lattices, where there are similarity edges (:func:`~.minimum_image.image_table`).
             waves: for the cell expert in reciprocal space.
             counts: number of atoms of each crystal, shape ``(crystals, 1)``, for the residual multiscale expert.
+            angles: for the angular block.
 
         Returns:
             Updated atoms, superatoms and edges.
@@ -156,9 +162,16 @@ class PRISMLayer(nn.Module):
             elif name == "atomistic" or not last:
                 nodes, answers = (atoms, of_atoms) if name == "atomistic" else (superatoms, of_superatoms)
                 given = edges[name]
-                answers[name], features = expert(
-                    nodes, given.features, given.index, given.envelope, update_edges=not last
-                )
+                if name == "atomistic" and self.angular is not None:
+                    block = cast("GatedMessagePassing", expert)
+                    told, joins = self.angular(atoms, given.features, given.index, given.envelope, angles)
+                    messages = block.messages(atoms, told, given.index, given.envelope, update_edges=not last)
+                    total, features = messages.total, messages.edges
+                    answers[name] = block.update(atoms, total if joins is None else total + joins)
+                else:
+                    answers[name], features = expert(
+                        nodes, given.features, given.index, given.envelope, update_edges=not last
+                    )
                 if features is not None:
                     updated[name] = replace(given, features=features)
         if of_atoms:

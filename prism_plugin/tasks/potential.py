@@ -16,7 +16,7 @@ from prism_plugin.config import PotentialOptions
 from prism_plugin.files import replaced
 from prism_plugin.schema import did_you_mean
 from prism_plugin.tasks.scores import Scores, check_finite, rms
-from prism_plugin.tasks.task import Loss, Task, check_initial_model
+from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +172,9 @@ class Potential(Task):
             left = energies / sizes - element_shares(crystals, elements) @ refs
             scale = max(rms(forces), np.std(left))
             arguments |= {"element_refs": refs, "std": float(scale) or 1.0}
-        return PRISMPotential(**{**arguments, **settings.model})
+        model = PRISMPotential(**{**arguments, **settings.model})
+        model.calibrate(crystals[:CALIBRATED_ON])
+        return model
 
     def _from_initial(self, settings: TrainingSettings, init: PRISM, crystals: list[Any], energies: Any) -> PRISM:
         from prism_plugin.potential import PRISMPotential, fit_element_refs

@@ -13,7 +13,7 @@ import numpy as np
 from prism_plugin.config import ModelOptions
 from prism_plugin.files import replaced
 from prism_plugin.tasks.scores import Scores, check_finite, rms
-from prism_plugin.tasks.task import Loss, Task, check_initial_model
+from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,6 +115,8 @@ class Regression(Task):
             targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
             arguments["mean"], arguments["std"] = self.scaling(targets)
         model = PRISM(**arguments)
+        if init is None:
+            model.calibrate([record.atoms for record in records[:CALIBRATED_ON]])
         model.recompute = settings.recompute
         if init is not None:
             model.load_state_dict(init.state_dict())

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from prism_plugin.model import PRISM
     from prism_plugin.tasks.scores import Scores
 
-__all__ = ["Loss", "Task", "check_initial_model"]
+__all__ = ["CALIBRATED_ON", "Loss", "Task", "check_initial_model"]
+
+# Training structures on which the scales of a new model are measured.
+CALIBRATED_ON = 32
 
 
 class Loss(Protocol):

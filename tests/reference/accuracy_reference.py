@@ -114,3 +114,75 @@ def residual_multiscale(expert: nn.Module, h: list[Tensor], s: Tensor) -> tuple[
     mean = sum(h) / len(h)
     s = s + expert.up_scale * mlp(expert.up, torch.cat([s, mean]))
     return [h_i + expert.down_scale * mlp(expert.down, torch.cat([h_i, s])) for h_i in h], s
+
+
+def legendre(degree: int, x: Tensor) -> Tensor:
+    """P_1, P_2 or P_3."""
+    return {1: x, 2: (3 * x**2 - 1) / 2, 3: (5 * x**3 - 3 * x) / 2}[degree]
+
+
+def angular(
+    block: nn.Module,
+    h: list[Tensor],
+    edges: list[tuple[int, int, Tensor, Tensor]],
+    vectors: list[Tensor],
+    radial: list[Tensor],
+    training: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Angular block by angles between pairs of edges, without harmonics; edges (receiver, sender, e, envelope).
+
+    Gives the new e, and what joins the messages of each atom (zeros if there is no norm).
+    """
+    fixed = block.norm is None
+    weights = []
+    for (_, j, e, _), rho in zip(edges, radial, strict=True):
+        weights.append((block.of_edge.weight @ (rho if fixed else e)) * (block.of_sender.weight @ h[j]))
+    if not fixed and weights:
+        table = torch.stack(weights)
+        mean, variance = block.norm.running_mean, block.norm.running_var
+        if training and len(weights) > 1:
+            mean, variance = table.mean(0), ((table - table.mean(0)) ** 2).mean(0)
+        table = (table - mean) / torch.sqrt(variance + block.norm.eps) * block.norm.weight + block.norm.bias
+        weights = list(0.3 * table)
+    weights = [w * envelope for w, (_, _, _, envelope) in zip(weights, edges, strict=True)]
+    q: dict[int, Tensor] = {}
+    joins = []
+    for i, h_i in enumerate(h):
+        mine = [k for k, (receiver, _, _, _) in enumerate(edges) if receiver == i]
+        sums = []
+        if mine:
+            u = torch.stack([vectors[k] / vectors[k].norm() for k in mine])
+            w = torch.stack([weights[k] for k in mine])
+            degrees = range(1, block.order + 1)
+            p = {degree: legendre(degree, u @ u.T) for degree in degrees}
+            if fixed:
+                w = w * block.scale
+                numbers = sum(2 * degree + 1 for degree in degrees) * w.shape[1]
+                mean_square = sum((w * (p[degree] @ w)).sum() for degree in degrees) / numbers
+                w = w / torch.sqrt(1 + mean_square)
+            total = sum(p[degree] @ w @ block.mix[degree - 1] for degree in degrees)
+            q.update(zip(mine, total, strict=True))
+            if not fixed:
+                sums = [(w * (p[degree] @ w @ block.node_mix[degree - 1])).sum(0) for degree in degrees]
+        if fixed:
+            joins.append(torch.zeros_like(h_i))
+        else:
+            sums = sums or [torch.zeros(block.channels, dtype=h_i.dtype)] * block.order
+            joins.append(block.to_node.weight @ torch.cat(sums) + block.to_node.bias)
+    told = []
+    for k, (i, j, e, _) in enumerate(edges):
+        (back,) = (
+            n
+            for n, (receiver, sender, _, _) in enumerate(edges)
+            if (receiver, sender) == (j, i) and float((vectors[n] + vectors[k]).detach().norm()) < 1e-6
+        )
+        told.append(e + block.to_edge.weight @ torch.cat([q[k], q[back]]) + block.to_edge.bias)
+    return told, joins
+
+
+def attention(block: nn.Module, h: list[Tensor]) -> list[Tensor]:
+    """Softmax over the atoms of one crystal, times their number."""
+    linear1, _, linear2 = block.logit
+    logits = [(linear2.weight @ silu(linear1.weight @ h_i + linear1.bias) + linear2.bias)[0] for h_i in h]
+    total = sum(torch.exp(logit) for logit in logits)
+    return [len(h) * torch.exp(logit) / total for logit in logits]

@@ -106,13 +106,18 @@ def batchnorm(norm: nn.Module, rows: list[Tensor], training: bool) -> list[Tenso
     return [(row - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias for row in rows]
 
 
-def edge_encoder(encoder: nn.Module, direction: Tensor, d: Tensor, cutoff: float, num_rbf: int, scale: str) -> Tensor:
-    """Eq. 7-8."""
+def radial(d: Tensor, cutoff: float, num_rbf: int, scale: str) -> Tensor:
+    """Eq. 7."""
     a = 1.0 if scale == "paper" else (5 if scale == "cutoff" else 1) / cutoff
     first = math.exp(-a * cutoff)
     beta = (2 / num_rbf * (1 - first)) ** -2
     centers = [first + k * (1 - first) / (num_rbf - 1) for k in range(num_rbf)]
-    rho = torch.stack([torch.exp(-beta * (torch.exp(-a * d) - mu) ** 2) for mu in centers])
+    return torch.stack([torch.exp(-beta * (torch.exp(-a * d) - mu) ** 2) for mu in centers])
+
+
+def edge_encoder(encoder: nn.Module, direction: Tensor, d: Tensor, cutoff: float, num_rbf: int, scale: str) -> Tensor:
+    """Eq. 8."""
+    rho = radial(d, cutoff, num_rbf, scale)
     linear1, _, linear2, _ = encoder.mlp
     x = torch.cat([rho, direction]) if linear1.weight.shape[1] > num_rbf else rho
     hidden = silu(linear1.weight @ x + linear1.bias)
@@ -133,9 +138,13 @@ def superatom(encoder: nn.Module, numbers: list[int], readout: str) -> Tensor:
 
 
 def gated(
-    block: nn.Module, h: list[Tensor], edges: list[tuple[int, int, Tensor, Tensor]], training: bool
+    block: nn.Module,
+    h: list[Tensor],
+    edges: list[tuple[int, int, Tensor, Tensor]],
+    training: bool,
+    joins: list[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Eq. 9-14 for edges (receiver, sender, e, envelope); gives h' and the gates."""
+    """Eq. 9-14 for edges (receiver, sender, e, envelope); gives h' and the gates. ``joins`` begin the sums."""
     dim = len(h[0])
     w_gate, w_message = block.project.weight[:dim], block.project.weight[dim:]
     b_gate, b_message = block.project.bias[:dim], block.project.bias[dim:]
@@ -146,7 +155,7 @@ def gated(
         messages.append(block.message.weight @ silu(w_message @ x + b_message) + block.message.bias)
     logits = batchnorm(block.gate_norm, logits, training) if logits else []
     gates = [torch.sigmoid(logit) * weight for logit, (_, _, _, weight) in zip(logits, edges, strict=True)]
-    total = [torch.zeros_like(h_i) for h_i in h]
+    total = [torch.zeros_like(h_i) for h_i in h] if joins is None else list(joins)
     for (i, _, _, _), message, gate in zip(edges, messages, gates, strict=True):
         total[i] = total[i] + message * gate
     total = batchnorm(block.norm, total, training)
@@ -228,12 +237,13 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
         s = [model.superatom_mean.weight @ mean + model.superatom_mean.bias for mean in means]
     elif translations or "multiscale" in experts:
         s = [superatom(model.superatom_encoder, crystal.numbers, a["superatom_readout"]) for crystal in crystals]
-    edges, loops = [], []
+    edges, loops, vectors = [], [], []
     if "atomistic" in experts:
         for c, crystal in enumerate(crystals):
             for i, j, vector in atomistic_edges(crystal, cutoff):
                 e = encode(model.atomistic_encoder, vector, cutoff)
                 edges.append((starts[c] + i, starts[c] + j, e, envelope(length(torch.tensor(vector)), cutoff)))
+                vectors.append(torch.tensor(vector))
     if translations:
         for c, crystal in enumerate(crystals):
             for vector in cell_edges(crystal, cell_cutoff):
@@ -254,7 +264,12 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
             if residual:
                 h[part], s[c] = ours.residual_multiscale(layer.residual, h[part], s[c])
         if "atomistic" in experts:
-            of_atoms["atomistic"], gates = gated(layer.experts["atomistic"], h, edges, training)
+            joins = None
+            if a["angular"]:
+                rho = [radial(length(vector), cutoff, a["num_rbf"], a["rbf_scale"]) for vector in vectors]
+                told, joins = ours.angular(layer.angular, h, edges, vectors, rho, training)
+                edges = [(i, j, e, weight) for (i, j, _, weight), e in zip(edges, told, strict=True)]
+            of_atoms["atomistic"], gates = gated(layer.experts["atomistic"], h, edges, training, joins)
             edges = [(i, j, e + gate, weight) for (i, j, e, weight), gate in zip(edges, gates, strict=True)]
         if "similarity" in experts:
             similar = []
@@ -295,10 +310,14 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
     refs = dict.fromkeys(range(119), 0.0)
     if a["element_refs"] is not None:
         refs = {atomic_numbers[symbol]: ref for symbol, ref in zip(a["element_types"], a["element_refs"], strict=True)}
-    for n, h_i in zip(numbers, h, strict=True):  # Eq. 15
+    shares = [1.0] * len(h)
+    if a["readout"] == "attention":
+        parts = [h[starts[c] : starts[c + 1]] for c in range(len(crystals))]
+        shares = [share for part in parts for share in ours.attention(model.attention, part)]
+    for n, h_i, share in zip(numbers, h, shares, strict=True):  # Eq. 15
         o = (linear2.weight @ silu(linear1.weight @ h_i + linear1.bias) + linear2.bias)[0]
-        outputs.append(o * a["std"] + a["mean"] + refs[n])
+        outputs.append(share * (o * a["std"] + a["mean"]) + refs[n])
     sums = [sum(outputs[starts[c] : starts[c + 1]]) for c in range(len(crystals))]
-    if a["readout"] == "mean":  # Eq. 16
+    if a["readout"] != "sum":  # Eq. 16
         sums = [total / len(crystal.numbers) for total, crystal in zip(sums, crystals, strict=True)]
     return torch.stack(sums)
