@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin import __version__
+from prism_plugin.commands import label
 
 DEFAULT_MODEL = "prism-mp2018-eform"  # of prism_plugin.pretrained, whose import takes seconds
 
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_scaling(commands)
     _add_info(commands)
     _add_rodflow(commands)
+    label.add_parser(commands)
     demo = commands.add_parser(
         "demo",
         help="train, save, reload and use a model on alloys computed here by ASE's EMT; minutes, no download",
@@ -434,6 +436,7 @@ COMMANDS = {
     "scaling": _scaling,
     "info": _info,
     "rodflow": _rodflow,
+    "label": label.run,
     "demo": _demo,
 }
 

@@ -1,0 +1,1 @@
+"""The commands of ``prism``: one file a command, with ``add_parser`` and ``run``."""
