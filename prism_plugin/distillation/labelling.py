@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -68,6 +69,10 @@ class LabelSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        try:
+            json.dumps(self.arguments)
+        except TypeError as error:
+            raise ValueError(f"the arguments of a teacher must be plain values: {error}") from error
         if self.shard_frames % FRAMES_PER_JOB:
             raise ValueError(
                 f"shard_frames must be a multiple of {FRAMES_PER_JOB}, the frames of one parent, got "
@@ -124,6 +129,8 @@ def label_frames(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out), ExitStack() as stack:
+        for left in out.glob(".shard-*"):  # of a killed run
+            shutil.rmtree(left)
         teacher = stack.enter_context(settings.make_teacher())
         say(
             f"teacher: {settings.teacher} ({len(teacher.elements)} elements, version {teacher.about['version'] or '?'})"

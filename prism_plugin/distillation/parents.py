@@ -14,7 +14,6 @@ import numpy as np
 from ase import Atoms
 
 from prism_plugin.data.records import OPENERS, parse_jsonl, uncompressed_suffix
-from prism_plugin.prediction import iterate_structures, read_source
 
 __all__ = ["Parents", "balanced_order", "read_parents"]
 
@@ -103,6 +102,8 @@ def _why_not(split: str | None, atoms: Atoms, elements: Collection[str], max_ato
 def _rows(path: Path) -> Iterator[tuple[str, str | None, Atoms]]:
     """Names, splits and structures."""
     if path.is_dir() or uncompressed_suffix(path) != ".jsonl":
+        from prism_plugin.prediction import iterate_structures, read_source  # imports models, which takes seconds
+
         for name, source in iterate_structures([path]):
             atoms = read_source(name, source)
             yield str(atoms.info.get("id", Path(name).name)), atoms.info.get("split"), atoms

@@ -62,7 +62,7 @@ def write_shard(path: Path, jobs: Sequence[JobResult]) -> None:
 def shard_counts(path: Path) -> tuple[int, Counter[str], Counter[str]] | None:
     """Return the number of frames asked for, frames by kind and refusals by reason; None if there is no whole shard."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             kinds, reasons = arrays["kind"].tolist(), arrays["refused_reason"].tolist()
             return int(arrays["asked"]), Counter(kinds), Counter(reasons)
     except FileNotFoundError:

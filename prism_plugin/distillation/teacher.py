@@ -109,7 +109,7 @@ class Teacher:
         except TeacherError as error:
             self.close()
             hint = "" if Path(self.name).is_dir() else "; --teacher-path DIR says where Python finds it"
-            raise ValueError(f"the teacher {self.name!r} cannot be loaded: {error}{hint}") from error
+            raise ValueError(f"the teacher {self.name!r} cannot be used: {error}{hint}") from error
         except BaseException:
             self.close()
             raise
@@ -173,12 +173,17 @@ class Teacher:
     def _probed(self) -> tuple[str, ...]:
         """Elements that it computes in a crystal without an error."""
         known = []
+        reason = "its answers are not finite"
         for number in range(1, _LAST_PROBED + 1):
             symbol = chemical_symbols[number]
-            with contextlib.suppress(TeacherError):
-                atoms = bulk(symbol, "fcc", a=2 * 2**0.5 * covalent_radii[number])
+            atoms = bulk(symbol, "fcc", a=2 * 2**0.5 * covalent_radii[number])
+            try:
                 if self.label(atoms).finite:
                     known.append(symbol)
+            except TeacherError as error:
+                reason = str(error)
+        if not known:
+            raise TeacherError(f"it computes energy, forces and stress of no element ({reason})")
         return tuple(known)
 
 

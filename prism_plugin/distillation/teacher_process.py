@@ -28,7 +28,7 @@ _LENGTH = struct.Struct("<Q")
 def write_message(file: IO[bytes], **arrays: Any) -> None:
     """Write one message."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(values) for name, values in arrays.items()})
+    np.savez(buffer, **{name: np.asarray(values) for name, values in arrays.items()})  # type: ignore[arg-type]
     content = buffer.getvalue()
     file.write(_LENGTH.pack(len(content)) + content)
     file.flush()
@@ -56,6 +56,10 @@ def _digest(files: list[Path]) -> str:
 
 def _load_matgl(folder: Path, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Load a matgl potential, and say what it is."""
+    # Without them matgl would take the path for the name of a model, and look for it on the net.
+    missing = [name for name in ("model.json", "model.pt", "state.pt") if not (folder / name).is_file()]
+    if missing:
+        raise ValueError("the folder is no matgl model, it has no " + ", ".join(missing))
     import matgl
     from matgl.ext.ase import PESCalculator
 
