@@ -64,7 +64,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Label frames, and print what the folder holds."""
-    from prism_plugin.distillation.labelling import LabelSettings, label_frames
+    from prism_plugin.distillation.labelling import label_frames
+    from prism_plugin.distillation.settings import LabelSettings
 
     names = ("teacher", "frames", "structures", "teacher_python", "teacher_path", "seed", "max_atoms", "shard_frames")
     more = ("processes", "threads", "skip_examination")

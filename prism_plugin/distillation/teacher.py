@@ -88,18 +88,14 @@ class Teacher:
         for place, what in ((python, "interpreter"), (path, "folder")):
             if place is not None and not Path(place).exists():
                 raise FileNotFoundError(f"there is no {what} {str(place)!r} for the teacher")
-        given = {"name": self.name, "arguments": dict(arguments or {}), "threads": threads}
-        environment = {**_KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        if path is not None:
-            before = environment.get("PYTHONPATH")
-            environment["PYTHONPATH"] = str(Path(path).resolve()) + (os.pathsep + before if before else "")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        given = {"name": self.name, "arguments": dict(arguments or {}), "threads": threads}
         self._process = subprocess.Popen(
             [str(python or sys.executable), str(teacher_process.__file__), json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env=_environment(path, threads),
             start_new_session=True,  # Ctrl-C is for us; it ends when we do
         )
         try:
@@ -185,6 +181,15 @@ class Teacher:
         if not known:
             raise TeacherError(f"it computes energy, forces and stress of no element ({reason})")
         return tuple(known)
+
+
+def _environment(path: str | Path | None, threads: int) -> dict[str, str]:
+    """Variables of the teacher's process."""
+    found = {**_KEEP_MEMORY, **os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if path is not None:
+        before = found.get("PYTHONPATH")
+        found["PYTHONPATH"] = str(Path(path).resolve()) + (os.pathsep + before if before else "")
+    return found
 
 
 class TeacherCalculator(Calculator):

@@ -80,7 +80,7 @@ def _load_import_path(name: str, arguments: dict[str, Any]) -> tuple[Any, dict[s
     module_name, _, attribute = name.partition(":")
     module = importlib.import_module(module_name)
     if not hasattr(module, attribute):
-        raise ValueError("the module %r has no %r" % (module_name, attribute))  # noqa: UP031 - Pythons of any age
+        raise ValueError(f"the module {module_name!r} has no {attribute!r}")
     calculator = getattr(module, attribute)(**arguments)
     package = sys.modules[module_name.split(".")[0]]
     about = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
@@ -11,6 +13,9 @@ from prism_plugin.distillation.teacher import Labels, Teacher
 from tests.conftest import SHARED
 
 PBE = SHARED / "teachers" / "TensorNet-MatPES-PBE-v2025.1-PES"
+
+# pip install --no-deps --target FOLDER matgl==2.0.4
+OLD_MATGL = os.environ.get("OLD_MATGL")
 
 
 class WrongTeacher:
@@ -57,6 +62,15 @@ def test_a_teacher_that_knows_no_compound_cannot_be_examined(emt, monkeypatch) -
     monkeypatch.setattr(emt, "elements", ("Al", "Ni"))
     with pytest.raises(ValueError, match=r"knows none of NaCl, MgO.*--skip-examination"):
         examine(emt)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PBE.is_dir() or not OLD_MATGL, reason="OLD_MATGL names no folder with matgl 2.0.4")
+def test_the_potential_is_accepted_under_its_own_matgl() -> None:
+    with Teacher(PBE, path=OLD_MATGL) as teacher:
+        found = examine(teacher)
+    assert {one.formula for one in found} == {"NaCl", "MgO", "GaAs", "Cu", "Si"}
+    assert max(abs(one.volume) for one in found) < 7
 
 
 @pytest.mark.slow

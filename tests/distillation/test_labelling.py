@@ -19,7 +19,8 @@ from filelock import FileLock
 from prism_plugin import cli
 from prism_plugin.data import read_records
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.distillation.labelling import LabelSettings, label_frames
+from prism_plugin.distillation.labelling import label_frames
+from prism_plugin.distillation.settings import LabelSettings
 from prism_plugin.distillation.shards import read_frames, read_shards
 from prism_plugin.distillation.teacher import Teacher
 from tests.distillation.conftest import EMT
@@ -67,7 +68,8 @@ def test_two_processes_write_the_same_bytes_as_one(settings, labelled, tmp_path)
 def test_a_killed_run_goes_on_to_the_same_bytes(settings, labelled, tmp_path) -> None:
     given = {**settings, "structures": str(settings["structures"]), "frames": FRAMES}
     code = (
-        "from prism_plugin.distillation.labelling import LabelSettings, label_frames\n"
+        "from prism_plugin.distillation.labelling import label_frames\n"
+        "from prism_plugin.distillation.settings import LabelSettings\n"
         f"label_frames(LabelSettings(**{given!r}), {str(tmp_path)!r}, progress=False)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)

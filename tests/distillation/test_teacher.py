@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from prism_plugin.distillation import teacher_process
 from prism_plugin.distillation.teacher import Teacher, TeacherCalculator, TeacherError
 
 
@@ -70,6 +75,17 @@ def test_a_dead_process_is_an_error_that_says_so(wrong) -> None:
 def test_what_cannot_be_a_teacher_is_a_message(name, given, message, wrong) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         Teacher(name, **({"path": wrong} | given))
+
+
+def test_its_process_needs_neither_this_package_nor_torch() -> None:
+    tree = ast.parse(Path(teacher_process.__file__).read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    assert found - set(sys.stdlib_module_names) == {"numpy", "ase", "matgl"}
 
 
 def test_a_folder_that_is_no_potential_is_a_message(tmp_path) -> None:
