@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from prism_plugin import __version__
-from prism_plugin.commands import demo, evaluate, info, predict, presets, rodflow, scaling, train
+from prism_plugin.commands import demo, evaluate, info, label, predict, presets, rodflow, scaling, train
 
 __all__ = ["COMMANDS", "main"]
 
@@ -24,6 +24,7 @@ COMMANDS = {
     "scaling": scaling,
     "info": info,
     "rodflow": rodflow,
+    "label": label,
     "demo": demo,
 }
 

@@ -25,6 +25,7 @@ from pymatgen.core import Structure
 from pymatgen.io.vasp import Poscar
 
 from prism_plugin.data.records import Record
+from prism_plugin.data.shards import is_shard_folder, read_shards
 from prism_plugin.data.splits import SPLITS
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.tasks import task_of_target
@@ -62,7 +63,7 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
             eV) and ``forces`` (eV/Å), and may have ``stress`` (eV/Å^3, ASE's sign, 3 x 3 or xx, yy, zz, yz, xz, xy).
             Or a folder with ``id_prop.csv`` (the convention of
             CGCNN and ALIGNN: ``file,target`` a line, no header) and the structures it names (CIF, POSCAR, or whatever
-            ASE reads; ``.cif`` may be left out).
+            ASE reads; ``.cif`` may be left out). Or, for the target ``"pes"``, a folder of ``prism label``.
         target: key of the target, or ``"pes"`` for energies, forces and stresses; in a folder only a name for it.
         skip_missing: leave out rows without the target, where False is an error.
 
@@ -73,6 +74,8 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     path = Path(path)
     if path.is_dir():
         if not task_of_target(target).one_number:
+            if is_shard_folder(path):
+                return read_shards(path)
             raise ValueError(
                 f"{str(path)!r} is a folder, whose table has one number a crystal: forces need an .extxyz or .jsonl "
                 "file"
