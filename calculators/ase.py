@@ -23,6 +23,7 @@ from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
+from prism_plugin.errors import PrismError
 from prism_plugin.forces import EDGES_WITH_GRADIENTS, EnergyGradients, energies_with_gradients, plain_computation
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
@@ -97,12 +98,12 @@ class PRISMCalculator(Calculator):
     ) -> None:
         super().__init__()
         if on_unknown_element not in _UNKNOWN:
-            raise ValueError(f"unknown on_unknown_element {on_unknown_element!r}; choose one of: {', '.join(_UNKNOWN)}")
+            raise PrismError(f"unknown on_unknown_element {on_unknown_element!r}; choose one of: {', '.join(_UNKNOWN)}")
         if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+            raise PrismError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
         if not given:
-            raise ValueError("the list of models is empty; leave it out for the default model")
+            raise PrismError("the list of models is empty; leave it out for the default model")
         self.models = [load_on(one, device, dtype) for one in given]
         self.model: PRISM = self.models[0]
         self.compute_forces = bool(compute_forces)
@@ -123,13 +124,13 @@ class PRISMCalculator(Calculator):
             names = [*type(self).implemented_properties, *(["forces", "stress"] if self.compute_forces else [])]
             return [*names, "energy_std"] if committee else names
         if target in all_properties:
-            raise ValueError(
+            raise PrismError(
                 f"this model predicts {target!r} in {unit or 'no unit'!r}, which is not ASE's {target}; energies have "
                 "the unit 'eV/atom' (or 'eV' with readout='sum'), any other needs a name of its own: train it with "
                 "another --target or --unit"
             )
         if self.compute_forces:
-            raise ValueError(f"{target} ({unit or 'no unit'}) is no energy and has no forces: leave compute_forces out")
+            raise PrismError(f"{target} ({unit or 'no unit'}) is no energy and has no forces: leave compute_forces out")
         return [target, f"{target}_std"] if committee else [target]
 
     @property
@@ -303,7 +304,7 @@ class PRISMCalculator(Calculator):
                 model.check_elements(np.unique(numbers).tolist())
         except ValueError as error:
             if self.on_unknown_element == "error":
-                raise ValueError(f"{place}{error}") from error
+                raise PrismError(f"{place}{error}") from error
             return False
         return True
 

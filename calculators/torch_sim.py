@@ -13,6 +13,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
 from prism_plugin.forces import energies_with_gradients, plain_computation
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import batch_graphs
@@ -56,7 +57,7 @@ class TorchSimPRISM(ModelInterface):
         super().__init__()
         self.prism = load_on(model, device, dtype)
         if not gives_energy(self.prism):
-            raise ValueError(
+            raise PrismError(
                 f"this model predicts {self.prism.target} ({self.prism.unit or 'no unit'}), which is no energy: "
                 "torch-sim needs a model whose unit is 'eV/atom'"
             )
@@ -97,7 +98,7 @@ class TorchSimPRISM(ModelInterface):
                 graphs.append(build_graph(atoms, self.prism.cutoff, self.prism.cell_cutoff))
                 self.prism.check_elements(graphs[-1].crystals.elements)
             except ValueError as error:
-                raise ValueError(f"system {index}: {error}") from error
+                raise PrismError(f"system {index}: {error}") from error
         found = energies_with_gradients(self.prism, batch_graphs(graphs))
         energy = found.energies.new_zeros(len(cells)).index_add(0, found.crystals.atom_crystal, found.energies)
         return {"energy": energy, "forces": found.forces, "stress": found.stress.to(energy.dtype)}

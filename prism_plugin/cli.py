@@ -1,7 +1,7 @@
 """The ``prism`` command.
 
-Every error of the user's making ends in one line that says what is wrong and what to do, and exit status 2;
-``--traceback`` shows where it was raised.
+Every error of the user's making ends in one line that says what is wrong and what to do, and exit status 2; a fault of
+the program in two lines and exit status 70. ``--traceback`` shows where an error was raised.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from prism_plugin import __version__
 from prism_plugin.commands import demo, evaluate, info, label, predict, presets, rodflow, scaling, train
+from prism_plugin.errors import PrismError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -44,11 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         COMMANDS[arguments.command].run(arguments)
-    except (ValueError, ImportError, OSError) as error:
+    except (PrismError, ImportError, OSError) as error:
         if arguments.traceback:
             traceback.print_exc()
         print(f"prism: error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is ours: say so, without a page of code
+        if arguments.traceback:
+            traceback.print_exc()
+        print(
+            f"prism: internal error: {type(error).__name__}: {error}\nThis is a fault of the program: please report it "
+            f"with the output of: prism --traceback {' '.join(argv or sys.argv[1:])}",
+            file=sys.stderr,
+        )
+        return 70
     except KeyboardInterrupt as error:
         print(f"prism: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130

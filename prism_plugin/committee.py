@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prism_plugin.errors import PrismError
 from prism_plugin.model import PRISM
 
 __all__ = ["check_committee", "mean_and_spread", "weights_digest"]
@@ -42,8 +43,8 @@ def check_committee(models: Sequence[PRISM]) -> None:
     kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task_type) for model in models})
     if len(kinds) > 1:
         found = " and ".join(f"{target} ({', '.join(others)})" for target, *others in kinds)
-        raise ValueError(f"the models predict different things: {found}; give models of one property")
+        raise PrismError(f"the models predict different things: {found}; give models of one property")
     if len(models) == 1:
         return
     if len({(weights_digest(model), repr(sorted(model.arguments.items()))) for model in models}) < len(models):
-        raise ValueError("a model is given twice, which makes the spread too small; give each once")
+        raise PrismError("a model is given twice, which makes the spread too small; give each once")

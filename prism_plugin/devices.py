@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["find_device", "send"]
 
 
@@ -43,11 +45,11 @@ def find_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"unknown device {device!r}; choose one of: auto, cpu, cuda") from error
+        raise PrismError(f"unknown device {device!r}; choose one of: auto, cpu, cuda") from error
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
+        raise PrismError("no CUDA device is here, or torch was built without CUDA; use device 'cpu' or 'auto'")
     try:
         torch.ones(1, device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device raises its own
-        raise ValueError(f"the device {device!r} is not here: {str(error).splitlines()[0]}") from error
+        raise PrismError(f"the device {device!r} is not here: {str(error).splitlines()[0]}") from error
     return place

@@ -16,6 +16,7 @@ from ase import Atoms
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from prism_plugin.errors import PrismError
 from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
 from prism_plugin.graph.build import build_graph
@@ -70,7 +71,7 @@ def count_edges(
                 row.append(similar_pairs(features, crystal, size, model.similarity_cutoff)[0].shape[1])
         rows.append(row)
     if not rows:
-        raise ValueError("there is no structure to count the edges of")
+        raise PrismError("there is no structure to count the edges of")
     columns = ["atoms", "atomistic", "cell", "multiscale", *(f"similarity {n}" for n in range(1, layers + 1))]
     counts = dict(zip(columns, np.array(rows, dtype=float).T, strict=True))
     families = ["atomistic", "cell", "multiscale"]

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replaced", "write_json_gz"]
+__all__ = ["replaced", "truncate_after_last_line", "write_json_gz"]
+
+_BLOCK = 1 << 16
 
 
 @contextmanager
@@ -42,3 +44,18 @@ def write_json_gz(path: Path, content: Any) -> None:
     """Write JSON as gzip; equal contents give equal bytes."""
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         file.write(json.dumps(content).encode())
+
+
+def truncate_after_last_line(path: Path) -> None:
+    """Cut off what stands behind the last line feed of a file, reading no more than its end."""
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)

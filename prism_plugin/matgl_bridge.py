@@ -15,6 +15,7 @@ from matgl.models import MatGLModel
 from torch import Tensor
 from torch_geometric.data import Data
 
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 
@@ -73,7 +74,7 @@ def batch_from_matgl(graph: Any, element_types: tuple[str, ...], cutoff: float, 
         lattice = of_converter.reshape(-1, 3, 3)
         periodic = periodic | (lattice != torch.eye(3, dtype=lattice.dtype, device=device)).flatten(1).any(dim=1)
     elif positions is None:
-        raise ValueError(
+        raise PrismError(
             "the graph has no lattice: give the whole tuple of the converter, or set graph.pos and graph.pbc_offshift "
             "as matgl's predict_structure and ModelLightningModule do"
         )
@@ -129,11 +130,11 @@ def _lattice(graph: Any, atom_crystal: Tensor, edge_crystal: Tensor, crystals: i
 def _fit_lattice(graph: Any, of_atoms: Tensor, of_edges: Tensor) -> Tensor:
     """Solve [frac_coords; pbc_offset] @ lattice = [pos; pbc_offshift] for the lattice of one crystal, in float64."""
     if getattr(graph, "pbc_offshift", None) is None:
-        raise ValueError("the graph has no lattice: set graph.pbc_offshift beside graph.pos, as matgl does")
+        raise PrismError("the graph has no lattice: set graph.pbc_offshift beside graph.pos, as matgl does")
     fractional = torch.cat([graph.frac_coords[of_atoms], graph.pbc_offset[of_edges]]).double()
     cartesian = torch.cat([graph.pos[of_atoms], graph.pbc_offshift[of_edges]]).double()
     if torch.linalg.matrix_rank(fractional) < 3:
-        raise ValueError(
+        raise PrismError(
             "the lattice cannot be told from so few edges: give the whole tuple of the converter, or use "
             "prism_plugin.build_graph"
         )

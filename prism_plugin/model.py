@@ -5,8 +5,8 @@ In comes a batch of crystals in any of the accepted graph formats, out goes one 
 
 from __future__ import annotations
 
+import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prism_plugin.config import EXPERTS, ModelOptions
+from prism_plugin.errors import PrismError, warn
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.graph.store import GraphStore
@@ -35,7 +36,7 @@ from prism_plugin.nn.minimum_image import image_table
 from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.nn.reciprocal import wave_geometry
 from prism_plugin.nn.residual_multiscale import mean_of_atoms
-from prism_plugin.schema import described, to_options
+from prism_plugin.schema import described
 
 __all__ = ["PRISM"]
 
@@ -137,7 +138,7 @@ class PRISM(MatGLModel):
     ) -> None:
         super().__init__()
         given = locals()
-        options = to_options(ModelOptions, {name: given[name] for name in described(ModelOptions)}, "argument of PRISM")
+        options = ModelOptions(**{name: given[name] for name in described(ModelOptions)})
         # In plain types, as a saved model holds them; matgl keeps those that are the arguments of the class.
         self.save_args(vars(options))
         element_types = tuple(chemical_symbols[1:119]) if options.element_types is None else options.element_types
@@ -262,6 +263,22 @@ class PRISM(MatGLModel):
             for file in sorted(Path(aside).iterdir()):
                 os.replace(file, folder / file.name)
 
+    @classmethod
+    def load(cls, path: str | Path | dict[str, Any], **kwargs: Any) -> PRISM:
+        """Load a saved model; ``matgl.load_model`` comes here.
+
+        Args:
+            path: as of matgl: a folder, a name, or the paths of the files by their names.
+            **kwargs: of matgl's own.
+        """
+        model = super().load(path, **kwargs)
+        about = Path(path["model.json"]) if isinstance(path, dict) else Path(path) / "model.json"
+        if about.is_file():
+            kept = json.loads(about.read_text(encoding="utf-8")).get("metadata")
+            rare = kept.get("rare_elements") if isinstance(kept, dict) else None
+            model.rare_elements = rare if isinstance(rare, dict) else {}
+        return model
+
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
 
@@ -280,7 +297,7 @@ class PRISM(MatGLModel):
         """Raise ValueError if there is an atomic number that the model does not know."""
         unknown = sorted({chemical_symbols[number] for number in elements} - set(self.element_types))
         if unknown:
-            raise ValueError(
+            raise PrismError(
                 f"unknown element{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: this model was made for "
                 f"{len(self.element_types)} elements ({', '.join(self.element_types)}); remove such structures or "
                 "train a model on data with these elements"
@@ -305,7 +322,7 @@ class PRISM(MatGLModel):
             else:
                 graph = batch_from_matgl(graph, self.element_types, self.cutoff, self.cell_cutoff)
         if graph.cutoffs != (self.cutoff, self.cell_cutoff):
-            raise ValueError(
+            raise PrismError(
                 f"the graph was built with cutoffs {graph.cutoff} and {graph.cell_cutoff} Å (atomistic, cell), the "
                 f"model needs {self.cutoff} and {self.cell_cutoff}: build_graph(structure, model.cutoff, "
                 "model.cell_cutoff)"
@@ -320,9 +337,7 @@ class PRISM(MatGLModel):
         present = [chemical_symbols[number] for number in elements]
         rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
         if rare:
-            warnings.warn(
-                f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there", stacklevel=2
-            )
+            warn(f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there")
 
     def forward(self, g: Any, state_attr: Tensor | None = None, l_g: Any = None, **kwargs: Any) -> Tensor:
         """Predict the target of each crystal.
@@ -343,7 +358,7 @@ class PRISM(MatGLModel):
         if self.task_type == "regression":
             return self.read_out(g)
         if inside_potential(g):
-            raise ValueError(f"the probability of {self.target} is no energy: a Potential needs a regression")
+            raise PrismError(f"the probability of {self.target} is no energy: a Potential needs a regression")
         prediction = self.read_out(g).sigmoid()
         self.feature_dict["final"] = prediction.detach()
         return prediction

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prism_plugin.model import PRISM
-from prism_plugin.tasks.potential import Potential
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -111,7 +110,7 @@ class PRISMPotential(PRISM):
     @property
     def task(self) -> str:
         """Name of the task that the model is made for (:data:`prism_plugin.tasks.TASKS`)."""
-        return Potential.name
+        return "potential"
 
 
 def element_shares(structures: Sequence[Atoms], elements: Sequence[str]) -> np.ndarray:

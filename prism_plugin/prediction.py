@@ -29,7 +29,8 @@ from tqdm import tqdm
 from prism_plugin.committee import check_committee, mean_and_spread, weights_digest
 from prism_plugin.data.readers import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
 from prism_plugin.devices import find_device
-from prism_plugin.files import replaced
+from prism_plugin.errors import PrismError
+from prism_plugin.files import replaced, truncate_after_last_line
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
 from prism_plugin.graph.structure import read_structure
@@ -61,7 +62,7 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Sour
             yield from iterate_structures(sorted(files))
             continue
         if not path.is_file():
-            yield str(path), ValueError("no such file")
+            yield str(path), PrismError("no such file")
             continue
         suffix = uncompressed_suffix(path)
         if suffix not in _FRAMES:
@@ -72,7 +73,7 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Sour
             for number, source in enumerate(_frames(path, suffix), start=1):
                 yield f"{path}#{number}", source
         except (ValueError, OSError) as error:
-            yield f"{path}#{number + 1}", ValueError(f"{error}; the rest of this file was not read")
+            yield f"{path}#{number + 1}", PrismError(f"{error}; the rest of this file was not read")
 
 
 def _frames(path: Path, suffix: str) -> Iterator[_Source]:
@@ -80,7 +81,7 @@ def _frames(path: Path, suffix: str) -> Iterator[_Source]:
         try:
             yield from iread(path, index=":")
         except Exception as error:  # ASE raises whatever its parsers meet
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+            raise PrismError(f"{type(error).__name__}: {error}") from error
         return
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
         try:
@@ -91,7 +92,7 @@ def _frames(path: Path, suffix: str) -> Iterator[_Source]:
                     except ValueError as error:
                         yield error
         except (EOFError, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(f"truncated or damaged ({error})") from error
+            raise PrismError(f"truncated or damaged ({error})") from error
 
 
 def read_source(name: str, source: _Source) -> Atoms:
@@ -105,7 +106,7 @@ def read_source(name: str, source: _Source) -> Atoms:
             raise source
         return read_structure_file(source) if isinstance(source, Path) else source
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise PrismError(f"{name}: {error}") from error
 
 
 def predict_files(
@@ -143,13 +144,13 @@ def predict_files(
             argument is bad.
     """
     if devices < 1 or batch_size < 1:
-        raise ValueError(f"devices and batch_size must be at least 1, got {devices} and {batch_size}")
+        raise PrismError(f"devices and batch_size must be at least 1, got {devices} and {batch_size}")
     kind = find_device(device).type
     if kind == "cuda" and devices > torch.cuda.device_count():
-        raise ValueError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
+        raise PrismError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
     given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
     if not given:
-        raise ValueError("the list of models is empty; give at least one")
+        raise PrismError("the list of models is empty; give at least one")
     loaded = [load(one) for one in given]
     check_committee(loaded)
     out = Path(out)
@@ -196,9 +197,8 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
             csv.writer(file).writerow(header)
         return {}
     if not beside.exists() or json.loads(beside.read_text()) != about or _first_row(out) != list(header):
-        raise ValueError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
-    with open(out, "rb+") as binary:  # what was written last may have no end
-        binary.truncate(binary.read().rfind(b"\n") + 1)
+        raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
+    truncate_after_last_line(out)  # what was written last may have no end
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
 

@@ -6,14 +6,18 @@ reads options (the command line, files, the page of all options) derives from th
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from prism_plugin.errors import PrismError
 
 __all__ = [
     "Flag",
@@ -32,7 +36,6 @@ __all__ = [
     "did_you_mean",
     "option",
     "options_class",
-    "to_options",
     "wanted",
 ]
 
@@ -84,8 +87,22 @@ def option(about: str, *, default: Any = None, factory: Callable[[], Any] | None
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
 def options_class(cls: type[_Class]) -> type[_Class]:
-    """Make a class of options: frozen, without unknown names, with checked values."""
+    """Make a class of options: frozen, without unknown names, with checked values.
+
+    Its constructor raises :class:`~prism_plugin.errors.PrismError`. A class attribute ``called`` says what one of its
+    options is called in messages.
+    """
     made: Any = dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            construct(self, *values, **named)
+        except ValidationError as error:
+            raise PrismError(_explained(made, error)) from None
+
+    made.__init__ = checked
     return made
 
 
@@ -96,7 +113,7 @@ def as_dict(options: Any) -> dict[str, Any]:
 
 def changed(options: _Class, **changes: Any) -> _Class:
     """Return options with some changed, checked again."""
-    return to_options(type(options), {**vars(options), **changes})
+    return type(options)(**{**vars(options), **changes})
 
 
 def described(cls: type) -> dict[str, tuple[Any, str, dict[str, Any]]]:
@@ -148,48 +165,41 @@ def _with_bounds(kind: type, marks: Iterable[Any]) -> str:
     return " ".join([wanted(kind), " and ".join(words)]).strip()
 
 
-def to_options(cls: type[_Class], values: Mapping[str, Any], what: str = "option") -> _Class:
-    """Make options of named values.
+def check_values(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check named values one by one, without those that are missing; return them in their types.
 
     Args:
         cls: a class of options.
-        values: by name; those that are missing have their defaults.
-        what: what an option of this class is called in messages.
+        values: by name.
 
     Raises:
         ValueError: if a name is unknown or a value is not what its field wants; says what is wanted, or meant.
     """
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        raise ValueError(_explained(cls, error, what)) from None
-
-
-def check_values(cls: type, values: Mapping[str, Any], what: str = "option") -> dict[str, Any]:
-    """Check named values one by one, without those that are missing; return them in their types.
-
-    Raises:
-        ValueError: as :func:`to_options`.
-    """
-    hints = get_type_hints(cls, include_extras=True)
+    hints = {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name != "called"}
     checked = {}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"unknown {what} {name!r}; {did_you_mean(name, hints)}")
+            raise PrismError(f"unknown {_called(cls)} {name!r}; {did_you_mean(name, hints)}")
         try:
             checked[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
-            raise ValueError(_refusal(name, hints[name], value, error.errors()[0])) from None
+            raise PrismError(_refusal(name, hints[name], value, error.errors()[0])) from None
     return checked
 
 
-def _explained(cls: type, error: ValidationError, what: str) -> str:
+def _called(cls: Any) -> str:
+    return getattr(cls, "called", "option")
+
+
+def _explained(cls: type, error: ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:  # of a check that looks at several fields
         return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
     name = str(first["loc"][0])
     if first["type"] == "unexpected_keyword_argument":
-        return f"unknown {what} {name!r}; {did_you_mean(name, (field.name for field in dataclasses.fields(cls)))}"
+        return (
+            f"unknown {_called(cls)} {name!r}; {did_you_mean(name, (field.name for field in dataclasses.fields(cls)))}"
+        )
     if first["type"] == "missing":
         return f"{name} is missing"
     hint = get_type_hints(cls, include_extras=True)[name]
@@ -198,6 +208,10 @@ def _explained(cls: type, error: ValidationError, what: str) -> str:
 
 
 def _refusal(name: str, hint: Any, value: Any, error: Mapping[str, Any]) -> str:
+    if get_origin(hint) is collections.abc.Mapping and len(error["loc"]) > 1:
+        return (
+            f"the value of {error['loc'][-1]!r} in {name} must be {wanted(get_args(hint)[1])}, got {error['input']!r}"
+        )
     choices = hint if get_origin(hint) is Literal else None
     for part in get_args(hint):
         choices = part if get_origin(part) is Literal else choices

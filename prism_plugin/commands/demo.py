@@ -7,6 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["add_parser", "run", "run_demo"]
 
 
@@ -47,7 +49,7 @@ def run_demo(out: Path, crystals: int = 1000, epochs: int = 40) -> dict[str, flo
     from prism_plugin.training import TrainingSettings, train
 
     if crystals < 20:
-        raise ValueError(f"the demo needs at least 20 crystals for its three parts, got {crystals}")
+        raise PrismError(f"the demo needs at least 20 crystals for its three parts, got {crystals}")
     folder = next(out / f"run-{number}" for number in count(1) if not (out / f"run-{number}").exists())
     print(f"Computing {crystals} strained and rattled alloys of Al, Cu, Ag, Au, Ni, Pd, Pt with ASE's EMT potential.")
     parts = split_records(emt_alloys(crystals), seed=0)

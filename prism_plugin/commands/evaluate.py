@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.commands.options import add_model, add_parts
+from prism_plugin.errors import PrismError
 
 __all__ = ["add_parser", "run"]
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         divided = load_parts(arguments.data, target, seed=seed, **{name: getattr(arguments, name) for name in names})
         part = arguments.part or "test"
         if part not in divided:
-            raise ValueError(f"no part {part!r}; choose one of: {', '.join(divided)}")
+            raise PrismError(f"no part {part!r}; choose one of: {', '.join(divided)}")
         parts = {part: divided[part]}
     scores = evaluate(model, parts, arguments.out, arguments.batch_size)
     if target not in (model.target, own):

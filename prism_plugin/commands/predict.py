@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.commands.options import DEFAULT_MODEL, add_model
+from prism_plugin.errors import PrismError
 
 __all__ = ["add_parser", "run"]
 
@@ -40,4 +41,4 @@ def run(arguments: argparse.Namespace) -> None:
         f"table: {arguments.out}"
     )
     if not counts["predicted"] + counts["kept"]:
-        raise ValueError(f"no structure was predicted: {'see the table' if how else 'there is none in what was given'}")
+        raise PrismError(f"no structure was predicted: {'see the table' if how else 'there is none in what was given'}")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["add_parser", "run"]
 
 
@@ -63,13 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     if arguments.crystals < 2:
-        raise ValueError(f"--crystals must be at least 2, got {arguments.crystals}")
+        raise PrismError(f"--crystals must be at least 2, got {arguments.crystals}")
     if arguments.target is not None and arguments.data is None:
-        raise ValueError("--target names a number in --data: give that, too")
+        raise PrismError("--target names a number in --data: give that, too")
     records = None
     if arguments.data is not None:
         if arguments.target is None:
-            raise ValueError("--data needs --target, the key of the number to predict")
+            raise PrismError("--data needs --target, the key of the number to predict")
         records = read_records(arguments.data, arguments.target)[: arguments.crystals]
     print(format_summary(track(settings, arguments.out, records)))
     print(f"picture: {arguments.out / 'tracking.png'}; tables: {arguments.out}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.commands.options import add_options, table_values
-from prism_plugin.config import DataOptions, TrainingSettings
+from prism_plugin.errors import PrismError
+from prism_plugin.settings import DataOptions, TrainingSettings
 
 __all__ = ["add_parser", "add_training_options", "run"]
 
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     resume = hasattr(arguments, "resume")
     if resume:
         if hasattr(arguments, "config"):
-            raise ValueError("a run goes on with its own values: leave --config out beside --resume")
+            raise PrismError("a run goes on with its own values: leave --config out beside --resume")
         job = Job.resumed(arguments.resume, given)
     else:
         job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)

@@ -31,6 +31,7 @@ from prism_plugin.data.json_stream import stream_json
 from prism_plugin.data.readers import as_atoms
 from prism_plugin.data.records import Record
 from prism_plugin.data.splits import split_records
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced, write_json_gz
 from prism_plugin.tasks import PES
 from prism_plugin.tasks.classification import Classification
@@ -105,7 +106,7 @@ class NamedData:
             ValueError: if there is no such target.
         """
         if target not in self.targets:
-            raise ValueError(f"no target {target!r} there; choose one of: {', '.join(self.targets)}")
+            raise PrismError(f"no target {target!r} there; choose one of: {', '.join(self.targets)}")
         return self.targets[target].unit
 
 
@@ -127,13 +128,13 @@ def load_named(name: str, target: str, fold: int | None = None, seed: int = 0) -
         ValueError: if name, target or fold is unknown, or a file is damaged.
     """
     if name not in DATASETS:
-        raise ValueError(f"no data set {name!r}; choose one of: {', '.join(DATASETS)}, or give a file")
+        raise PrismError(f"no data set {name!r}; choose one of: {', '.join(DATASETS)}, or give a file")
     data = DATASETS[name]
     data.unit(target)
     if data.folds and fold not in range(FOLDS):
-        raise ValueError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1} (--fold); fold is {fold}")
+        raise PrismError(f"{name} has {FOLDS} folds, 0 to {FOLDS - 1} (--fold); fold is {fold}")
     if not data.folds and fold is not None:
-        raise ValueError(f"{name} has one split and no folds, but fold is {fold}")
+        raise PrismError(f"{name} has one split and no folds, but fold is {fold}")
     return data.split(_records(name, data.rows(), data.targets[target]), fold or 0, seed)
 
 
@@ -142,20 +143,20 @@ def _records(name: str, rows: Iterable[_Row], wanted: Target) -> list[Record]:
     records = []
     for row_name, structure, columns in rows:
         if wanted.column not in columns:
-            raise ValueError(f"row {row_name!r} of {name} lacks the column {wanted.column!r}: is it another version?")
+            raise PrismError(f"row {row_name!r} of {name} lacks the column {wanted.column!r}: is it another version?")
         value = columns[wanted.column]
         if value in (None, "na", ""):
             continue
         try:
             number = float(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"row {row_name!r} of {name}: {wanted.column} is no number: {value!r}") from error
+            raise PrismError(f"row {row_name!r} of {name}: {wanted.column} is no number: {value!r}") from error
         if math.isnan(number) or (wanted.log10 and number <= 0):
             continue
         try:
             atoms = structure()
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"crystal {row_name!r} of {name}: {error}") from error
+            raise PrismError(f"crystal {row_name!r} of {name}: {error}") from error
         gradients = {name: columns.get(name) for name in ("forces", "stress")}
         records.append(Record(atoms, math.log10(number) if wanted.log10 else number, row_name, **gradients))
     return records
@@ -171,7 +172,7 @@ def published_split(records: list[Record], val: float, test: float) -> dict[str,
     """
     sizes = [int(part * len(records)) if part < 1 else int(part) for part in (val, test)]
     if min(sizes) < 1 or sum(sizes) >= len(records):
-        raise ValueError(
+        raise PrismError(
             f"{len(records)} crystals with this target are too few for {val:g} of validation and {test:g} of test"
         )
     order = list(range(len(records)))
@@ -198,7 +199,7 @@ def matbench_folds(size: int, classes: Sequence[float] | None = None) -> list[tu
 def _matbench_split(task: str, records: list[Record], fold: int, seed: int) -> dict[str, list[Record]]:
     """An official fold, with a validation part."""
     if len(records) < 2 * FOLDS:
-        raise ValueError(f"{len(records)} crystals are too few for {FOLDS} folds")
+        raise PrismError(f"{len(records)} crystals are too few for {FOLDS} folds")
     records = _matbench_names(task, records)
     (target,) = DATASETS[task].targets.values()
     classes = [record.target for record in records] if target.task_type == Classification.name else None
@@ -235,7 +236,7 @@ def _jarvis_rows(key: str, identifier: str) -> Iterator[_Row]:
     path = fetch(url, cache_home() / "jarvis" / f"{member}.zip")
     with zipfile.ZipFile(path) as archive:
         if member not in archive.namelist():
-            raise ValueError(f"{path} does not hold {member}: delete it, and it will be fetched again")
+            raise PrismError(f"{path} does not hold {member}: delete it, and it will be fetched again")
         with archive.open(member) as binary, _named(path):
             for _, row in stream_json(io.TextIOWrapper(binary, encoding="utf-8")):
                 yield str(row[identifier]), partial(_atoms_of_jarvis, row["atoms"]), row
@@ -289,7 +290,7 @@ def _matbench_names(task: str, records: Sequence[Record]) -> list[Record]:
     """Name the rows of a task's file, which are called 0, 1, ..., as the benchmark does."""
     for number, record in enumerate(records):
         if record.name != str(number):
-            raise ValueError(f"{task}: row {number} has no target, or row {record.name!r} stands in its place")
+            raise PrismError(f"{task}: row {number} has no target, or row {record.name!r} stands in its place")
     digits = len(str(len(records)))
     prefix = task.replace("matbench", "mb").replace("_", "-")
     return [replace(record, name=f"{prefix}-{number:0{digits}d}") for number, record in enumerate(records, start=1)]
@@ -322,11 +323,11 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated, damaged or not compressed ({error}); replace it") from error
+        raise PrismError(f"{path} is truncated, damaged or not compressed ({error}); replace it") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not in the expected format ({error!r})") from error
+        raise PrismError(f"{path} is not in the expected format ({error!r})") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise PrismError(f"{path}: {error}") from error
 
 
 def _missing_extra() -> ImportError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 
 __all__ = ["cache_home", "fetch"]
@@ -67,12 +68,12 @@ def _check(path: Path, sha256: str | None, where: str) -> None:
             while block := file.read(_BLOCK):
                 digest.update(block)
         if digest.hexdigest() != sha256:
-            raise ValueError(f"wrong SHA-256 {digest.hexdigest()} where {sha256} is expected, in {where}")
+            raise PrismError(f"wrong SHA-256 {digest.hexdigest()} where {sha256} is expected, in {where}")
     if path.suffix == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
         except (zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"damaged or truncated archive ({error}), in {where}") from error
+            raise PrismError(f"damaged or truncated archive ({error}), in {where}") from error
         if damaged is not None:
-            raise ValueError(f"damaged member {damaged!r}, in {where}")
+            raise PrismError(f"damaged member {damaged!r}, in {where}")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["stream_json"]
 
 
@@ -62,13 +64,13 @@ class _Reader:
             if self.place < len(self.text):
                 return self.text[self.place]
             if not self._more():
-                raise ValueError("it ends too early")
+                raise PrismError("it ends too early")
 
     def take(self, letters: str) -> str:
         """Step over white space and one of some letters."""
         letter = self.peek()
         if letter not in letters:
-            raise ValueError(f"{letter!r} stands where one of {letters!r} is due")
+            raise PrismError(f"{letter!r} stands where one of {letters!r} is due")
         self.place += 1
         return letter
 
@@ -80,7 +82,7 @@ class _Reader:
                 found, self.place = self.decoder.raw_decode(self.text, self.place)
             except json.JSONDecodeError as error:
                 if not self._more():
-                    raise ValueError(f"it ends too early, or is no JSON: {error}") from error
+                    raise PrismError(f"it ends too early, or is no JSON: {error}") from error
             else:
                 return found
 

@@ -27,6 +27,7 @@ from pymatgen.io.vasp import Poscar
 from prism_plugin.data.records import Record
 from prism_plugin.data.shards import is_shard_folder, read_shards
 from prism_plugin.data.splits import SPLITS
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.tasks import task_of_target
 
@@ -76,7 +77,7 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
         if not task_of_target(target).one_number:
             if is_shard_folder(path):
                 return read_shards(path)
-            raise ValueError(
+            raise PrismError(
                 f"{str(path)!r} is a folder, whose table has one number a crystal: forces need an .extxyz or .jsonl "
                 "file"
             )
@@ -86,14 +87,14 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     suffix = uncompressed_suffix(path)
     readers = {".jsonl": _read_jsonl, ".extxyz": _read_extxyz, ".xyz": _read_extxyz}
     if suffix not in readers:
-        raise ValueError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
+        raise PrismError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
     try:
         with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
             return _gather(readers[suffix](file, path), path, target, skip_missing)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise PrismError(f"{path} is no text in UTF-8: {error}") from error
     except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read, is truncated or damaged ({error}); fetch it again") from error
+        raise PrismError(f"{path} cannot be read, is truncated or damaged ({error}); fetch it again") from error
 
 
 def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -> list[Record]:
@@ -108,21 +109,21 @@ def _gather(rows: Iterable[_Row], path: Path, target: str, skip_missing: bool) -
             continue
         number = _number(value, place, target)
         if split is not None and split not in SPLITS:
-            raise ValueError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
+            raise PrismError(f"{place}: split is {split!r}; it must be one of: {', '.join(SPLITS)}")
         try:
             records.append(Record(atoms, number, name, split, **gradients).checked())
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise PrismError(f"{place}: {error}") from error
     wanted, hint = task.label_words(target)
     if missing and not records:
-        raise ValueError(f"{path}: none of the {len(missing)} rows has the {wanted}; look for the name there{hint}")
+        raise PrismError(f"{path}: none of the {len(missing)} rows has the {wanted}; look for the name there{hint}")
     if missing and not skip_missing:
-        raise ValueError(
+        raise PrismError(
             f"{path}: the {wanted} is missing in {len(missing)} of {len(missing) + len(records)} rows "
             f"(first: {', '.join(missing[:3])}); remove them, choose another target, or pass --skip-missing"
         )
     if not records:
-        raise ValueError(f"{path}: there is no crystal in it")
+        raise PrismError(f"{path}: there is no crystal in it")
     return records
 
 
@@ -130,9 +131,9 @@ def _number(value: Any, place: str, target: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{place}: the target {target!r} is no number: {value!r}") from error
+        raise PrismError(f"{place}: the target {target!r} is no number: {value!r}") from error
     if not math.isfinite(number):
-        raise ValueError(f"{place}: the target {target!r} is not finite: {value!r}; remove the row")
+        raise PrismError(f"{place}: the target {target!r} is not finite: {value!r}; remove the row")
     return number
 
 
@@ -145,7 +146,7 @@ def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
-            raise ValueError(f"a crystal is an object with lattice, species and frac_coords, got {line.strip()[:40]!r}")
+            raise PrismError(f"a crystal is an object with lattice, species and frac_coords, got {line.strip()[:40]!r}")
         with np.errstate(invalid="ignore"):  # what is not finite is refused by name later
             atoms = Atoms(
                 symbols=row["species"],
@@ -154,11 +155,11 @@ def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
                 pbc=row.get("pbc", True),
             )
     except KeyError as error:
-        raise ValueError(
+        raise PrismError(
             f"{error} is neither a key of the row nor an element; needed are lattice, species and frac_coords"
         ) from error
     except (TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+        raise PrismError(str(error)) from error
     return atoms, row
 
 
@@ -170,7 +171,7 @@ def _read_jsonl(file: Iterable[str], path: Path) -> Iterator[_Row]:
         try:
             atoms, row = parse_jsonl(line)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise PrismError(f"{place}: {error}") from error
         yield place, str(row.get("id", number)), row.get("split"), atoms, row
 
 
@@ -186,7 +187,7 @@ def _read_extxyz(file: Any, path: Path) -> Iterator[_Row]:
         except StopIteration:
             return
         except Exception as error:  # ASE raises whatever its parser meets: name the place, whatever it was
-            raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+            raise PrismError(f"{place}: {type(error).__name__}: {error}") from error
         computed = {} if atoms.calc is None else atoms.calc.results
         row = {**atoms.arrays, **atoms.info, **computed}  # ASE puts labels there or there
         yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, row
@@ -195,7 +196,7 @@ def _read_extxyz(file: Any, path: Path) -> Iterator[_Row]:
 def _read_folder(folder: Path, target: str) -> Iterator[_Row]:
     table = folder / "id_prop.csv"
     if not table.is_file():
-        raise ValueError(
+        raise PrismError(
             f"the folder {str(folder)!r} has no id_prop.csv; it names a structure file and a target a line"
         )
     with open(table, newline="", encoding="utf-8") as file:
@@ -204,11 +205,11 @@ def _read_folder(folder: Path, target: str) -> Iterator[_Row]:
                 continue
             place = f"id_prop.csv, line {number}"
             if len(row) != 2:
-                raise ValueError(f"{place}: a file and a target are needed, got {','.join(row)!r}")
+                raise PrismError(f"{place}: a file and a target are needed, got {','.join(row)!r}")
             name = row[0].strip()
             path = next((path for path in (folder / name, folder / f"{name}.cif") if path.is_file()), None)
             if path is None:
-                raise ValueError(f"{place}: there is no {name!r} and no '{name}.cif' in {str(folder)!r}")
+                raise PrismError(f"{place}: there is no {name!r} and no '{name}.cif' in {str(folder)!r}")
             yield f"{place} ({path.name})", name, None, read_structure_file(path), {target: row[1].strip() or None}
 
 
@@ -228,4 +229,4 @@ def read_structure_file(path: str | Path) -> Atoms:
             return ase.io.read(path)
         return as_atoms(Structure.from_file(path) if path.suffix == ".cif" else Poscar.from_file(path).structure)
     except Exception as error:  # both libraries raise whatever their parsers meet: name the file, whatever it was
-        raise ValueError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error
+        raise PrismError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error

@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.structure import Structure, read_structure
 
 __all__ = ["Record", "count_crystals", "elements_of", "fingerprint"]
@@ -64,12 +65,12 @@ class Record:
             try:
                 values = np.array(given, dtype=np.float64)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"in {name} there is something else than numbers: {error}") from error
+                raise PrismError(f"in {name} there is something else than numbers: {error}") from error
             if values.shape not in shapes:
                 needed = " or ".join(map(str, shapes))
-                raise ValueError(f"the shape of {name} is {values.shape}; needed is {needed}")
+                raise PrismError(f"the shape of {name} is {values.shape}; needed is {needed}")
             if not np.isfinite(values).all():
-                raise ValueError(f"a number in {name} is not finite; remove the crystal")
+                raise PrismError(f"a number in {name} is not finite; remove the crystal")
             if name == "stress":
                 values = voigt_6_to_full_3x3_stress(values) if values.shape == (6,) else values.reshape(3, 3)
             object.__setattr__(self, name, values)

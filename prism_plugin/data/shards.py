@@ -15,6 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from prism_plugin.data.records import Record
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 
 __all__ = [
@@ -123,7 +124,7 @@ def shard_counts(path: Path) -> tuple[int, Counter[str], Counter[str]] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"the shard {str(path)!r} is damaged ({error}); delete it and repeat prism label") from error
+        raise PrismError(f"the shard {str(path)!r} is damaged ({error}); delete it and repeat prism label") from error
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
@@ -160,7 +161,7 @@ def read_shards(folder: str | Path) -> list[Record]:
     """
     folder = Path(folder)
     if not is_shard_folder(folder):
-        raise ValueError(f"{str(folder)!r} is no folder of prism label: it has no {SETTINGS} of one")
+        raise PrismError(f"{str(folder)!r} is no folder of prism label: it has no {SETTINGS} of one")
     records = []
     for path in sorted(folder.glob("shard-*.npz")):
         for frame in read_frames(path):
@@ -168,7 +169,7 @@ def read_shards(folder: str | Path) -> list[Record]:
             name = f"{frame.parent}#{frame.number}"
             records.append(Record(frame.atoms, energy, name, _split(frame.parent), forces, stress))
     if not records:
-        raise ValueError(f"{str(folder)!r} has no labelled frame yet; run prism label to its end")
+        raise PrismError(f"{str(folder)!r} has no labelled frame yet; run prism label to its end")
     if {record.split for record in records} >= {"train", "val"}:
         return records
     return [Record(one.atoms, one.target, one.name, None, one.forces, one.stress) for one in records]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from prism_plugin.data.records import Record
+from prism_plugin.errors import PrismError
 
 __all__ = ["SPLITS", "assign_splits", "split_records"]
 
@@ -30,13 +31,13 @@ def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
         listed = json.loads(Path(path).read_text(encoding="utf-8"))
         names = [(str(name), part) for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))]
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
+        raise PrismError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
     part_of = dict(names)
     if len(names) > len(part_of):
-        raise ValueError(f"{path}: {len(names) - len(part_of)} names are listed twice; a crystal has one part")
+        raise PrismError(f"{path}: {len(names) - len(part_of)} names are listed twice; a crystal has one part")
     unknown = sorted(part_of.keys() - {record.name for record in records})
     if unknown:
-        raise ValueError(f"{path}: {len(unknown)} names are in no record, for example {', '.join(unknown[:3])}")
+        raise PrismError(f"{path}: {len(unknown)} names are in no record, for example {', '.join(unknown[:3])}")
     return [replace(record, split=part_of[record.name]) for record in records if record.name in part_of]
 
 
@@ -56,7 +57,7 @@ def split_records(
     """
     named = sum(record.split is not None for record in records)
     if 0 < named < len(records):
-        raise ValueError(f"{len(records) - named} of {len(records)} rows name no split; let all name one, or none")
+        raise PrismError(f"{len(records) - named} of {len(records)} rows name no split; let all name one, or none")
     parts: dict[str, list[Record]] = {split: [] for split in SPLITS}
     if named:
         for record in records:
@@ -79,5 +80,5 @@ def split_records(
             remedy = (
                 f"no row has the split {split!r}; mark some, or name no split at all" if named else "give more data"
             )
-            raise ValueError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
+            raise PrismError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
     return parts

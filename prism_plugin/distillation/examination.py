@@ -16,6 +16,7 @@ from ase.build import bulk
 
 from prism_plugin.distillation.paths import settled
 from prism_plugin.distillation.teacher import Teacher, TeacherError
+from prism_plugin.errors import PrismError
 
 __all__ = ["Examined", "examine", "format_examination"]
 
@@ -76,17 +77,17 @@ def examine(teacher: Teacher) -> list[Examined]:
     """
     known = [formula for formula in REFERENCES if set(bulk_of(formula).symbols) <= set(teacher.elements)]
     if not known:
-        raise ValueError(
+        raise PrismError(
             f"the teacher knows none of {', '.join(REFERENCES)} and cannot be examined; if you know that it is right, "
             "pass --skip-examination"
         )
     try:
         found = [examine_one(teacher, formula) for formula in known]
     except TeacherError as error:
-        raise ValueError(f"the teacher is refused: it fails for a known compound: {error}") from error
+        raise PrismError(f"the teacher is refused: it fails for a known compound: {error}") from error
     bad = [f"{one.formula} {' and '.join(one.failed)}" for one in found if one.failed]
     if bad:
-        raise ValueError(
+        raise PrismError(
             f"the teacher is refused, it is far off for {', '.join(bad)}:\n{format_examination(found)}\n"
             "a matgl potential may need the matgl that it was trained with: pip install --no-deps --target DIR "
             "matgl==VERSION and --teacher-path DIR; if you know that it is right, pass --skip-examination"

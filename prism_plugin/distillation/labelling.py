@@ -29,6 +29,7 @@ from prism_plugin.distillation.settings import (
     save_settings,
 )
 from prism_plugin.distillation.teacher import Teacher
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 
 __all__ = ["LabelSummary", "label_frames"]
@@ -102,7 +103,7 @@ def _locked(out: Path) -> Iterator[None]:
         with FileLock(out / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise ValueError(f"another process labels into {str(out)!r}; wait for it, or give another --out") from error
+        raise PrismError(f"another process labels into {str(out)!r}; wait for it, or give another --out") from error
 
 
 def _is_done(out: Path, shard: int, jobs: range) -> bool:
@@ -170,7 +171,7 @@ def _check_shard(results: list[JobResult], shard: int) -> None:
         return
     reasons = sum((result.reasons() for result in results), Counter[str]())
     named = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    raise ValueError(f"not one frame of shard {shard} could be kept ({named}); is this teacher for these structures?")
+    raise PrismError(f"not one frame of shard {shard} could be kept ({named}); is this teacher for these structures?")
 
 
 def _summary(settings: LabelSettings, out: Path, new: int, seconds: float) -> LabelSummary:

@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from prism_plugin.data.readers import OPENERS, parse_jsonl, uncompressed_suffix
+from prism_plugin.errors import PrismError
 
 __all__ = ["Parents", "balanced_order", "read_parents"]
 
@@ -70,7 +71,7 @@ def read_parents(path: str | Path, elements: Collection[str], max_atoms: int) ->
         crystals.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=True))
     if not crystals:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-        raise ValueError(f"{path}: no structure can be a parent ({reasons or 'it is empty'}); give another file")
+        raise PrismError(f"{path}: no structure can be a parent ({reasons or 'it is empty'}); give another file")
     return Parents(tuple(names), tuple(crystals), dict(left_out))
 
 
@@ -116,7 +117,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, Atoms]]:
                 try:
                     atoms, row = parse_jsonl(line)
                 except ValueError as error:
-                    raise ValueError(f"{path.name}, line {number}: {error}") from error
+                    raise PrismError(f"{path.name}, line {number}: {error}") from error
                 yield str(row.get("id", number)), row.get("split"), atoms
     except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read, is truncated or damaged ({error}); fetch it again") from error
+        raise PrismError(f"{path} cannot be read, is truncated or damaged ({error}); fetch it again") from error

@@ -11,6 +11,7 @@ from prism_plugin.data.shards import FRAMES_PER_JOB, SETTINGS
 from prism_plugin.distillation.frames import VERSION
 from prism_plugin.distillation.parents import Parents
 from prism_plugin.distillation.teacher import Teacher
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 
 __all__ = ["LabelSettings", "check_settings", "describe_settings", "prototype_elements", "save_settings"]
@@ -52,15 +53,15 @@ class LabelSettings:
         """Check the numbers."""
         for name in ("frames", "max_atoms", "shard_frames", "processes", "threads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise PrismError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
+            raise PrismError(f"seed must be at least 0, got {self.seed}")
         try:
             json.dumps(self.arguments)
         except TypeError as error:
-            raise ValueError(f"the arguments of a teacher must be plain values: {error}") from error
+            raise PrismError(f"the arguments of a teacher must be plain values: {error}") from error
         if self.shard_frames % FRAMES_PER_JOB:
-            raise ValueError(
+            raise PrismError(
                 f"shard_frames must be a multiple of {FRAMES_PER_JOB}, the frames of one parent, got "
                 f"{self.shard_frames}"
             )
@@ -110,7 +111,7 @@ def check_settings(out: Path, described: dict[str, Any]) -> None:
     path = out / SETTINGS
     if not path.exists():
         if any(out.glob("shard-*.npz")):
-            raise ValueError(f"{str(out)!r} has shards without {SETTINGS}; give another --out, or move them away")
+            raise PrismError(f"{str(out)!r} has shards without {SETTINGS}; give another --out, or move them away")
         return
     there = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in described if json.loads(json.dumps(described[name])) != there.get(name)]
@@ -118,7 +119,7 @@ def check_settings(out: Path, described: dict[str, Any]) -> None:
         named = "; ".join(
             f"{name}: {_short(there.get(name))} there, {_short(described[name])} given" for name in changed
         )
-        raise ValueError(f"the frames in {str(out)!r} have other settings ({named}); give these, or another --out")
+        raise PrismError(f"the frames in {str(out)!r} have other settings ({named}); give these, or another --out")
 
 
 def _short(value: Any) -> str:

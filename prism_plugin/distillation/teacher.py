@@ -22,6 +22,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from prism_plugin.data.shards import Labels
 from prism_plugin.distillation import teacher_process
 from prism_plugin.distillation.teacher_process import read_message, write_message
+from prism_plugin.errors import PrismError
 
 __all__ = ["Teacher", "TeacherCalculator", "TeacherError"]
 
@@ -63,7 +64,7 @@ class Teacher:
     ) -> None:
         self.name = str(name)
         if not Path(self.name).is_dir() and ":" not in self.name:
-            raise ValueError(
+            raise PrismError(
                 f"the teacher {self.name!r} is neither a folder nor an import path; give the folder of a matgl "
                 "potential, or a calculator such as ase.calculators.emt:EMT"
             )
@@ -87,7 +88,7 @@ class Teacher:
         except TeacherError as error:
             self.close()
             hint = "" if Path(self.name).is_dir() else "; --teacher-path DIR says where Python finds it"
-            raise ValueError(f"the teacher {self.name!r} cannot be used: {error}{hint}") from error
+            raise PrismError(f"the teacher {self.name!r} cannot be used: {error}{hint}") from error
         except BaseException:
             self.close()
             raise

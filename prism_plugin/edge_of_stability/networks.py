@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prism_plugin.data import GraphDataset, Record
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.records import elements_of
+from prism_plugin.errors import PrismError
 from prism_plugin.model import PRISM
 
 __all__ = ["NETWORKS", "Problem", "make_problem"]
@@ -140,7 +141,7 @@ def _prism(seed: int, dtype: torch.dtype, records: Sequence[Record] | None) -> P
     if records is None:
         records = emt_alloys(CRYSTALS, seed=0)
     if len(records) < 2:
-        raise ValueError(f"tracking PRISM needs at least two crystals, got {len(records)}")
+        raise PrismError(f"tracking PRISM needs at least two crystals, got {len(records)}")
     elements = tuple(elements_of(records))
     model = PRISM(elements, dim=16, num_layers=2, num_rbf=16, cutoff=4.0, cell_cutoff=8.0).to(dtype)
     dataset = GraphDataset(records, model.cutoff, model.cell_cutoff, progress=False)
@@ -180,7 +181,7 @@ def make_problem(
         ImportError: if scikit-learn, which has the images, is missing.
     """
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; choose one of: {', '.join(NETWORKS)}")
+        raise PrismError(f"unknown network {name!r}; choose one of: {', '.join(NETWORKS)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return NETWORKS[name](seed, dtype, records)

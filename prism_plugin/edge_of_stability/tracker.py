@@ -24,6 +24,7 @@ from prism_plugin.data import Record
 from prism_plugin.data.records import fingerprint
 from prism_plugin.edge_of_stability.networks import NETWORKS, make_problem
 from prism_plugin.edge_of_stability.plots import plot_tracking
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.optim.rod_flow.discrete import Discrete
 from prism_plugin.optim.rod_flow.phase_space import METHODS
@@ -94,21 +95,21 @@ class TrackingSettings:
     def __post_init__(self) -> None:
         """Check everything before any work."""
         if self.optimizer not in METHODS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(METHODS)}")
+            raise PrismError(f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(METHODS)}")
         for name in self.networks:
             if name not in NETWORKS:
-                raise ValueError(f"unknown network {name!r}; choose one of: {', '.join(NETWORKS)}")
+                raise PrismError(f"unknown network {name!r}; choose one of: {', '.join(NETWORKS)}")
         if not self.networks:
-            raise ValueError(f"no network is given; choose some of: {', '.join(NETWORKS)}")
+            raise PrismError(f"no network is given; choose some of: {', '.join(NETWORKS)}")
         if self.dtype not in ("float64", "float32"):
-            raise ValueError(f"unknown dtype {self.dtype!r}; choose one of: float64, float32 (bf16 has no second ends)")
+            raise PrismError(f"unknown dtype {self.dtype!r}; choose one of: float64, float32 (bf16 has no second ends)")
         for name, low in (("steps", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+                raise PrismError(f"{name} must be a whole number of at least {low}, got {value!r}")
         for name, kind in (("beta1", "momentum"), ("beta2", "scaling")):
             if getattr(self, name) is not None and kind not in METHODS[self.optimizer]:
-                raise ValueError(f"{self.optimizer} has no {name}: leave it out")
+                raise PrismError(f"{self.optimizer} has no {name}: leave it out")
         weight = torch.nn.Parameter(torch.zeros(1))
         self.make_shadow([weight], lambda: weight.square().sum(), self.networks[0])  # whose constructors check the rest
 
@@ -166,10 +167,10 @@ def _track_network(
         try:
             found = json.loads(kept.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{str(kept)!r} is damaged ({error}): remove it, and the run is repeated") from error
+            raise PrismError(f"{str(kept)!r} is damaged ({error}): remove it, and the run is repeated") from error
         different = sorted(key for key in described if found["settings"].get(key) != described[key])
         if different:
-            raise ValueError(
+            raise PrismError(
                 f"{str(folder)!r} holds a run of {name} with other {', '.join(different)}: choose another folder"
             )
         return found, _read(table)
@@ -181,7 +182,7 @@ def _track_network(
     try:
         rows.extend(shadow.step() for _ in bar)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise PrismError(f"{name}: {error}") from error
     finally:  # what there is of a run that diverged or was interrupted can be looked at
         if rows:
             _write(rows, table)

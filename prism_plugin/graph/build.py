@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.lattice import lattice_translations, reduced_basis
 from prism_plugin.graph.neighbors import find_neighbors
@@ -41,7 +42,7 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
     """
     for name, value in (("cutoff", cutoff), ("cell_cutoff", cell_cutoff)):
         if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number of Å, got {value!r}")
+            raise PrismError(f"{name} must be a positive number of Å, got {value!r}")
     found = read_structure(structure)
     positions, lattice, pbc = found.positions, found.lattice, found.pbc
     index, image = find_neighbors(positions, lattice, pbc, cutoff)
@@ -49,7 +50,7 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
     distance = np.linalg.norm(vector, axis=1)
     if len(distance) and distance.min() < SHORTEST_DISTANCE:
         edge = int(distance.argmin())
-        raise ValueError(
+        raise PrismError(
             f"atoms {index[0, edge]} and {index[1, edge]} lie on top of each other ({distance[edge]:.4f} Å apart); "
             "remove the duplicate"
         )

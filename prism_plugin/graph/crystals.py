@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prism_plugin.devices import send
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
 from prism_plugin.graph.lattice import reduced_bases, times_matrix
 from prism_plugin.graph.reciprocal import Waves, make_waves
@@ -194,10 +195,10 @@ class CrystalBatch:
             ValueError: if there is none, or their cutoffs differ.
         """
         if not batches:
-            raise ValueError("cannot batch an empty list of graphs")
+            raise PrismError("cannot batch an empty list of graphs")
         cutoffs = {batch.cutoffs for batch in batches}
         if len(cutoffs) > 1:
-            raise ValueError(f"the graphs were built with different cutoffs (atomistic, cell): {sorted(cutoffs)}")
+            raise PrismError(f"the graphs were built with different cutoffs (atomistic, cell): {sorted(cutoffs)}")
         atoms = np.array([len(batch.atomic_numbers) for batch in batches])
         starts = np.cumsum(atoms) - atoms
 
@@ -361,7 +362,7 @@ class CrystalGraph:
         """
         batch = CrystalBatch.from_dgl(graph)
         if len(batch) != 1:
-            raise ValueError(f"the graph is a batch of {len(batch)} crystals; take them apart with dgl.unbatch")
+            raise PrismError(f"the graph is a batch of {len(batch)} crystals; take them apart with dgl.unbatch")
         return CrystalGraph(batch)
 
 
@@ -405,7 +406,7 @@ def cut(costs: np.ndarray, most_crystals: int, most_cost: int) -> Iterator[tuple
         [(0, 2), (2, 3), (3, 4)]
     """
     if most_crystals < 1:
-        raise ValueError(f"batch_size must be at least 1, got {most_crystals}")
+        raise PrismError(f"batch_size must be at least 1, got {most_crystals}")
     start, total = 0, 0
     for number, cost in enumerate(costs.tolist()):
         if number > start and (number - start == most_crystals or total + cost > most_cost):

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
+
 if TYPE_CHECKING:
     import dgl
 
@@ -108,7 +110,7 @@ def read_heterograph(heterograph: dgl.DGLHeteroGraph) -> dict[str, Any]:
     """
     kinds = getattr(heterograph, "canonical_etypes", None)
     if kinds is None or set(kinds) != {ATOMISTIC, CELL, TO_SUPERATOM, TO_ATOM}:
-        raise ValueError(
+        raise PrismError(
             f"not a PRISM heterograph: {type(heterograph).__name__} with edge types {kinds}; make it with "
             "CrystalGraph.to_dgl() and dgl.batch"
         )
@@ -116,10 +118,10 @@ def read_heterograph(heterograph: dgl.DGLHeteroGraph) -> dict[str, Any]:
     held = {*atoms, *superatoms, *heterograph.edges["atomistic"].data}
     missing = {"atomic_number", "position", "lattice", "pbc", "cutoffs", "image"} - held
     if missing:
-        raise ValueError(f"the heterograph lacks the features {sorted(missing)}; make it with CrystalGraph.to_dgl()")
+        raise PrismError(f"the heterograph lacks the features {sorted(missing)}; make it with CrystalGraph.to_dgl()")
     cutoffs = torch.unique(superatoms["cutoffs"], dim=0)
     if len(cutoffs) > 1:
-        raise ValueError(f"the graphs were built with different cutoffs (atomistic, cell): {cutoffs.tolist()}")
+        raise PrismError(f"the graphs were built with different cutoffs (atomistic, cell): {cutoffs.tolist()}")
     sender, receiver = heterograph.edges(etype="atomistic")
     order = torch.argsort(receiver, stable=True)
     pbc = superatoms["pbc"].bool()

@@ -52,7 +52,9 @@ class Waves(NamedTuple):
 
     def to(self, device: torch.device | str | None) -> Waves:
         """Move all tensors to a device."""
-        if device is not None and self.wave_index.is_cpu:
+        if device is None or torch.device(device) == self.wave_index.device:
+            return self
+        if self.wave_index.is_cpu:
             return Waves(*[send(tensor.numpy(), device) for tensor in self])
         return Waves(*[tensor.to(device) for tensor in self])
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prism_plugin.devices import send
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, cut, pairs_of_one_element
@@ -230,7 +231,7 @@ def graph_store(
                 _write(aside, pieces)
             arrays = _opened(folder)
     if arrays is None:
-        raise ValueError(f"the graph cache {str(folder)!r} is damaged; delete it")
+        raise PrismError(f"the graph cache {str(folder)!r} is damaged; delete it")
     return GraphStore.of(arrays, cutoff, cell_cutoff)
 
 
@@ -260,9 +261,9 @@ def _build(crystals: Sequence[tuple[str, Structure]], cutoff: float, cell_cutoff
             graph = build_graph(structure, cutoff, cell_cutoff)
             images = torch.cat([graph.edge_image, graph.cell_image]).abs()
             if len(images) and images.max() > np.iinfo(np.int16).max:
-                raise ValueError("an edge spans more than 32,767 cells; give the crystal in a reduced basis")
+                raise PrismError("an edge spans more than 32,767 cells; give the crystal in a reduced basis")
         except ValueError as error:
-            raise ValueError(f"crystal {name!r}: {error}") from error
+            raise PrismError(f"crystal {name!r}: {error}") from error
         graphs.append(graph.crystals)
     piece = {"sizes": np.concatenate([graph.sizes for graph in graphs])}
     for key, (_, _, kind, _) in _ARRAYS.items():

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.cell import Cell
 from pymatgen.core import Element, IMolecule, IStructure
 
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.lattice import reduced_basis
 
 __all__ = ["SHORTEST_DISTANCE", "Structure", "read_structure"]
@@ -59,14 +60,14 @@ class Structure:
 def _read_pymatgen(structure: IStructure | IMolecule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     if not structure.is_ordered:
         site = next(site for site in structure if not site.is_ordered)
-        raise ValueError(
+        raise PrismError(
             f"the structure is disordered: site {site.species_string!r} has partial occupancy; "
             "PRISM needs one atom per site, so order it first (pymatgen's OrderDisorderedStructureTransformation)"
         )
     symbols = [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
     unknown = [symbol for symbol in symbols if not Element.is_valid_symbol(symbol)]
     if unknown:
-        raise ValueError(f"unknown element {unknown[0]!r}; use chemical elements, no dummy species")
+        raise PrismError(f"unknown element {unknown[0]!r}; use chemical elements, no dummy species")
     numbers = np.array([Element(symbol).Z for symbol in symbols], dtype=np.int64)
     if isinstance(structure, IMolecule):
         return numbers, np.asarray(structure.cart_coords), np.zeros((3, 3)), np.zeros(3, dtype=bool)
@@ -106,30 +107,30 @@ def read_structure(structure: Any) -> Structure:
 
 def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray) -> None:
     if len(numbers) == 0:
-        raise ValueError("the structure is empty: it has no atoms")
+        raise PrismError("the structure is empty: it has no atoms")
     if numbers.min() < 1 or numbers.max() > 118:
         bad = int(numbers[(numbers < 1) | (numbers > 118)][0])
-        raise ValueError(f"unknown element with atomic number {bad}; chemical elements have 1 to 118")
+        raise PrismError(f"unknown element with atomic number {bad}; chemical elements have 1 to 118")
     if not np.isfinite(positions).all():
         atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-        raise ValueError(f"the position of atom {atom} is not finite: {positions[atom].tolist()}")
+        raise PrismError(f"the position of atom {atom} is not finite: {positions[atom].tolist()}")
     if not np.isfinite(lattice).all():
-        raise ValueError(f"the lattice is not finite: {lattice.tolist()}")
+        raise PrismError(f"the lattice is not finite: {lattice.tolist()}")
     rows = lattice[pbc]
     if len(rows) and _flatness(rows) > 1e-12:
         rows = (reduced_basis(lattice, pbc) @ lattice)[pbc]  # a long, skewed basis is none the flatter for it
     if len(rows) and _flatness(rows) <= _FLAT:
-        raise ValueError(
+        raise PrismError(
             f"the lattice is periodic along {np.flatnonzero(pbc).tolist()} but spans no volume there: "
             f"{lattice[pbc].tolist()}; give linearly independent lattice vectors or switch pbc off"
         )
     if len(rows) and np.linalg.norm(rows, axis=1).min() < SHORTEST_DISTANCE:
-        raise ValueError(
+        raise PrismError(
             f"every atom lies on top of its own image, {np.linalg.norm(rows, axis=1).min():.4f} Å away: the lattice "
             f"{lattice[pbc].tolist()} is too small; is it in Å?"
         )
     if not pbc.all() and np.ptp(positions, axis=0).max() > _LARGEST_EXTENT:
-        raise ValueError(
+        raise PrismError(
             f"the atoms spread over {np.ptp(positions, axis=0).max():.0f} Å, more than {_LARGEST_EXTENT:.0f} Å along a "
             "direction; are the positions in Å? If so, give the fragments one by one"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.data import DATASETS
+from prism_plugin.errors import PrismError
 
 __all__ = ["TASKS", "check_results", "fold_names", "leaderboard", "new_benchmark", "official_hash"]
 
@@ -39,7 +40,7 @@ def new_benchmark(tasks: Sequence[str]) -> Any:
     """
     for task in tasks:
         if task not in TASKS:
-            raise ValueError(f"no structure task {task!r} in Matbench; choose one of: {', '.join(TASKS)}")
+            raise PrismError(f"no structure task {task!r} in Matbench; choose one of: {', '.join(TASKS)}")
     return _package().MatbenchBenchmark(autoload=False, subset=list(tasks))
 
 
@@ -64,16 +65,16 @@ def check_results(path: Path) -> Any:
         ValueError: if it is no true gzip, or matbench does not take it; says why.
     """
     if path.read_bytes()[:2] != b"\x1f\x8b":
-        raise ValueError(f"{path} is no gzip")
+        raise PrismError(f"{path} is no gzip")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         content = json.load(file)
     try:
         benchmark = _package().MatbenchBenchmark.from_dict(content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"matbench does not take {path}: {error}") from error
+        raise PrismError(f"matbench does not take {path}: {error}") from error
     problems = benchmark.validate()
     if problems:
-        raise ValueError(f"matbench does not take {path}: {problems}")
+        raise PrismError(f"matbench does not take {path}: {problems}")
     return benchmark
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from prism_plugin.data import DATASETS
 from prism_plugin.data.datasets import FOLDS
+from prism_plugin.errors import PrismError
 from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced, write_json_gz
 from prism_plugin.matbench.official import check_results, leaderboard, new_benchmark, official_hash
@@ -72,16 +73,16 @@ def assemble(
             official ones, or matbench does not take the result; then nothing is written.
     """
     if not authors.strip():
-        raise ValueError("the authors are missing: a submission names them")
+        raise PrismError("the authors are missing: a submission names them")
     if not re.fullmatch(r"\w[\w ().+-]*", algorithm):
-        raise ValueError(f"the name of the algorithm must be letters, digits and any of ' ().+-_', got {algorithm!r}")
+        raise PrismError(f"the name of the algorithm must be letters, digits and any of ' ().+-_', got {algorithm!r}")
     found = _find(folders)
     taken = {name for _, had, _ in found for name, _, _ in leaderboard(had["task"])}
     if algorithm in taken:
-        raise ValueError(f"there is an algorithm {algorithm!r} on the leaderboard already; choose another --algorithm")
+        raise PrismError(f"there is an algorithm {algorithm!r} on the leaderboard already; choose another --algorithm")
     local = [str(had["task"]) for _, had, _ in found if had["data_sha256"] != official_hash(had["task"])]
     if local and not allow_local_data:
-        raise ValueError(
+        raise PrismError(
             f"{', '.join(local)}: the data are not the official ones, so this is no submission; --allow-local-data "
             "assembles it nevertheless, for a trial"
         )
@@ -129,7 +130,7 @@ def _find(folders: Sequence[str | Path]) -> list[_Folder]:
         inside = [folder] if (folder / CONFIGURATION).exists() else sorted(folder.glob(f"*/{CONFIGURATION}"))
         places += [path if path.is_dir() else path.parent for path in inside]
         if not inside:
-            raise ValueError(f"{str(folder)!r} is no folder of examples/matbench/run.py, and holds none")
+            raise PrismError(f"{str(folder)!r} is no folder of examples/matbench/run.py, and holds none")
     had: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for place in dict.fromkeys(path.resolve() for path in places):
         configuration = _configuration(place)
@@ -137,15 +138,15 @@ def _find(folders: Sequence[str | Path]) -> list[_Folder]:
         if task in had:
             other, first = had[task]
             if first == configuration:
-                raise ValueError(f"{other} and {place} are one run in two places; copy the files of one into the other")
-            raise ValueError(
+                raise PrismError(f"{other} and {place} are one run in two places; copy the files of one into the other")
+            raise PrismError(
                 f"configurations are mixed: {other} and {place} are both of {task} and differ in "
                 f"{', '.join(_differences(first, configuration))}; name one of them"
             )
         had[task] = place, configuration
     versions = {str(configuration["prism_plugin"]) for _, configuration in had.values()}
     if len(versions) > 1:
-        raise ValueError(f"configurations are mixed: the runs are of prism-plugin {' and '.join(sorted(versions))}")
+        raise PrismError(f"configurations are mixed: the runs are of prism-plugin {' and '.join(sorted(versions))}")
     return [(place, configuration, _seeds(place)) for place, configuration in had.values()]
 
 
@@ -154,11 +155,11 @@ def _configuration(folder: Path) -> dict[str, Any]:
         configuration = json.loads((folder / CONFIGURATION).read_text())
         task, key = configuration["task"], key_of(configuration)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise PrismError(
             f"{folder / CONFIGURATION} is damaged ({error}); delete it and repeat the command that made it"
         ) from error
     if folder.name != f"{task}-{key}":
-        raise ValueError(f"{folder} should be called {task}-{key}: was the folder renamed, or {CONFIGURATION} edited?")
+        raise PrismError(f"{folder} should be called {task}-{key}: was the folder renamed, or {CONFIGURATION} edited?")
     return configuration
 
 
@@ -178,7 +179,7 @@ def _seeds(folder: Path) -> list[int]:
     seeds = sorted(set().union(*had.values()))
     missing = [f"fold {fold} seed {seed}" for seed in seeds or [0] for fold in range(FOLDS) if seed not in had[fold]]
     if missing:
-        raise ValueError(
+        raise PrismError(
             f"{folder} is not complete: {', '.join(missing)} missing; run them, or move the other files of that seed "
             "away (a benchmark is five folds, with the same seeds each)"
         )

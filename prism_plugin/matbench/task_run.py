@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from prism_plugin import __version__
 from prism_plugin.data import DATASETS, Record
 from prism_plugin.data.datasets import FOLDS, matbench_file, matbench_records, with_validation
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.matbench.official import fold_names, new_benchmark
 from prism_plugin.preset import presets
@@ -88,19 +89,19 @@ class TaskRun:
         given = dict(given or {})
         unknown = sorted(given.keys() - set(_GIVEN))
         if unknown:
-            raise ValueError(f"unknown here: {', '.join(unknown)}; what can be given is: {', '.join(_GIVEN)}")
+            raise PrismError(f"unknown here: {', '.join(unknown)}; what can be given is: {', '.join(_GIVEN)}")
         own = [name for name, preset in presets.items() if preset.data == task]
         given.setdefault("preset", own[0] if own else "matbench/mp_e_form")
         ((name, target),) = DATASETS[task].targets.items()
         job = Job.make({**given, "data": task, "target": name})
         if task_of(job.settings).name != target.task_type:
-            raise ValueError(f"{task} is a {target.task_type}, the model's task_type cannot be changed")
+            raise PrismError(f"{task} is a {target.task_type}, the model's task_type cannot be changed")
         path = matbench_file(task) if data is None else Path(data)
         records = matbench_records(task, path)
         names = {record.name for record in records}
         wanted = {name for part in fold_names(task, 0) for name in part}
         if names != wanted:
-            raise ValueError(f"{path} has {len(names)} crystals, {task} has {len(wanted)}: the folds are not for it")
+            raise PrismError(f"{path} has {len(names)} crystals, {task} has {len(wanted)}: the folds are not for it")
         settings = job.settings_for({"all": records})
         configuration = {
             "task": task,
@@ -155,7 +156,7 @@ class TaskRun:
         folder = self.folder(out)
         described, text = folder / CONFIGURATION, json.dumps(self.configuration, indent=1)
         if described.exists() and described.read_text() != text:
-            raise ValueError(f"{described} is damaged or was edited; delete it and repeat the command")
+            raise PrismError(f"{described} is damaged or was edited; delete it and repeat the command")
         for seed in seeds:
             for fold in folds:
                 kept = folder / f"fold-{fold}" / f"seed-{seed}.json"
@@ -252,11 +253,11 @@ def read_predictions(path: Path, task: str, key: str, fold: int, seed: int) -> d
         digest = content.pop("sha256")
         is_of = (content["task"], content["configuration"], content["fold"], content["seed"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and the fold is predicted again") from error
+        raise PrismError(f"{path} is damaged ({error}); delete it, and the fold is predicted again") from error
     if digest != key_of(content):
-        raise ValueError(f"{path} is damaged or was edited; delete it, and the fold is predicted again")
+        raise PrismError(f"{path} is damaged or was edited; delete it, and the fold is predicted again")
     if is_of != (task, key, fold, seed):
-        raise ValueError(
+        raise PrismError(
             f"{path} is of task {is_of[0]}, configuration {is_of[1]}, fold {is_of[2]}, seed {is_of[3]}, not of {task}, "
             f"{key}, {fold}, {seed}: configurations are not mixed; move it away"
         )
@@ -266,12 +267,12 @@ def read_predictions(path: Path, task: str, key: str, fold: int, seed: int) -> d
 def _check_numbers(folds: Sequence[int], seeds: Sequence[int]) -> None:
     for fold in folds:
         if fold not in range(FOLDS):
-            raise ValueError(f"Matbench has the folds 0 to {FOLDS - 1}, got {fold}")
+            raise PrismError(f"Matbench has the folds 0 to {FOLDS - 1}, got {fold}")
     if min(seeds, default=0) < 0:
-        raise ValueError(f"a seed is a whole number of at least 0, got {min(seeds)}")
+        raise PrismError(f"a seed is a whole number of at least 0, got {min(seeds)}")
     for name, numbers in (("fold", folds), ("seed", seeds)):
         if not numbers or len(set(numbers)) < len(numbers):
-            raise ValueError(f"give each {name} once, got {list(numbers)}")
+            raise PrismError(f"give each {name} once, got {list(numbers)}")
 
 
 def _duration(seconds: float) -> str:

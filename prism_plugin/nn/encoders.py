@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prism_plugin.devices import send
+from prism_plugin.errors import PrismError
 from prism_plugin.nn.autograd_mode import as_weight
 from prism_plugin.nn.element_table import ELEMENT_FEATURES, element_features
 from prism_plugin.nn.linear import linear
@@ -45,7 +46,7 @@ def cosine_envelope(distance: Tensor, cutoff: float) -> Tensor:
         tensor([1., 0., 0.])
     """
     if cutoff <= 0:
-        raise ValueError(f"cutoff must be positive, got {cutoff}")
+        raise PrismError(f"cutoff must be positive, got {cutoff}")
     weight = 0.5 * (torch.cos(math.pi * distance / cutoff) + 1.0)
     return torch.where(distance < cutoff, weight, torch.zeros_like(weight))
 

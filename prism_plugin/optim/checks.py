@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["check_flag", "check_number", "check_state", "read_loss"]
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raise ValueError unless it is True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise PrismError(f"{name} must be True or False, got {value!r}")
 
 
 def check_number(
@@ -40,7 +42,7 @@ def check_number(
     bounds = f"{'at least' if includes_low else 'above'} {low:g}"
     if math.isfinite(high):
         bounds += f" and {'at most' if includes_high else 'below'} {high:g}"
-    raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+    raise PrismError(f"{name} must be a number {bounds}, got {value!r}")
 
 
 def check_state(owner: str, group: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
@@ -48,7 +50,7 @@ def check_state(owner: str, group: Mapping[str, Any], state_dict: Mapping[str, A
     groups = state_dict.get("param_groups") or [{}]
     missing = group.keys() - groups[0].keys() - {"params"}
     if missing:
-        raise ValueError(
+        raise PrismError(
             f"this is not the state of {owner} of this version: start without it (it lacks "
             f"{', '.join(sorted(missing)[:3])}, {len(missing)} entries in all)"
         )
@@ -57,10 +59,10 @@ def check_state(owner: str, group: Mapping[str, Any], state_dict: Mapping[str, A
 def read_loss(loss: Any, missing: str) -> float:
     """Give a loss as a number; raise ValueError, with the text ``missing`` where it is None, if it is none."""
     if loss is None:
-        raise ValueError(missing)
+        raise PrismError(missing)
     if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return float(loss.detach())
     if not isinstance(loss, Real):
         given = f"shape {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"the loss must be one real number, got {given}")
+        raise PrismError(f"the loss must be one real number, got {given}")
     return float(loss)

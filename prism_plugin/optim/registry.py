@@ -22,6 +22,7 @@ from prism_plugin.config import (
     SGDOptions,
     optimizer_options,
 )
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.composite import Together
 from prism_plugin.optim.elra.optimizer import ELRA
 from prism_plugin.optim.muon import GroupedMuon
@@ -115,7 +116,7 @@ def make_optimizer(
     try:
         return found(list(parameters), **options), None
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
+        raise PrismError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
 
 
 def _imported(name: str) -> type[Optimizer]:
@@ -125,13 +126,13 @@ def _imported(name: str) -> type[Optimizer]:
         f"choose one of: {', '.join(sorted(OPTIMIZER_OPTIONS))}, or the path of a class, such as torch.optim.RAdam"
     )
     if not module:
-        raise ValueError(f"unknown optimizer {name!r}; {choices}")
+        raise PrismError(f"unknown optimizer {name!r}; {choices}")
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import the optimizer {name!r} ({error}); install it, or {choices}") from error
+        raise PrismError(f"cannot import the optimizer {name!r} ({error}); install it, or {choices}") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise ValueError(f"{name!r} is no torch.optim.Optimizer; {choices}")
+        raise PrismError(f"{name!r} is no torch.optim.Optimizer; {choices}")
     return found
 
 
@@ -143,4 +144,4 @@ def _check_arguments(name: str, optimizer: type[Optimizer], options: Mapping[str
     known = [parameter.name for parameter in taken][1:]
     for option in options:
         if option not in known:
-            raise ValueError(f"the optimizer {name!r} has no option {option!r}; choose one of: {', '.join(known)}")
+            raise PrismError(f"the optimizer {name!r} has no option {option!r}; choose one of: {', '.join(known)}")

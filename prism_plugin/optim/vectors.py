@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["assign", "flatten", "flatten_gradients", "hold_random_state", "parts"]
 
 
@@ -23,7 +25,7 @@ def flatten_gradients(parameters: Iterable[Tensor]) -> Tensor:
     """
     parameters = list(parameters)
     if any(p.grad is not None and p.grad.is_sparse for p in parameters):
-        raise ValueError("sparse gradients have no common vector: use dense ones (Embedding(sparse=False))")
+        raise PrismError("sparse gradients have no common vector: use dense ones (Embedding(sparse=False))")
     return flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import matgl
 import torch
-from matgl.utils.io import _download_from_hf_hub  # what its load_model calls; there is no public way to the files
+from huggingface_hub import hf_hub_download
 
 from prism_plugin.devices import find_device
+from prism_plugin.errors import PrismError
 from prism_plugin.model import PRISM
 
 __all__ = [
@@ -64,7 +65,8 @@ def model_folder(model: str | Path) -> Path:
     if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")
     try:
-        return _download_from_hf_hub(model)["model.json"].parent
+        paths = [Path(hf_hub_download(model, file)) for file in _FILES]
+        return paths[0].parent
     except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
@@ -87,19 +89,17 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
     folder = model_folder(model)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise PrismError(
             f"{str(folder)!r} is no saved model: it lacks {', '.join(missing)}; give the folder that "
             "model.save(...) or prism train wrote (RUN/model)"
         )
     name = _saved_class(folder)
     if name not in ("PRISM", "PRISMPotential"):
-        raise ValueError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
+        raise PrismError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
     try:
         loaded = matgl.load_model(folder)
     except (RuntimeError, ValueError) as error:  # all that matgl raises, whatever it met
-        raise ValueError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
-    rare = saved_metadata(folder).get("rare_elements")
-    loaded.rare_elements = rare if isinstance(rare, dict) else {}
+        raise PrismError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
     loaded.eval()
     return loaded
 
@@ -119,13 +119,13 @@ def load_on(model: str | Path | PRISM, device: str = "auto", dtype: str = "auto"
         ValueError: if the folder is no saved PRISM, or device or dtype is unknown.
     """
     if dtype not in ("auto", *_DTYPES):
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
+        raise PrismError(f"unknown dtype {dtype!r}; choose one of: auto, {', '.join(_DTYPES)}")
     given = isinstance(model, PRISM)
     found = model if isinstance(model, PRISM) else load(model)
     place = found.device if given and device == "auto" else find_device(device)
     kind = _DTYPES.get(dtype, found.dtype)
     if kind not in _DTYPES.values():
-        raise ValueError(f"the model is of {kind}; choose a dtype: {', '.join(_DTYPES)}")
+        raise PrismError(f"the model is of {kind}; choose a dtype: {', '.join(_DTYPES)}")
     if given and ((found.device, found.dtype) != (place, kind) or any(part.training for part in found.modules())):
         found = copy.deepcopy(found)
     return found.to(place, kind).eval()
@@ -152,4 +152,4 @@ def _saved_class(folder: Path) -> Any:
     try:
         return json.loads((folder / "model.json").read_text()).get("@class")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{str(folder / 'model.json')!r} is damaged: {error}") from error
+        raise PrismError(f"{str(folder / 'model.json')!r} is damaged: {error}") from error

@@ -12,9 +12,9 @@ from prism_plugin.tasks.task import Task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from prism_plugin.config import TrainingSettings
     from prism_plugin.data.records import Record
     from prism_plugin.model import PRISM
+    from prism_plugin.settings import TrainingSettings
 
 __all__ = ["PES", "TASKS", "Task", "task_of", "task_of_records", "task_of_target"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from prism_plugin.errors import PrismError
 from prism_plugin.tasks.regression import L1Loss, Regression
 from prism_plugin.tasks.task import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prism_plugin.config import TrainingSettings
-    from prism_plugin.data.loading import GraphDataset
     from prism_plugin.data.records import Record
     from prism_plugin.model import PRISM
+    from prism_plugin.settings import TrainingSettings
 
 __all__ = ["Classification", "CrossEntropy"]
 
@@ -45,7 +45,7 @@ class Classification(Regression):
         super().check_records(settings, parts)
         self.check_labels(parts)
         if len({record.target for record in parts["train"]}) < 2:
-            raise ValueError("all training crystals are of one class: there is nothing to tell apart")
+            raise PrismError("all training crystals are of one class: there is nothing to tell apart")
 
     def label_problem(self, record: Record) -> str:
         """Say what is wrong with a target that is no class."""
@@ -65,8 +65,8 @@ class Classification(Regression):
         """Start from the log-odds of the classes."""
         return float(np.log(targets.mean() / (1 - targets.mean()))), 1.0
 
-    def loss(self, settings: TrainingSettings, dataset: GraphDataset) -> Loss:
-        """Make the loss of a training."""
+    def default_loss(self) -> Loss:
+        """Make the loss."""
         return CrossEntropy()
 
     def score(self, target: np.ndarray, prediction: np.ndarray, constant: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from ase.units import GPa
 
 from prism_plugin.config import PotentialOptions
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.schema import did_you_mean
 from prism_plugin.tasks.scores import Scores, check_finite, rms
@@ -21,11 +22,11 @@ from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_mod
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prism_plugin.config import TrainingSettings
     from prism_plugin.data.loading import EnergyLabels, GraphDataset
     from prism_plugin.data.records import Record
     from prism_plugin.graph.crystals import CrystalBatch
     from prism_plugin.model import PRISM
+    from prism_plugin.settings import TrainingSettings
 
 __all__ = ["PES", "WEIGHTS", "Potential", "PotentialLoss", "score_potential"]
 
@@ -96,18 +97,18 @@ class Potential(Task):
     def check_settings(self, settings: TrainingSettings) -> None:
         """Raise ValueError if the settings have what a potential has not."""
         if settings.unit not in ("", "eV"):
-            raise ValueError(f"a potential has eV and eV/Å; leave the unit {settings.unit!r} out, and convert the data")
+            raise PrismError(f"a potential has eV and eV/Å; leave the unit {settings.unit!r} out, and convert the data")
         for name in settings.weights:
             if name not in WEIGHTS:
-                raise ValueError(f"unknown weight {name!r}; {did_you_mean(name, WEIGHTS)}")
+                raise PrismError(f"unknown weight {name!r}; {did_you_mean(name, WEIGHTS)}")
         if settings.batchnorm_batches is not None:
-            raise ValueError("a potential has no BatchNorm: leave batchnorm_batches out")
+            raise PrismError("a potential has no BatchNorm: leave batchnorm_batches out")
         if not any({**WEIGHTS, **settings.weights}.values()):
-            raise ValueError("all weights are 0: there is nothing to learn")
+            raise PrismError("all weights are 0: there is nothing to learn")
         if settings.precision != "32-true":
-            raise ValueError("a potential needs precision '32-true': differences of gradients are noise in bfloat16")
+            raise PrismError("a potential needs precision '32-true': differences of gradients are noise in bfloat16")
         if settings.recompute:
-            raise ValueError("recompute is not for potentials: forces need the activations of all edges twice")
+            raise PrismError("recompute is not for potentials: forces need the activations of all edges twice")
 
     def read_label(self, row: Mapping[str, Any], target: str) -> tuple[Any, dict[str, Any]]:
         """Read energy, forces and stress of a crystal from the values of its row."""
@@ -126,13 +127,13 @@ class Potential(Task):
         for split, records in parts.items():
             for record in records:
                 if record.forces is None:
-                    raise ValueError(
+                    raise PrismError(
                         f"crystal {record.name!r} of the {split} part has no forces: the target {PES!r}, and no "
                         f"other, needs them for all crystals (read_records(path, {PES!r}))"
                     )
                 largest = np.abs(record.forces).max()
                 if largest > _LARGEST_FORCE:
-                    raise ValueError(
+                    raise PrismError(
                         f"crystal {record.name!r} of the {split} part has a force of {largest:.3g} eV/Å: is it "
                         "broken, or in another unit? Remove or convert it"
                     )
@@ -140,7 +141,7 @@ class Potential(Task):
             return
         weights = {**WEIGHTS, **settings.weights}
         if settings.weights.get("stress") or not (weights["energy"] or weights["forces"]):
-            raise ValueError("no training crystal has a stress: leave the weight of stress out, and give others")
+            raise PrismError("no training crystal has a stress: leave the weight of stress out, and give others")
 
     def metric_label(self, unit: str) -> str:
         """Say what the loss is called in a picture."""
@@ -150,19 +151,20 @@ class Potential(Task):
         """Return the key of the labels in data files."""
         return PES
 
-    def new_model(self, settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
+    def new_model(
+        self, settings: TrainingSettings, records: Sequence[Record], elements: Sequence[str], init: PRISM | None
+    ) -> PRISM:
         """Make a potential with the elements' energies and the scale of its training data.
 
         Or a copy of ``init``, whose elements' energies are fitted to what it leaves of the training energies.
         """
-        from prism_plugin.data.records import elements_of
         from prism_plugin.potential import PRISMPotential, element_shares, fit_element_refs
 
         crystals = [record.atoms for record in records]
         energies = np.array([record.target for record in records])
         if init is not None:
             return self._from_initial(settings, init, crystals, energies)
-        elements = tuple(settings.model.get("element_types") or elements_of(records))
+        elements = tuple(settings.model.get("element_types") or elements)
         arguments: dict[str, Any] = {"element_types": elements}
         if settings.normalize:
             refs = fit_element_refs(crystals, energies, elements)
@@ -180,7 +182,7 @@ class Potential(Task):
         from prism_plugin.potential import PRISMPotential, fit_element_refs
 
         if not isinstance(init, PRISMPotential):
-            raise ValueError("forces need a potential to start from: a model that was trained with the target 'pes'")
+            raise PrismError("forces need a potential to start from: a model that was trained with the target 'pes'")
         check_initial_model(settings, init)
         changed = init.arguments
         if settings.normalize:  # the data may count energies from elsewhere

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prism_plugin.config import ModelOptions
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.tasks.scores import Scores, check_finite, rms
 from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
@@ -18,11 +19,11 @@ from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_mod
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prism_plugin.config import TrainingSettings
     from prism_plugin.data.loading import GraphDataset
     from prism_plugin.data.records import Record
     from prism_plugin.graph.crystals import CrystalBatch
     from prism_plugin.model import PRISM
+    from prism_plugin.settings import TrainingSettings
 
 __all__ = ["L1Loss", "Regression"]
 
@@ -65,9 +66,9 @@ class Regression(Task):
     def check_settings(self, settings: TrainingSettings) -> None:
         """Raise ValueError if the settings have what only a potential has."""
         if "element_refs" in settings.model:
-            raise ValueError("element_refs are for potentials (target 'pes'); properties have mean and std")
+            raise PrismError("element_refs are for potentials (target 'pes'); properties have mean and std")
         if settings.weights:
-            raise ValueError(f"weights are for the target 'pes'; the loss of {settings.target!r} has one part only")
+            raise PrismError(f"weights are for the target 'pes'; the loss of {settings.target!r} has one part only")
 
     def read_label(self, row: Mapping[str, Any], target: str) -> tuple[Any, dict[str, Any]]:
         """Read the target of a crystal from the values of its row."""
@@ -82,7 +83,7 @@ class Regression(Task):
         for split, records in parts.items():
             for record in records:
                 if record.forces is not None:
-                    raise ValueError(
+                    raise PrismError(
                         f"crystal {record.name!r} of the {split} part has forces: the target 'pes', and no other, "
                         "needs them for all crystals (read_records(path, 'pes'))"
                     )
@@ -95,17 +96,18 @@ class Regression(Task):
         """Return the key of a model's labels in data files."""
         return model.target
 
-    def new_model(self, settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
+    def new_model(
+        self, settings: TrainingSettings, records: Sequence[Record], elements: Sequence[str], init: PRISM | None
+    ) -> PRISM:
         """Make a model that knows the elements, the mean and the spread of its training data, or a copy of ``init``."""
-        from prism_plugin.data.records import elements_of
         from prism_plugin.model import PRISM
 
         arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
         if init is None:
-            arguments["element_types"] = tuple(elements_of(records))
+            arguments["element_types"] = tuple(elements)
         else:
             if type(init) is not PRISM:
-                raise ValueError(f"a potential is a start for the target 'pes' only, not for {settings.target!r}")
+                raise PrismError(f"a potential is a start for the target 'pes' only, not for {settings.target!r}")
             check_initial_model(settings, init)
             arguments = {**init.arguments, **arguments}
         arguments.update(settings.model)
@@ -126,9 +128,13 @@ class Regression(Task):
         """Return mean and factor of a model's outputs for its training targets."""
         return float(targets.mean()), float(targets.std()) or 1.0
 
+    def default_loss(self) -> Loss:
+        """Make the loss."""
+        return L1Loss()
+
     def loss(self, settings: TrainingSettings, dataset: GraphDataset) -> Loss:
         """Make the loss of a training."""
-        return L1Loss()
+        return self.default_loss()
 
     def score(self, target: np.ndarray, prediction: np.ndarray, constant: float) -> dict[str, Any]:
         """Score predictions, and beside them a constant.

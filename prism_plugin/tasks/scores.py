@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["NAMES", "Scores", "check_finite", "format_score", "format_scores", "rms"]
 
 # Part -> name of the score -> number; None where it has no meaning, as ROC AUC among crystals of one class.
@@ -38,7 +40,7 @@ def check_finite(predicted: np.ndarray, names: Sequence[str], part: str) -> None
     """Raise ValueError if a crystal has a prediction that is not finite."""
     bad = np.flatnonzero(~np.isfinite(predicted))
     if len(bad):
-        raise ValueError(
+        raise PrismError(
             f"the predictions of {len(bad)} of {len(names)} crystals of the {part} part are not finite, the first is "
             f"that of {names[bad[0]]!r}: look at it, or train with a lower learning rate"
         )

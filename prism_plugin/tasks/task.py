@@ -8,14 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from prism_plugin.errors import PrismError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prism_plugin.config import TrainingSettings
     from prism_plugin.data.loading import GraphDataset
     from prism_plugin.data.records import Record
     from prism_plugin.graph.crystals import CrystalBatch
     from prism_plugin.model import PRISM
+    from prism_plugin.settings import TrainingSettings
     from prism_plugin.tasks.scores import Scores
 
 __all__ = ["CALIBRATED_ON", "Loss", "Task", "check_initial_model"]
@@ -96,7 +98,7 @@ class Task(ABC):
         for part, records in parts.items():
             for record in records:
                 if problem := self.label_problem(record):
-                    raise ValueError(f"crystal {record.name!r} of the {part} part has {problem}")
+                    raise PrismError(f"crystal {record.name!r} of the {part} part has {problem}")
 
     def label_problem(self, record: Record) -> str:
         """Say what is wrong with a label; nothing if it is one of this task."""
@@ -115,12 +117,28 @@ class Task(ABC):
         """Return the key of a model's labels in data files."""
 
     @abstractmethod
-    def new_model(self, settings: TrainingSettings, records: Sequence[Record], init: PRISM | None) -> PRISM:
+    def new_model(
+        self, settings: TrainingSettings, records: Sequence[Record], elements: Sequence[str], init: PRISM | None
+    ) -> PRISM:
         """Make a model for its training data, or a copy of ``init`` for them.
+
+        Args:
+            settings: of the training.
+            records: its crystals.
+            elements: symbols of the elements among them.
+            init: the initial model.
 
         Raises:
             ValueError: if ``settings.model`` contradicts ``init``, or ``init`` is no start for this task.
         """
+
+    def default_loss(self) -> Loss:
+        """Make a loss that depends on no settings.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        raise PrismError(f"a {self.name} has a loss with weights: give it")
 
     @abstractmethod
     def loss(self, settings: TrainingSettings, dataset: GraphDataset) -> Loss:
@@ -159,6 +177,6 @@ def check_initial_model(settings: TrainingSettings, init: PRISM) -> None:
     had = init.arguments
     for name, value in settings.model.items():
         if (tuple(value) if isinstance(value, (list, tuple)) else value) != had[name]:
-            raise ValueError(
+            raise PrismError(
                 f"the initial model has {name} = {had[name]!r}, the settings ask for {value!r}; leave it out"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prism_plugin.config import TrainingSettings
+from prism_plugin.settings import TrainingSettings
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.edge_of_stability import EoSMonitor
 from prism_plugin.training.elra_callback import ELRACallback

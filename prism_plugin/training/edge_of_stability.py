@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.rod_flow.conventions import parameters_of, phase_map, read_moments
 from prism_plugin.optim.rod_flow.flows import OPEN, rounding
 from prism_plugin.optim.rod_flow.optimizer import RodFlow
@@ -68,20 +69,20 @@ class EoSMonitor(Callback):
         """Look at optimizer and trainer before any work."""
         self._reset()
         if len(trainer.optimizers) != 1:
-            raise ValueError(f"EoSMonitor watches one optimizer, there are {len(trainer.optimizers)}")
+            raise PrismError(f"EoSMonitor watches one optimizer, there are {len(trainer.optimizers)}")
         optimizer = trainer.optimizers[0]
         half = "16" in str(trainer.precision) or getattr(trainer.precision_plugin, "scaler", None) is not None
         clipped = bool(trainer.gradient_clip_val)
         if isinstance(optimizer, RodFlow):
             if half:
-                raise ValueError(f"RodFlow subtracts gradients, which are noise in {trainer.precision}: use '32-true'")
+                raise PrismError(f"RodFlow subtracts gradients, which are noise in {trainer.precision}: use '32-true'")
             if clipped:
-                raise ValueError(
+                raise PrismError(
                     "a clipped gradient is not linear, so that no rod flow is known: remove gradient_clip_val"
                 )
             scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
             if scheduled or trainer.accumulate_grad_batches != 1:
-                raise ValueError(
+                raise PrismError(
                     "RodFlow evaluates a batch several times, which Lightning cannot do with accumulated ones: set "
                     "accumulate_grad_batches=1, use no GradientAccumulationScheduler, and enlarge the batch"
                 )

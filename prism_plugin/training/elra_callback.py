@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from prism_plugin.config import ELRAOptions
+from prism_plugin.errors import PrismError
 from prism_plugin.optim import ELRA, BatchSizeControl
 from prism_plugin.optim.checks import check_flag
 from prism_plugin.schema import described
@@ -48,7 +49,7 @@ class ELRACallback(Callback):
 
     def __init__(self, accumulate: int = 1, dynamic: bool = True, gradient_decay: bool = False) -> None:
         if not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
+            raise PrismError(f"accumulate must be a whole number of at least 1, got {accumulate!r}")
         for name, flag in (("dynamic", dynamic), ("gradient_decay", gradient_decay)):
             check_flag(name, flag)
         self.control = BatchSizeControl(accumulate)
@@ -68,25 +69,25 @@ class ELRACallback(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse what would disturb the loss, the gradients or alpha."""
         if trainer.gradient_clip_val is not None:
-            raise ValueError(
+            raise PrismError(
                 "ELRA reads the length of the gradient: remove gradient_clip_val; max_step limits the length of steps"
             )
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise ValueError("ELRA cannot work with precision '16-mixed', which scales the loss: use 'bf16-mixed'")
+            raise PrismError("ELRA cannot work with precision '16-mixed', which scales the loss: use 'bf16-mixed'")
         if not pl_module.automatic_optimization:
-            raise ValueError("ELRACallback needs automatic optimization; with a manual one call ELRA.observe yourself")
+            raise PrismError("ELRACallback needs automatic optimization; with a manual one call ELRA.observe yourself")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError("ELRA changes the accumulation itself: remove the GradientAccumulationScheduler")
+            raise PrismError("ELRA changes the accumulation itself: remove the GradientAccumulationScheduler")
         if trainer.accumulate_grad_batches != 1:
-            raise ValueError(
+            raise PrismError(
                 f"ELRA changes the accumulation itself: instead of Trainer(accumulate_grad_batches="
                 f"{trainer.accumulate_grad_batches}) give ELRACallback(accumulate=...)"
             )
         if trainer.lr_scheduler_configs:
-            raise ValueError("ELRA adapts its learning rate itself: remove the learning-rate scheduler")
+            raise PrismError("ELRA adapts its learning rate itself: remove the learning-rate scheduler")
         optimizer = trainer.optimizers[0]
         if not isinstance(optimizer, ELRA):
-            raise ValueError(f"ELRACallback is for ELRA, the optimizer is {type(optimizer).__name__}")
+            raise PrismError(f"ELRACallback is for ELRA, the optimizer is {type(optimizer).__name__}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Limit the batch to the epoch; go on where a run that is resumed inside an epoch was."""
@@ -94,7 +95,7 @@ class ELRACallback(Callback):
         if math.isfinite(trainer.num_training_batches):
             full = int(trainer.num_training_batches) - self._smaller_last
             if self.control.initial > full:
-                raise ValueError(
+                raise PrismError(
                     f"an epoch has {full} full batches, an update accumulates {self.control.initial}: lower accumulate "
                     "or the batch size"
                 )

@@ -25,15 +25,17 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from prism_plugin.config import OPTIMIZER_OPTIONS, TrainingSettings
+from prism_plugin.config import OPTIMIZER_OPTIONS
 from prism_plugin.data import GraphDataset, Record, make_datasets, make_loader
 from prism_plugin.data.records import count_crystals, elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.distributed import has_group
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.pretrained import RARE
+from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
@@ -91,13 +93,14 @@ def train(
     first = not _launched(settings)
     if first:  # else the first process has looked, and begun to write
         check_folder(folder, described, resume, changeable(settings))
-    torch.manual_seed(settings.seed)
     task.check_records(settings, parts)
-    model = task.new_model(settings, parts["train"], init)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+        torch.manual_seed(settings.seed)
+        model = task.new_model(settings, parts["train"], elements_of(parts["train"]), init)
     _check_elements(model, parts)
     for name in ("train", "val"):
         if len(parts[name]) < settings.processes:
-            raise ValueError(
+            raise PrismError(
                 f"{len(parts[name])} crystals of the {name} part are too few for {settings.processes} devices"
             )
     datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress and first, cache, model.has_waves)
@@ -115,7 +118,7 @@ def train(
     started = time.perf_counter()
     grouped = has_group()
     last = place / LAST
-    with _quiet():
+    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             trainer.fit(
                 module,
@@ -205,7 +208,7 @@ def _check_optimizer(settings: TrainingSettings) -> None:
     try:
         optimizer.step(lambda: float(weight.detach().sum()))
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"the optimizer {settings.optimizer!r} cannot train here: {error}") from error
+        raise PrismError(f"the optimizer {settings.optimizer!r} cannot train here: {error}") from error
 
 
 def _still_rare(init: PRISM, records: Sequence[Record]) -> dict[str, int]:
@@ -251,7 +254,7 @@ def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None
             foreign = sorted(set(record.atoms.symbols) - set(model.element_types))
             if foreign:
                 why = "the model does not know" if set(foreign) <= learned else "no training crystal has"
-                raise ValueError(
+                raise PrismError(
                     f"crystal {record.name!r} of the {split} part has {', '.join(foreign)}, which {why}: move it to "
                     "the training part, remove it, or start from another model"
                 )

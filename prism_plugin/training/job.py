@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.config import DataOptions, TrainingSettings
 from prism_plugin.data import Record, assign_splits, read_records, split_records
 from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.download import cache_home
 from prism_plugin.data.records import elements_of
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.preset import presets
 from prism_plugin.pretrained import available_models
-from prism_plugin.schema import changed, check_values, described, did_you_mean, to_options
+from prism_plugin.schema import changed, check_values, described, did_you_mean
+from prism_plugin.settings import DataOptions, TrainingSettings
 from prism_plugin.tasks import task_of_target
 from prism_plugin.tasks.regression import Regression
 
@@ -51,17 +52,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
-        raise ValueError(f"the config file {str(path)!r} is no {path.suffix[1:] or 'toml'}: {error}") from error
+        raise PrismError(f"the config file {str(path)!r} is no {path.suffix[1:] or 'toml'}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"the config file {str(path)!r} must hold named values, got {type(values).__name__}")
+        raise PrismError(f"the config file {str(path)!r} must hold named values, got {type(values).__name__}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name, value in values.items():
         if name not in KEYS:
-            raise ValueError(f"unknown name {name!r} in the config file {str(path)!r}; {did_you_mean(name, KEYS)}")
+            raise PrismError(f"unknown name {name!r} in the config file {str(path)!r}; {did_you_mean(name, KEYS)}")
         try:
             check_values(TrainingSettings if name in _SETTINGS else DataOptions, {name: value})
         except ValueError as error:
-            raise ValueError(f"in the config file {str(path)!r}: {error}") from error
+            raise PrismError(f"in the config file {str(path)!r}: {error}") from error
     return values
 
 
@@ -96,11 +97,11 @@ class Job:
         if not complete:
             task = task_of_target(_target(both))
             if preset is not None and not task.presets:
-                raise ValueError("the presets are of properties: leave the preset out for a potential")
+                raise PrismError("the presets are of properties: leave the preset out for a potential")
             values = dict(task.fine_tuning if "init" in both else task.recipe)
         if preset is not None:
             if preset not in presets:
-                raise ValueError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
+                raise PrismError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
             row = presets[preset]
             values = {"data": row.data, "target": row.target, **row.settings()}
         for layer in (config, given):
@@ -114,7 +115,7 @@ class Job:
             values["target"] = _target(values)
         for name in ("data", "target"):
             if name not in values:
-                raise ValueError(f"--{name} is missing; give it, or a --preset")
+                raise PrismError(f"--{name} is missing; give it, or a --preset")
         if known is not None:
             values.setdefault("unit", known.unit(values["target"]))
             task_type = known.targets[values["target"]].task_type
@@ -123,7 +124,7 @@ class Job:
             if known.downloaded:
                 values.setdefault("cache", str(cache_home() / "graphs"))
         settings = {name: values[name] for name in _SETTINGS if name in values}
-        return Job(values, to_options(TrainingSettings, settings))
+        return Job(values, TrainingSettings(**settings))
 
     def load(self) -> tuple[TrainingSettings, dict[str, list[Record]]]:
         """Read or download the data, and divide them; give the settings, completed by what only the data tell."""
@@ -165,10 +166,10 @@ class Job:
         """
         folder = Path(folder)
         if not (folder / _CONFIG).exists():
-            raise ValueError(f"there is no run of prism train in {str(folder)!r}: it has no {_CONFIG}")
+            raise PrismError(f"there is no run of prism train in {str(folder)!r}: it has no {_CONFIG}")
         fixed = sorted(set(changes) - set(RESUMABLE))
         if fixed:
-            raise ValueError(
+            raise PrismError(
                 f"a run goes on with its own {', '.join(fixed)}; beside --resume only these may change: "
                 f"{', '.join(RESUMABLE)}"
             )
@@ -218,6 +219,6 @@ def load_parts(
         records = [record for part in parts.values() for record in part]
     else:
         if fold is not None:
-            raise ValueError("only Matbench tasks have folds; leave --fold out, or give --splits")
+            raise PrismError("only Matbench tasks have folds; leave --fold out, or give --splits")
         records = read_records(data, target, skip_missing)
     return split_records(records if splits is None else assign_splits(records, splits), seed)

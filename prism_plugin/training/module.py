@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 
 from prism_plugin.data.augmentation import random_rotations, rotate_batch, rotate_labels
 from prism_plugin.distributed import rank_and_size, sum_over_processes
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.seeds import seed_of
-from prism_plugin.tasks.classification import Classification, CrossEntropy
-from prism_plugin.tasks.regression import L1Loss
+from prism_plugin.tasks import TASKS
 from prism_plugin.tasks.task import Loss
 from prism_plugin.training.averaging import save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
@@ -61,7 +61,7 @@ class PropertyTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss or (CrossEntropy() if model.task == Classification.name else L1Loss())
+        self.loss = loss or TASKS[model.task].default_loss()
         self.metric = self.loss.metric
         self.optimizer_name = optimizer
         self.options = dict(options or {})
@@ -138,7 +138,7 @@ class PropertyTraining(L.LightningModule):
         error, epoch, number, rate = now if error.is_cpu else self._last_error or now
         self._last_error = now
         if not torch.isfinite(error):
-            raise ValueError(
+            raise PrismError(
                 f"the loss became {error.item()} in epoch {epoch}, batch {number}; lower the learning rate (now "
                 f"{rate:g}) or look for absurd targets; the last checkpoint is kept"
             )

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin import __version__
-from prism_plugin.config import TrainingSettings
 from prism_plugin.data import GraphDataset, Record, make_datasets
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.schema import as_dict
+from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of_records
 from prism_plugin.tasks.scores import Scores
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
@@ -94,20 +95,20 @@ def evaluate(
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists() or (folder / CHECKPOINTS).exists():
-        raise ValueError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
+        raise PrismError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
     records = [record for of_part in parts.values() for record in of_part]
     task = task_of_records(model, records)
     for record in records:
         try:
             model.check_elements(set(record.atoms.numbers.tolist()))
         except ValueError as error:
-            raise ValueError(f"crystal {record.name!r}: {error}") from error
+            raise PrismError(f"crystal {record.name!r}: {error}") from error
     if len({record.forces is not None for record in records}) > 1:
-        raise ValueError("some of the crystals have forces and some have none; evaluate them one after the other")
+        raise PrismError("some of the crystals have forces and some have none; evaluate them one after the other")
     if task.differentiates and not gives_energy(model):
-        raise ValueError(f"the data have forces, and the model predicts {model.target}, which is no energy")
+        raise PrismError(f"the data have forces, and the model predicts {model.target}, which is no energy")
     task.check_labels(parts)
     datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress, cache, model.has_waves)
     if not datasets:
-        raise ValueError("there is no crystal to evaluate")
+        raise PrismError("there is no crystal to evaluate")
     return task.report(model, datasets, folder, batch_size, progress)

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from prism_plugin.config import TrainingSettings
+from prism_plugin.errors import PrismError
 from prism_plugin.schema import as_dict, described
+from prism_plugin.settings import TrainingSettings
 
 __all__ = ["CHECKPOINTS", "LAST", "SETTINGS", "changeable", "check_folder", "describe_settings", "read_checkpoint"]
 
@@ -49,22 +50,22 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
     if not last.exists():
         return
     if not resume:
-        raise ValueError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
+        raise PrismError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
     # A run from before there was a setting has its default.
     before = {**describe_settings(TrainingSettings()), **json.loads((folder / SETTINGS).read_text())}
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
-        raise ValueError(
+        raise PrismError(
             f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
         )
     saved = read_checkpoint(last)
     callbacks, done = saved["callbacks"], int(saved["epoch"]) + 1
     if now["epochs"] < done:
-        raise ValueError(f"the run in {str(folder)!r} has {done} epochs already, {now['epochs']} are asked for")
+        raise PrismError(f"the run in {str(folder)!r} has {done} epochs already, {now['epochs']} are asked for")
     places = {state["dirpath"] for key, state in callbacks.items() if key.startswith("ModelCheckpoint")}
     if places != {str(last.parent.resolve())}:
-        raise ValueError(
+        raise PrismError(
             f"the run was started in {', '.join(map(repr, places))}; move the folder back there to resume it, or "
             "delete it"
         )
@@ -76,7 +77,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         saved["callbacks"], saved["state_dict"], int(saved["epoch"])
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(
+        raise PrismError(
             f"the checkpoint {str(path)!r} is damaged ({error}); start again in another folder, or delete this one"
         ) from error
     return saved

@@ -137,9 +137,9 @@ def test_forces_are_those_of_the_energy_and_can_be_trained() -> None:
             moved.positions[atom, axis] += sign * step
             shifted.append(float(model.predict_structure(moved)))
         expected = -(shifted[0] - shifted[1]) / (2 * step)
-        assert float(answer["forces"][atom, axis]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
-    forces = energies_with_gradients(model, batch, create_graph=True)["forces"]
-    torch.testing.assert_close(forces.detach(), answer["forces"], rtol=1e-11, atol=1e-11)
+        assert float(answer.forces[atom, axis]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    forces = energies_with_gradients(model, batch, create_graph=True).forces
+    torch.testing.assert_close(forces.detach(), answer.forces, rtol=1e-11, atol=1e-11)
     gradients = torch.autograd.grad(forces.square().sum(), model.layers[0].angular.mix)
     assert float(gradients[0].abs().max()) > 1e-6
     doubled = atoms.repeat((2, 1, 1))
@@ -193,7 +193,7 @@ def test_the_attention_readout_begins_as_the_mean_and_weighs_like_its_slow_twin(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"angular": -1}, "angular must be 0 or the number of channels, got -1"),
+        ({"angular": -1}, "angular must be a whole number of at least 0, got -1"),
         ({"angular": 4, "angular_order": 4}, "unknown angular_order 4; choose one of: 1, 2, 3"),
         ({"angular": 4, "experts": ("multiscale",)}, "it needs the atomistic expert"),
         ({"readout": "max"}, "choose one of: 'mean', 'sum', 'attention'"),

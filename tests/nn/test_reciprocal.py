@@ -151,7 +151,7 @@ def test_blocks_equal_one_step_and_forces_can_be_trained(blocks, monkeypatch: py
         if kept:
             monkeypatch.setattr(prism_plugin.nn.reciprocal, "_NUMBERS_KEPT", 2**24)
         answer = energies_with_gradients(model, batch_graphs(graphs), create_graph=True)
-        loss = answer["forces"].square().sum() + answer["virial"].square().sum()
+        loss = answer.forces.square().sum() + answer.virial.square().sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         answers.append([*answer.values(), *gradients])
     scale = max(float(tensor.detach().abs().max()) for tensor in answers[0] if tensor is not None)
@@ -160,7 +160,7 @@ def test_blocks_equal_one_step_and_forces_can_be_trained(blocks, monkeypatch: py
         if at_once is not None:
             torch.testing.assert_close(in_blocks, at_once, rtol=1e-10, atol=1e-12 * scale)
     plain = energies_with_gradients(model, batch_graphs(graphs))
-    torch.testing.assert_close(plain["forces"], answers[0][1].detach(), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(plain.forces, answers[0][1].detach(), rtol=1e-11, atol=1e-11)
 
 
 def test_it_begins_by_saying_nothing_and_learns_from_there() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from prism_plugin.errors import PrismError
+
 __all__ = ["BatchSizeControl"]
 
 FACTOR = 1.5
@@ -33,7 +35,7 @@ class BatchSizeControl:
 
     def __init__(self, initial: int = 1, largest: int = 2**20) -> None:
         if not isinstance(initial, int) or not isinstance(largest, int) or not 1 <= initial <= largest:
-            raise ValueError(
+            raise PrismError(
                 f"initial and largest must be whole numbers with 1 <= initial <= largest, got {initial!r}, {largest!r}"
             )
         self.initial = initial

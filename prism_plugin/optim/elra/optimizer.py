@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.checks import check_flag, check_number, check_state, read_loss
 from prism_plugin.optim.elra.vectors import Block, go_back, inner_products, move
 
@@ -93,18 +94,18 @@ class ELRA(Optimizer):
     ) -> None:
         check_number("lr (alpha before the first step)", lr, 0.0, ALPHA_RANGE[1])
         if kappa not in ("auto", True, False):
-            raise ValueError(f"kappa must be 'auto', True or False, got {kappa!r}")
+            raise PrismError(f"kappa must be 'auto', True or False, got {kappa!r}")
         if growth != "adaptive":
             check_number("growth (or 'adaptive')", growth, 1.0, ALPHA_RANGE[1])
         for name, value in (("max_step", max_step), ("min_step", min_step)):
             if value is not None:
                 check_number(f"{name} (or None)", value, 0.0)
         if max_step is not None and min_step is not None and min_step > max_step:
-            raise ValueError(f"min_step must not be above max_step, got {min_step} and {max_step}")
+            raise PrismError(f"min_step must not be above max_step, got {min_step} and {max_step}")
         for name, flag in (("retrace", retrace), ("low_memory", low_memory), ("boost", boost)):
             check_flag(name, flag)
         if low_memory and not retrace:
-            raise ValueError("low_memory keeps the last point, retrace=False the last gradient: choose one of them")
+            raise PrismError("low_memory keeps the last point, retrace=False the last gradient: choose one of them")
         self._exact = low_memory or boost  # both add small numbers to large ones
         super().__init__(params, {"lr": float(lr), "weight_decay": weight_decay})
         self._observed: list[float] = []
@@ -149,7 +150,7 @@ class ELRA(Optimizer):
         alpha = self.param_groups[0]["lr"] if self.param_groups else param_group.get("lr", self.defaults["lr"])
         check_number("lr", alpha, 0.0, ALPHA_RANGE[1])
         if param_group.setdefault("lr", alpha) != alpha:
-            raise ValueError(f"ELRA has one alpha for all parameter groups, now {alpha}; got lr={param_group['lr']!r}")
+            raise PrismError(f"ELRA has one alpha for all parameter groups, now {alpha}; got lr={param_group['lr']!r}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         # 0 and 1e-2 are what other optimizers would be given; here they would erase the weights.
@@ -157,14 +158,14 @@ class ELRA(Optimizer):
         check_number(name, group["weight_decay"], 0.5, 1.0)
         for parameter in group["params"]:
             if hasattr(parameter, "device_mesh"):  # a DTensor, whose module costs a second to import
-                raise ValueError("ELRA does not work on sharded parameters (DTensor, FSDP): use DDP")
+                raise PrismError("ELRA does not work on sharded parameters (DTensor, FSDP): use DDP")
             if not parameter.is_floating_point() or parameter.dtype == torch.float16:
-                raise ValueError(
+                raise PrismError(
                     f"ELRA moves parameters of float32, float64 or bfloat16, got {parameter.dtype} (float16 holds "
                     "neither alpha nor its steps)"
                 )
             if self._exact and parameter.dtype == torch.bfloat16:
-                raise ValueError("low_memory and boost need float32 or wider, got torch.bfloat16: switch them off")
+                raise PrismError("low_memory and boost need float32 or wider, got torch.bfloat16: switch them off")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore everything, the saved settings too, as torch's optimizers do.
@@ -217,9 +218,9 @@ class ELRA(Optimizer):
                 with a gradient scaler or a learning-rate scheduler; in eval mode.
         """
         if closure is not None and not callable(closure):
-            raise ValueError(f"step takes a closure, got {closure!r}: hand a loss over as step(loss=loss)")
+            raise PrismError(f"step takes a closure, got {closure!r}: hand a loss over as step(loss=loss)")
         if closure is not None and loss is not None:
-            raise ValueError("step takes a closure or a loss, not both")
+            raise PrismError("step takes a closure or a loss, not both")
         self._refuse()
         if closure is not None:
             with torch.enable_grad():
@@ -307,17 +308,17 @@ class ELRA(Optimizer):
     def _refuse(self) -> None:
         if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
             self.grad_scale = self.found_inf = None
-            raise ValueError(
+            raise PrismError(
                 "ELRA reads loss and gradients, which a GradScaler scales: use bf16 or float32 without one"
             )
         changed = any(group["lr"] != self.param_groups[0]["alpha"] for group in self.param_groups)
         if changed or any("initial_lr" in group for group in self.param_groups):
-            raise ValueError(
+            raise PrismError(
                 "ELRA adapts its learning rate itself, and something else has changed it or is about to: remove the "
                 "learning-rate scheduler"
             )
         if self.param_groups[0]["boost"] and not self.param_groups[0]["train_mode"]:
-            raise ValueError(
+            raise PrismError(
                 "the weights hold the mean of the iterates now: call optimizer.train() before step (in Lightning "
                 "ELRACallback does)"
             )
@@ -332,14 +333,14 @@ class ELRA(Optimizer):
                     continue
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 if gradient.is_sparse:
-                    raise ValueError("ELRA does not work on sparse gradients: use dense ones (Embedding(sparse=False))")
+                    raise PrismError("ELRA does not work on sparse gradients: use dense ones (Embedding(sparse=False))")
                 block.weights.append(parameter)
                 block.gradients.append(gradient)
                 block.states.append(self._vectors(parameter, block.decay))
             if block.weights:
                 blocks.append(block)
         if not blocks:
-            raise ValueError("no parameter has a gradient: call loss.backward() before step, or pass a closure")
+            raise PrismError("no parameter has a gradient: call loss.backward() before step, or pass a closure")
         return blocks
 
     def _vectors(self, parameter: Tensor, decay: float) -> dict[str, Tensor]:
@@ -357,7 +358,7 @@ class ELRA(Optimizer):
 
     def _first(self, f: float, g2: float) -> None:
         if not (math.isfinite(f) and math.isfinite(g2)):
-            raise ValueError(
+            raise PrismError(
                 f"the first loss is {f} and its squared gradient {g2}: there is no good point to go back to; look at "
                 "the data, the scale of the targets and the initial weights"
             )
@@ -370,7 +371,7 @@ class ELRA(Optimizer):
         state = self.param_groups[0]
         state["failures"] += 1
         if state["failures"] >= FAILURES:
-            raise ValueError(
+            raise PrismError(
                 f"loss or gradient has not been finite for {FAILURES} steps in a row (now {f}, squared gradient {g2}): "
                 "look at the data; the weights are near the last good point"
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.rod_flow.discrete import Discrete
 from prism_plugin.optim.rod_flow.phase_space import METHODS, PhaseMap
 from prism_plugin.optim.vectors import flatten
@@ -39,11 +40,11 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
     if len(kinds) > 1:
-        raise ValueError(f"all parameters must have one dtype and one device, got {sorted(map(str, kinds))}")
+        raise PrismError(f"all parameters must have one dtype and one device, got {sorted(map(str, kinds))}")
     if any(hasattr(parameter, "device_mesh") for parameter in parameters):
-        raise ValueError("sharded parameters (DTensor, FSDP) have no common vector: use DDP")
+        raise PrismError("sharded parameters (DTensor, FSDP) have no common vector: use DDP")
     if parameters[0].dtype not in (torch.float32, torch.float64):
-        raise ValueError(
+        raise PrismError(
             f"the two ends of a rod differ by less than {parameters[0].dtype} can tell: use float32 or float64"
         )
     return parameters
@@ -60,11 +61,11 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
         return optimizer.map
     kind = type(optimizer)
     if kind not in (SGD, RMSprop, Adam, AdamW, NAdam):
-        raise ValueError(f"the map of phase space of {kind.__name__} is not known; there are those of {_KNOWN}")
+        raise PrismError(f"the map of phase space of {kind.__name__} is not known; there are those of {_KNOWN}")
     group = _one_group(optimizer)
     for option in ("amsgrad", "centered", "maximize"):
         if group.get(option):
-            raise ValueError(f"{option}=True is not described by the map of phase space: switch it off")
+            raise PrismError(f"{option}=True is not described by the map of phase space: switch it off")
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     decoupled = bool(group.get("decoupled_weight_decay"))
     settings: dict[str, Any] = {"penalty": 0.0 if decoupled else decay, "decay": decay if decoupled else 0.0}
@@ -75,7 +76,7 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
         settings["beta1"] = b
     elif kind is RMSprop:
         if group["momentum"]:
-            raise ValueError("RMSprop with momentum averages scaled gradients, no map here does: set momentum=0")
+            raise PrismError("RMSprop with momentum averages scaled gradients, no map here does: set momentum=0")
         method = "rmsprop"
         settings.update(beta2=float(group["alpha"]), eps=float(group["eps"]))
     else:
@@ -85,7 +86,7 @@ def phase_map(optimizer: Optimizer) -> PhaseMap:
         if kind is NAdam:
             settings["mu_decay"] = float(group["momentum_decay"])
     if not lr >= 0:
-        raise ValueError(f"the learning rate must not be negative, got {group['lr']!r}")
+        raise PrismError(f"the learning rate must not be negative, got {group['lr']!r}")
     return PhaseMap(lr=lr, **settings, **METHODS[method])
 
 
@@ -115,7 +116,7 @@ def eos_threshold(optimizer: Optimizer, step: float = math.inf) -> float:
         380.0
     """
     if math.isnan(step) or step < 0:
-        raise ValueError(f"step must be at least 0, got {step!r}")
+        raise PrismError(f"step must be at least 0, got {step!r}")
     return phase_map(optimizer).threshold(step)
 
 
@@ -171,7 +172,7 @@ def _one_group(optimizer: Optimizer) -> dict[str, Any]:
     for group in others:
         different = sorted(key for key in optimizer.defaults if group.get(key) != first.get(key))
         if different:
-            raise ValueError(f"parameter groups differ in {', '.join(different)}: one threshold needs one setting")
+            raise PrismError(f"parameter groups differ in {', '.join(different)}: one threshold needs one setting")
     return first
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.checks import check_number, check_state
 from prism_plugin.optim.rod_flow.phase_space import METHODS, PhaseMap
 from prism_plugin.optim.vectors import assign, flatten, flatten_gradients
@@ -51,7 +52,7 @@ class Discrete(Optimizer):
         eps: float = 1e-8,
     ) -> None:
         if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
+            raise PrismError(f"unknown method {method!r}; choose one of: {', '.join(METHODS)}")
         check_number("lr", lr, 0.0)
         for name, value in (("beta1", beta1), ("beta2", beta2)):
             check_number(name, value, 0.0, 1.0, includes_low=True, includes_high=False)
@@ -65,7 +66,7 @@ class Discrete(Optimizer):
             ValueError: for a second group.
         """
         if self.param_groups:
-            raise ValueError("Discrete keeps one vector of all parameters: give them in one group")
+            raise PrismError("Discrete keeps one vector of all parameters: give them in one group")
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

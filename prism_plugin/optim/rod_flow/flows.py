@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.rod_flow.phase_space import PhaseMap
 
 __all__ = ["FORMS", "Ends", "Gradient", "Point", "Rod", "add_rounding", "advance", "open_rod"]
@@ -176,7 +177,7 @@ def _outer(
     The sign, which Sigma does not have, is the one nearest to the last rod's.
     """
     if h > 0.5:
-        raise ValueError(f"the outer form needs Euler steps of at most 1/2, got {h:g}")
+        raise PrismError(f"the outer form needs Euler steps of at most 1/2, got {h:g}")
     columns = []
     for sign in (0, 1, -1):
         factor = math.sqrt(1 - 2 * h) if sign == 0 else math.sqrt(h) / 2

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.checks import check_flag, check_state, read_loss
 from prism_plugin.optim.rod_flow.conventions import Moments, parameters_of, phase_map, read_moments, write_moments
 from prism_plugin.optim.rod_flow.flows import FORMS, Ends, Point, Rod, add_rounding, advance, open_rod
@@ -85,28 +86,28 @@ class RodFlow(Optimizer):
         seed: int = 0,
     ) -> None:
         if not isinstance(like, Optimizer):
-            raise ValueError(f"like must be an optimizer, such as torch.optim.Adam(params), got {like!r}")
+            raise PrismError(f"like must be an optimizer, such as torch.optim.Adam(params), got {like!r}")
         if form not in FORMS:
-            raise ValueError(f"unknown form {form!r}; choose one of: {', '.join(FORMS)}")
+            raise PrismError(f"unknown form {form!r}; choose one of: {', '.join(FORMS)}")
         least = 1 if form == "signed" else 2
         for name, value, low in (("substeps", substeps, least), ("warmup", warmup, 1), ("seed", seed, 0)):
             if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+                raise PrismError(f"{name} must be a whole number of at least {low}, got {value!r}")
         check_flag("floor", floor)
         if phase_map(like).lr == 0:
-            raise ValueError("the learning rate of like is 0: give the one to start with")
+            raise PrismError("the learning rate of like is 0: give the one to start with")
         parameters, moments = parameters_of(like), read_moments(like)
         if isinstance(like, SGD) and like.param_groups[0]["dampening"] and not like.state:
-            raise ValueError("SGD's first step with dampening is unlike the others: make it before, or set dampening=0")
+            raise PrismError("SGD's first step with dampening is unlike the others: make it before, or set dampening=0")
         given = list(params)
         for group in (part for part in given if isinstance(part, dict)):
             if group.keys() != {"params"}:
-                raise ValueError(
+                raise PrismError(
                     f"settings belong to like, got {sorted(group.keys() - {'params'})} in a parameter group"
                 )
         given = [p for part in given for p in (part["params"] if isinstance(part, dict) else [part])]
         if {id(parameter) for parameter in given} != {id(parameter) for parameter in parameters}:
-            raise ValueError("params and like must have the same parameters")
+            raise PrismError("params and like must have the same parameters")
         self.like = like
         super().__init__(parameters, {"lr": float(like.param_groups[0]["lr"])})  # in the order of the moments
         # Every number lives in the first group, so that a saved state is the whole state.
@@ -157,7 +158,7 @@ class RodFlow(Optimizer):
                 self._unchecked = False
             end, kept = self._flow(start, evaluation) if settings["time"] else self._warm_up(start, evaluation)
             if not all(bool(torch.isfinite(vector).all()) for vector in (end, *kept.values())):
-                raise ValueError(
+                raise PrismError(
                     f"the step is not finite; lower the learning rate (now {settings['lr']:g}); the parameters are as "
                     "before this step"
                 )
@@ -177,7 +178,7 @@ class RodFlow(Optimizer):
         """Put an end of the rod into the parameters for a while: ``"center"``, ``"plus"`` or ``"minus"``."""
         signs = {"center": 0, "plus": 1, "minus": -1}
         if place not in signs:
-            raise ValueError(f"unknown place {place!r}; choose one of: {', '.join(signs)}")
+            raise PrismError(f"unknown place {place!r}; choose one of: {', '.join(signs)}")
         parameters = parameters_of(self)
         center, rod = flatten(parameters), self._vectors().get("rod")
         self._away = True
@@ -220,7 +221,7 @@ class RodFlow(Optimizer):
             ValueError: afterwards.
         """
         if "time" in (self.param_groups[0] if self.param_groups else {}):
-            raise ValueError("RodFlow keeps one vector of all parameters: make a new one for more parameters")
+            raise PrismError("RodFlow keeps one vector of all parameters: make a new one for more parameters")
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -232,13 +233,13 @@ class RodFlow(Optimizer):
         check_state("a RodFlow optimizer", self.param_groups[0], state_dict)
         kind, saved = self._description()["kind"], state_dict["param_groups"][0]["like"]
         if saved["kind"] != kind:
-            raise ValueError(
+            raise PrismError(
                 f"the state follows {saved['kind']}, this optimizer {kind}: pass like={saved['kind']}(...)"
             )
         size = sum(parameter.numel() for parameter in parameters_of(self))
         for name, vector in state_dict["state"].get(0, {}).items():
             if vector.ndim and vector.numel() != size:
-                raise ValueError(f"the state's {name} is of {vector.numel()} numbers, the parameters are {size}")
+                raise PrismError(f"the state's {name} is of {vector.numel()} numbers, the parameters are {size}")
         super().load_state_dict(state_dict)
         for group in self.like.param_groups:
             group.update({key: value for key, value in saved.items() if key != "kind"})
@@ -253,7 +254,7 @@ class RodFlow(Optimizer):
         """
         for group in self.like.param_groups:
             if group["lr"] != self._like_lr:
-                raise ValueError("something else changes the learning rate of like: schedule this optimizer instead")
+                raise PrismError("something else changes the learning rate of like: schedule this optimizer instead")
             group["lr"] = self.param_groups[0]["lr"]
         self._like_lr = self.param_groups[0]["lr"]
         return phase_map(self.like)
@@ -273,7 +274,7 @@ class RodFlow(Optimizer):
     def _check_vectors(self, w: Tensor) -> None:
         for name, vector in self._vectors().items():
             if (vector.dtype, vector.device) != (w.dtype, w.device) or (vector.ndim and vector.shape != w.shape):
-                raise ValueError(
+                raise PrismError(
                     f"the parameters are now {w.numel()} numbers of {w.dtype} on {w.device}, the kept {name} is "
                     f"{vector.numel()} of {vector.dtype} on {vector.device}: convert or move a model "
                     "before its RodFlow is made"
@@ -286,18 +287,18 @@ class RodFlow(Optimizer):
     def _refuse(self, closure: Any) -> None:
         if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
             self.grad_scale = self.found_inf = None
-            raise ValueError("RodFlow reads gradients, which a GradScaler scales: use float32 or float64 without one")
+            raise PrismError("RodFlow reads gradients, which a GradScaler scales: use float32 or float64 without one")
         if closure is None or not callable(closure):
-            raise ValueError(
+            raise PrismError(
                 "RodFlow evaluates the loss several times a step: step(closure) with a closure that clears the "
                 "gradients, computes loss and gradients, and returns the loss"
             )
         if self._away:
-            raise ValueError("the parameters hold an end of the rod now: leave at() before step")
+            raise PrismError("the parameters hold an end of the rod now: leave at() before step")
         if torch.is_autocast_enabled(self.param_groups[0]["params"][0].device.type):
-            raise ValueError("RodFlow subtracts gradients, which are noise under autocast: switch it off")
+            raise PrismError("RodFlow subtracts gradients, which are noise under autocast: switch it off")
         if self.param_groups[0]["discretized"]:
-            raise ValueError("discretize() has handed over to the plain optimizer: step that one")
+            raise PrismError("discretize() has handed over to the plain optimizer: step that one")
 
     def _warm_up(self, w: Tensor, gradient: _Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the plain optimizer; after the last one, the center of the rod. Gives weights and vectors."""
@@ -355,10 +356,10 @@ class _Evaluation:
         with torch.enable_grad():
             loss = read_loss(self.closure(), "the closure returned None: it must return the loss")
         if all(parameter.grad is None for parameter in self.parameters):
-            raise ValueError("no parameter has a gradient: the closure must call loss.backward()")
+            raise PrismError("no parameter has a gradient: the closure must call loss.backward()")
         gradient = flatten_gradients(self.parameters)
         if not math.isfinite(loss) or not math.isfinite(float(torch.dot(gradient, gradient))):
-            raise ValueError(
+            raise PrismError(
                 f"loss {loss} or its gradient is not finite at an end of the rod; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g}) or look at the data; the parameters are as before this step"
             )
@@ -369,7 +370,7 @@ class _Evaluation:
         (loss, gradient), (again, other) = self(w), self(w)
         difference = float((gradient - other).norm())
         if abs(loss - again) > SAME * abs(loss) or difference > SAME * float(gradient.norm()):
-            raise ValueError(
+            raise PrismError(
                 f"the closure gave the loss {loss} and then {again} at the same weights (gradients differ by "
                 f"{difference:g}): it must use one batch and one augmentation in all evaluations of a step"
             )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.rod_flow.conventions import parameters_of, phase_map, read_moments
 from prism_plugin.optim.rod_flow.flows import FORMS, Point, Rod, add_rounding, advance, open_rod
 from prism_plugin.optim.rod_flow.optimizer import SAME
@@ -70,7 +71,7 @@ class RodShadow:
         seed: int = 0,
     ) -> None:
         if form not in FORMS:
-            raise ValueError(f"unknown form {form!r}; choose one of: {', '.join(FORMS)}")
+            raise PrismError(f"unknown form {form!r}; choose one of: {', '.join(FORMS)}")
         bounds = {
             "warmup": (warmup, 1),
             "substeps": (substeps, 2),
@@ -79,13 +80,13 @@ class RodShadow:
         }
         for name, (value, low) in bounds.items():
             if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+                raise PrismError(f"{name} must be a whole number of at least {low}, got {value!r}")
         if not callable(loss):
-            raise ValueError(f"loss must be a function that computes the loss, got {type(loss).__name__}")
+            raise PrismError(f"loss must be a function that computes the loss, got {type(loss).__name__}")
         phase_map(optimizer)
         self.parameters = parameters_of(optimizer)
         if not all(parameter.requires_grad for parameter in self.parameters):
-            raise ValueError("a parameter of the optimizer is frozen: leave it out, its gradient is not known")
+            raise PrismError("a parameter of the optimizer is frozen: leave it out, its gradient is not known")
         self.optimizer, self.loss = optimizer, loss
         self.substeps, self.form, self.floor, self.seed = substeps, form, floor, seed
         self.sharpness_every = sharpness_every
@@ -99,7 +100,7 @@ class RodShadow:
         (first, _), (again, _) = self._gradient(self.points[0].w), self._gradient(self.points[0].w)
         self._first_loss = abs(first)
         if abs(first - again) > SAME * abs(first):
-            raise ValueError(f"the loss was {first} and then {again} at the same weights: it must be of the same data")
+            raise PrismError(f"the loss was {first} and then {again} at the same weights: it must be of the same data")
 
     def step(self) -> dict[str, Any]:
         """One step of the optimizer, t to t + 1, and of the flows.
@@ -118,7 +119,7 @@ class RodShadow:
             ValueError: if the loss of the iterate or its gradient is not finite.
         """
         if not torch.equal(flatten(self.parameters), self.points[-1].w):
-            raise ValueError("something else has moved the parameters since the last step: only the shadow may step")
+            raise PrismError("something else has moved the parameters since the last step: only the shadow may step")
         self._restore_random_state = hold_random_state(self.parameters[0].device)
         step, phase = self.steps, phase_map(self.optimizer)
         loss = self._real_step()
@@ -147,12 +148,12 @@ class RodShadow:
     def _real_step(self) -> float:
         loss, gradient = self._gradient(self.points[-1].w)
         if not math.isfinite(loss) or not math.isfinite(float(torch.dot(gradient, gradient))):
-            raise ValueError(
+            raise PrismError(
                 f"step {self.steps}: the loss is {loss} or its gradient is not finite; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g})"
             )
         if loss > DIVERGED * max(self._first_loss, 1.0):
-            raise ValueError(
+            raise PrismError(
                 f"step {self.steps}: the run has diverged, its loss is {loss:g}; lower the learning rate (now "
                 f"{self.optimizer.param_groups[0]['lr']:g})"
             )
@@ -169,7 +170,7 @@ class RodShadow:
             loss = self.loss()
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-                raise ValueError(
+                raise PrismError(
                     f"loss() must give one number as a tensor with a gradient, without backward; got {given}"
                 )
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)

@@ -9,6 +9,7 @@ import torch
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
+from prism_plugin.errors import PrismError
 from prism_plugin.optim.vectors import flatten
 
 __all__ = ["sharpness"]
@@ -47,15 +48,15 @@ def sharpness(
     """
     kinds = {parameter.dtype for parameter in parameters}
     if not kinds <= {torch.float32, torch.float64}:
-        raise ValueError(f"sharpness needs float32 or float64: second derivatives are noise in {kinds.pop()}")
+        raise PrismError(f"sharpness needs float32 or float64: second derivatives are noise in {kinds.pop()}")
     if torch.is_autocast_enabled(parameters[0].device.type):
-        raise ValueError("sharpness needs float32 or float64: second derivatives are noise under autocast")
+        raise PrismError("sharpness needs float32 or float64: second derivatives are noise under autocast")
     size = sum(parameter.numel() for parameter in parameters)
     first = parameters[0]
     with torch.enable_grad():
         gradients = torch.autograd.grad(loss(), parameters, create_graph=True, materialize_grads=True)
     if not any(gradient.requires_grad for gradient in gradients):
-        raise ValueError("the gradient of the loss does not depend on the parameters: the loss is linear in them")
+        raise PrismError("the gradient of the loss does not depend on the parameters: the loss is linear in them")
     vector = torch.cat([gradient.reshape(-1) for gradient in gradients])
     root = None if denominator is None else denominator.detach().sqrt()
 
@@ -67,7 +68,7 @@ def sharpness(
         if penalty:
             product.add_(direction, alpha=penalty)
         if not bool(torch.isfinite(product).all()):
-            raise ValueError("a product with the Hessian is not finite: the weights or the loss have diverged")
+            raise PrismError("a product with the Hessian is not finite: the weights or the loss have diverged")
         return (product if root is None else product / root).double().cpu().numpy()
 
     if size == 1:
@@ -78,5 +79,5 @@ def sharpness(
     try:
         values, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, ncv=min(size, 20))
     except ArpackError as error:
-        raise ValueError(f"Lanczos found no eigenvalue: {error}; a larger tolerance (now {tolerance:g}) may") from error
+        raise PrismError(f"Lanczos found no eigenvalue: {error}; a larger tolerance (now {tolerance:g}) may") from error
     return float(values[0]), vectors[:, 0]
