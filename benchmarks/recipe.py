@@ -76,7 +76,7 @@ def suspects(path: Path) -> set[str]:
 
 
 def settings_of(name: str, epochs: int, seed: int) -> TrainingSettings:
-    """Give the settings of a variant."""
+    """Return the settings of a variant."""
     changes = dict(VARIANTS[name])
     model = {**START.model, **changes.pop("model", {})}
     return TrainingSettings(**{**asdict(START), **changes, "model": model, "epochs": epochs, "seed": seed})

@@ -1,7 +1,7 @@
 """PRISM as an ASE calculator.
 
-In comes an ``Atoms``, or a list of structures, out go energies in eV with forces and stress, or the property that the
-model was trained on; from several models their mean and spread.
+Returns energies in eV with forces and stress, or the property that the model was trained on, of an ``Atoms`` or a list of
+structures; from several models their mean and spread.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class PRISMCalculator(Calculator):
         self._lock = threading.RLock()
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """Give one property; all of ASE's ``get_...`` methods come here.
+        """Return one property; all of ASE's ``get_...`` methods come here.
 
         Raises:
             PropertyNotImplementedError: if the model does not predict it, or there is no volume for a stress; says what
@@ -177,11 +177,11 @@ class PRISMCalculator(Calculator):
             return super().get_property(name, atoms, allow_calculation)
 
     def export_properties(self) -> Properties:
-        """Give the results that ASE has a name for."""
+        """Return the results that ASE has a name for."""
         return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def get_potential_energy(self, atoms: Atoms | None = None, force_consistent: bool = False) -> float:
-        """Give the energy, eV; ``force_consistent`` makes no difference."""
+        """Return the energy, eV; ``force_consistent`` makes no difference."""
         return self.get_property("free_energy" if force_consistent else "energy", atoms)
 
     def calculate(
@@ -202,7 +202,7 @@ class PRISMCalculator(Calculator):
     def predict(self, structures: Iterable[Any], progress: bool | None = None) -> list[_Results]:
         """Predict many structures in batches; nothing is kept in the calculator.
 
-        Where memory ends, smaller batches are tried; a CPU's memory may end without a word to the program.
+        Where memory ends, smaller batches are tried; on a CPU the operating system may end the process instead.
 
         Args:
             structures: ASE ``Atoms``, pymatgen ``Structure`` or ``Molecule``, in any mixture.

@@ -1,6 +1,6 @@
 """PRISM as a model of torch-sim: many relaxations or dynamics at once (extra ``torchsim``).
 
-In comes the state of several systems, out go energies, forces and stresses of all of them. Their graphs are built on
+Returns energies, forces and stresses of all systems of a state. Their graphs are built on
 the CPU, anew for every call; all else happens on the device.
 """
 

@@ -112,7 +112,7 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def format_fits(fits: dict[str, dict[str, float]]) -> str:
-    """Lay the fits out as a Markdown table, with the supplement's slopes beside them."""
+    """Format the fits as a Markdown table, with the supplement's slopes beside them."""
     lines = [
         "| edges | per atom | fit over all sizes | slope for N <= 30 | for N <= 10 | supplement (JARVIS) |",
         "|---|---|---|---|---|---|",

@@ -8,6 +8,10 @@ import warnings
 __all__ = ["PrismError", "warn"]
 
 
+# What calls us on behalf of a user.
+_BETWEEN = ("prism_plugin", "ase", "contextlib", "lightning", "matgl", "torch", "torch_sim")
+
+
 class PrismError(ValueError):
     """What was given cannot be used; the message says what is wrong, what was given, what to do.
 
@@ -19,6 +23,6 @@ class PrismError(ValueError):
 def warn(text: str) -> None:
     """Warn at the line that called into this package, through whatever lies between."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("prism_plugin", "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, stacklevel=level - 1)
+    warnings.warn(text, stacklevel=level)

@@ -19,7 +19,7 @@ _BLOCK = 1 << 16
 
 @contextmanager
 def replaced(target: str | Path) -> Iterator[Path]:
-    """Give a path beside ``target`` to write to; it takes the target's place when the block ends well.
+    """Yield a path beside ``target`` to write to; it replaces the target when the block ends without an error.
 
     Example:
         >>> import tempfile

@@ -1,6 +1,6 @@
 """The only file that touches matgl's internals: its base class, its PyG graphs, its converters.
 
-In comes a PyG ``Data`` or ``Batch`` as matgl's converters, loaders and ``Potential`` make it, out goes a
+Reads a PyG ``Data`` or ``Batch``, as matgl's converters, loaders and ``Potential`` make it, into a
 :class:`~prism_plugin.graph.crystals.CrystalBatch`.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["MatGLModel", "batch_from_matgl", "inside_potential"]
 
 
 def inside_potential(graph: Any) -> bool:
-    """Tell whether a graph comes from matgl's ``Potential``, which alone sets a lattice per edge."""
+    """Return whether a graph comes from matgl's ``Potential``, which alone sets a lattice per edge."""
     return isinstance(graph, Data) and getattr(graph, "lattice", None) is not None
 
 

@@ -1,6 +1,6 @@
 """PRISM: batch -> prediction (Solé et al., npj Comput. Mater. 2026, doi 10.1038/s41524-026-02074-1).
 
-In comes a batch of crystals in any of the accepted graph formats, out goes one number per crystal.
+Predicts one number per crystal from a batch of crystals in any of the accepted graph formats.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class PRISM(MatGLModel):
         return model
 
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
-        """Tell how much each expert counts: a table layer x expert for atoms and for superatoms.
+        """Return the weights of the experts: a table layer x expert for atoms and for superatoms.
 
         Superatoms have one row less: nothing reads them after the last layer, so there is no fusion there. Experts that
         add to the features before the others (``cell="reciprocal"``, ``multiscale="residual"``) are in no fusion.
@@ -364,7 +364,7 @@ class PRISM(MatGLModel):
         return prediction
 
     def read_out(self, g: Any) -> Tensor:
-        """Give what the layers and the readout make of each crystal: its prediction, or its log-odds.
+        """Compute what the layers and the readout make of each crystal: its prediction, or its log-odds.
 
         Args:
             g: any graph that :meth:`as_batch` reads.
@@ -381,7 +381,7 @@ class PRISM(MatGLModel):
         return prediction
 
     def atom_outputs(self, batch: CrystalBatch) -> Tensor:
-        """Give what the head makes of each atom, whose mean or sum is read out (PRISM Eq. 15).
+        """Compute what the head makes of each atom, whose mean or sum is read out (PRISM Eq. 15).
 
         Args:
             batch: crystals as :meth:`as_batch` gives them.
@@ -515,7 +515,7 @@ class PRISM(MatGLModel):
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode for a while; afterwards each module has the mode that it had."""
+    """Switch a model to eval mode inside the block; afterwards each module has its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

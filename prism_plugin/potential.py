@@ -22,7 +22,7 @@ class PRISMPotential(PRISM):
     """Total energy in eV, smooth in the positions; forces and stress are its gradients.
 
     As a PRISM with ``readout="sum"``, no BatchNorm (with it the forces of one crystal depend on the others in its
-    batch; CHOICES.md #59), evenly spread radial functions (#60), blended images, and means over the atoms where a
+    batch; decisions #59), evenly spread radial functions (#60), blended images, and means over the atoms where a
     superatom gathers them. With the atomistic expert alone, and also with the multiscale one, n copies of a cell have n
     times its energy. The paper's cell expert and the similarity expert do not keep that: one sees the cell as such, the
     other pairs of atoms however far apart.
@@ -114,7 +114,7 @@ class PRISMPotential(PRISM):
 
 
 def element_shares(structures: Sequence[Atoms], elements: Sequence[str]) -> np.ndarray:
-    """Give the share of each element among the atoms of each structure, shape ``(structures, elements)``."""
+    """Return the share of each element among the atoms of each structure, shape ``(structures, elements)``."""
     return np.array([[np.mean(one.symbols == symbol) for symbol in elements] for one in structures])
 
 

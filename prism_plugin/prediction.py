@@ -47,7 +47,7 @@ _FRAMES = (".extxyz", ".xyz", ".traj", ".db", ".jsonl")
 
 
 def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Source]]:
-    """Go through files, the frames of trajectories and tables one by one.
+    """Iterate over files, the frames of trajectories and tables one by one.
 
     Args:
         paths: files of one structure (CIF, POSCAR, or whatever ASE reads), of many (``.extxyz``, ``.xyz``, ``.traj``,
@@ -96,7 +96,7 @@ def _frames(path: Path, suffix: str) -> Iterator[_Source]:
 
 
 def read_source(name: str, source: _Source) -> Atoms:
-    """Give the structure of what :func:`iterate_structures` found.
+    """Return the structure of what :func:`iterate_structures` found.
 
     Raises:
         ValueError: if there is none; says where and why.

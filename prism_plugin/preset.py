@@ -115,7 +115,7 @@ presets: Mapping[str, Preset] = MappingProxyType(
 
 
 def format_presets() -> str:
-    """Lay the presets out as the supplement's tables do."""
+    """Format the presets as the supplement's tables do."""
     head = ("preset", "optimizer", "lr", "betas", "decay", "epochs", "rotate", "r_c", "R_c", "r_f", "dropout")
     rows = [head]
     for name, preset in presets.items():

@@ -127,14 +127,14 @@ def described(cls: type) -> dict[str, tuple[Any, str, dict[str, Any]]]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Say which of the known names is meant, or which there are."""
+    """Suggest the known name that is probably meant, or list all."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"
 
 
 def wanted(hint: Any) -> str:
-    """Say in words what a field's type asks for."""
+    """Describe in words what a field accepts."""
     parts = [part for part in get_args(hint) if part is not type(None)]
     optional = len(parts) < len(get_args(hint))
     if get_origin(hint) is not Annotated and optional and len(parts) == 1:

@@ -327,7 +327,7 @@ def test_predictions_of_all_106113_classes_are_taken(tmp_path) -> None:
     report = make(folder, tmp_path / "out", allow_local_data=False)
     check_submission(tmp_path / "out" / "matbench_v0.1_PRISM")
     scores = check_results(tmp_path / "out" / "matbench_v0.1_PRISM" / "results.json.gz").scores[name]
-    assert scores.rocauc.mean == pytest.approx(scores.balanced_accuracy.mean)  # CHOICES.md #50: labels, not chances
+    assert scores.rocauc.mean == pytest.approx(scores.balanced_accuracy.mean)  # decisions #50: labels, not chances
     assert "ROC AUC of labels" in report
 
 

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def describe_model(name: str | Path) -> str:
-    """Say what a saved model predicts, how large it is, what it was trained with, and its scores.
+    """Describe what a saved model predicts, how large it is, what it was trained with, and its scores.
 
     Raises:
         FileNotFoundError: if there is no such model.

@@ -249,7 +249,7 @@ def _atoms_of_jarvis(atoms: Mapping[str, Any]) -> Atoms:
 
 
 def matbench_file(task: str) -> Path:
-    """Give the file of a Matbench task, in ``$MATMINER_DATA`` or the cache; download it where it is missing.
+    """Return the path of a Matbench task's file in ``$MATMINER_DATA`` or the cache; download it where it is missing.
 
     Its hash is compared with the one that matminer knows, also of a file that was there before.
 
@@ -319,7 +319,7 @@ def _atoms_of_pymatgen(structure: Mapping[str, Any]) -> Atoms:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Say which file an error comes from."""
+    """Add the name of the file to an error."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError) as error:

@@ -23,7 +23,7 @@ def cache_home() -> Path:
 
 
 def fetch(url: str, path: str | Path, sha256: str | None = None) -> Path:
-    """Give the path of a file; download it where it is missing.
+    """Return the path of a file; download it where it is missing.
 
     The download is written aside and moved into place after its length, its hash and, for a ``.zip``, the checksums of
     its members were found right: a failure leaves nothing behind. A file that is there is checked, too, and never

@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 
 
 def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
-    """Give records the parts that a JSON file lists by name: ``{"train": [...], "val": [...], "test": [...]}``.
+    """Assign records to the parts that a JSON file lists by name: ``{"train": [...], "val": [...], "test": [...]}``.
 
     The keys may also be ``id_train``, ``id_val`` and ``id_test``, as ALIGNN and its kin write them; ``test`` may be
     missing. Records that are not listed are left out.

@@ -167,7 +167,7 @@ def _why_not_label(atoms: Atoms) -> str | None:
 def _why_not_keep(
     atoms: Atoms, labels: Labels, reference: float | None = None, volume: float | None = None
 ) -> str | None:
-    """Say why a labelled structure is refused, None if it is not."""
+    """Return why a labelled structure is refused, None if it is not."""
     if not (labels.finite and np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         return "not finite"
     if np.linalg.norm(labels.forces, axis=1).max() > MOST_FORCE:

@@ -139,7 +139,7 @@ class Teacher:
         return answer
 
     def _ended(self) -> OSError:
-        """Say how its process ended, with the last of what it printed."""
+        """Describe how its process ended, with the last of what it printed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         self._log.seek(0)

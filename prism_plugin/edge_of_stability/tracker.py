@@ -232,7 +232,7 @@ def summarize(table: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def format_summary(summaries: dict[str, dict[str, Any]]) -> str:
-    """Lay out the errors as a table."""
+    """Format the errors as a table."""
     lines = [
         f"{'network':<8} {'lr':>7} {'mean distance':>14} {'':>9} {'stable/rod':>11} {'open':>6} {'sharpness/edge':>20}",
         f"{'':<8} {'':>7} {'stable flow':>14} {'rod':>9} {'':>11} {'':>6} {'of the open rod':>20}",

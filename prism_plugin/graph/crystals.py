@@ -236,7 +236,7 @@ class CrystalBatch:
 
 
 def _with_counted(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
-    """Give a batch what was counted before of another one with the same edges and waves."""
+    """Copy what was counted before for a batch with the same edges and waves."""
     for name in ("waves", "reverse"):
         if name in vars(before):
             vars(batch)[name] = getattr(before, name).to(batch.lattice.device)

@@ -46,7 +46,7 @@ def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) ->
 
 
 def reduced_basis(lattice: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """Give the integer matrix that turns a lattice basis into its Minkowski-reduced one.
+    """Return the integer matrix that turns a lattice basis into its Minkowski-reduced one.
 
     Args:
         lattice: lattice vectors as rows in Å, shape ``(3, 3)``.

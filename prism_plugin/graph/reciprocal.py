@@ -139,7 +139,7 @@ def make_waves(lattice: Tensor, pbc: Tensor, atoms: np.ndarray, cutoff: float = 
 
 
 def lay_out(index: np.ndarray, waves: np.ndarray, atoms: np.ndarray) -> Waves:
-    """Lay out the tiles in which waves and atoms meet.
+    """Arrange the tiles in which waves and atoms meet.
 
     Args:
         index: integer coefficients of the waves of all crystals, shape ``(waves, 3)``.

@@ -169,7 +169,7 @@ class GraphStore(Sequence[CrystalGraph]):
         return np.cumsum(counts) - counts
 
     def split(self, most_crystals: int, most_edges: int = EDGES_PER_BATCH) -> Iterator[CrystalBatch]:
-        """Go through all crystals in batches, as :meth:`CrystalBatch.split` does."""
+        """Iterate over all crystals in batches, as :meth:`CrystalBatch.split` does."""
         for start, stop in cut(self.costs, most_crystals, most_edges):
             yield self.batch(np.arange(start, stop))
 

@@ -124,7 +124,7 @@ def assemble(
 
 
 def _find(folders: Sequence[str | Path]) -> list[_Folder]:
-    """Look for the folders of runs, and check that they fit together."""
+    """Find the folders of runs, and check that they fit together."""
     places = []
     for folder in map(Path, folders):
         inside = [folder] if (folder / CONFIGURATION).exists() else sorted(folder.glob(f"*/{CONFIGURATION}"))
@@ -251,7 +251,7 @@ def _report(
     comparable: bool,
     pictures: Path,
 ) -> str:
-    """Lay out a task's scores beside the published top ten, and draw them."""
+    """Format a task's scores beside the published top ten, and draw them."""
     ((name, target),) = DATASETS[task].targets.items()
     if not comparable:
         name = f"{name} (other data)"

@@ -112,7 +112,7 @@ class AngularBlock(nn.Module):
     def forward(
         self, atoms: Tensor, edges: Tensor, index: Tensor, envelope: Tensor, angles: EdgeAngles
     ) -> tuple[Tensor, Tensor | None]:
-        """Give the edges their angles.
+        """Compute the angles at each edge.
 
         Args:
             atoms: h, shape ``(atoms, dim)``.

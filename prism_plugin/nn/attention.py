@@ -26,7 +26,7 @@ class AtomAttention(nn.Module):
         self.logit = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), last)
 
     def forward(self, atoms: Tensor, atom_crystal: Tensor, crystals: int) -> Tensor:
-        """Give each atom its weight times the number of atoms of its crystal, so that 1 is the plain mean's.
+        """Compute the weight of each atom times the number of atoms of its crystal, so that 1 is the plain mean's.
 
         Args:
             atoms: features, shape ``(atoms, dim)``.

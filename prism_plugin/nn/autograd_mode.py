@@ -18,7 +18,7 @@ _TWICE: ContextVar[bool | None] = ContextVar("gradients are differentiated again
 
 @contextmanager
 def gradients_of_inputs(twice: bool) -> Iterator[None]:
-    """Say that a backward pass with respect to the inputs will follow, as for forces.
+    """Announce that a backward pass with respect to the inputs will follow, as for forces.
 
     If it is to be differentiated again (``twice``), autograd needs the plain computation from the start. If not, the
     weights on edges are constants: their gradients would be a third of the work.
@@ -31,7 +31,7 @@ def gradients_of_inputs(twice: bool) -> Iterator[None]:
 
 
 def as_weight(weight: Tensor) -> Tensor:
-    """Give the weight; as a constant where only gradients of the inputs are wanted."""
+    """Return the weight; as a constant where only gradients of the inputs are wanted."""
     return weight.detach() if _TWICE.get() is False else weight
 
 
@@ -42,5 +42,5 @@ def plain_autograd() -> bool:
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Tell whether autograd is on and follows any of the tensors."""
+    """Return whether autograd is on and follows any of the tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -56,7 +56,7 @@ ELEMENT_FEATURES = len(_NUMBERS) + sum(len(values) for _, values in _PLACES)
 
 @lru_cache(maxsize=1)
 def element_features() -> np.ndarray:
-    """Give what an encoder reads of each element: 12 standardized numbers (missing: 0), one-hots of its place.
+    """Compute what an encoder reads of each element: 12 standardized numbers (missing: 0), one-hots of its place.
 
     The numbers have mean 0 and standard deviation 1 over the elements of which they are known.
 

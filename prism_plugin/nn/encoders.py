@@ -1,6 +1,6 @@
 """Atoms, superatom and edges -> vectors (PRISM Eq. 1-8, 10).
 
-In come atomic numbers and edge geometry, out go features of width ``dim``.
+Turn atomic numbers and edge geometry into features of width ``dim``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def feature_envelope(squared_distance: Tensor, cutoff: float) -> Tensor:
 
     Takes the squared distance: the cosine of a square root is smooth in it, also at 0, where same atoms meet and the
     distance itself has no derivative. Our reading: the paper does not say which envelope similarity edges have; see
-    CHOICES.md #3.
+    decisions #3.
 
     Args:
         squared_distance: shape ``(edges,)``, not negative.
@@ -101,7 +101,7 @@ class RadialBasis(nn.Module):
         cutoff: largest distance in Å.
         num_rbf: number K of functions.
         scale: ``"cutoff"`` takes a = 5 / cutoff; ``"paper"`` takes a = 1 as printed, which cannot tell distances
-            beyond about 10 Å apart (CHOICES.md #2); ``"even"`` takes a = 1 / cutoff, whose functions are spread almost
+            beyond about 10 Å apart (decisions #2); ``"even"`` takes a = 1 / cutoff, whose functions are spread almost
             evenly over the distances, where the others have most of theirs below any bond length (#60).
     """
 

@@ -1,7 +1,7 @@
 """The message-passing blocks of the four experts (PRISM Eq. 9-14).
 
 Three experts (atomistic, cell, similarity) are one gated block on three kinds of edges; the multiscale expert has no
-geometry. In come node and edge features, out go updated ones. No weights are shared.
+geometry. No weights are shared.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Similarity edges: atoms of one crystal with similar features, and the geometry between them.
 
-In come atom features and a batch, out go edges in blocks: where nothing is differentiated, no step holds the edges of
+Edges are found in blocks: where nothing is differentiated, no step holds the edges of
 a whole large crystal at once.
 """
 
@@ -97,7 +97,7 @@ def _groups(sizes: list[int]) -> Iterator[tuple[int, int, bool]]:
 
 
 def _joined(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Join blocks, and empty their list: who takes the answer holds it alone."""
+    """Join blocks and clear their list, so that the caller holds the only reference."""
     parts, blocks[:] = blocks[:], []
     return torch.cat([index for index, _ in parts], dim=1), torch.cat([squared for _, squared in parts])
 

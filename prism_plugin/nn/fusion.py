@@ -1,7 +1,7 @@
 """How the experts' answers are weighed.
 
-In come the experts' versions of the same nodes, out goes one convex combination of them. Each version carries the
-residual, so a convex sum keeps exactly one (our reading: CHOICES.md #4).
+Returns one convex combination of the experts' versions of the same nodes. Each version carries the
+residual, so a convex sum keeps exactly one (our reading: decisions #4).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gated messages along edges in tiles, with a backward pass of their own (PRISM Eq. 9, 11, 12, 14).
 
-In come node products and edge features, out go the sum of messages at each node and the new edge features. All that
+Computes the sum of messages at each node and the new edge features from node products and edge features. All that
 the model does per edge and layer happens here. :func:`gated_messages` is what training and inference run;
 :func:`plain_messages` says the same in plain torch and serves where autograd must look inside: for second derivatives.
 """
@@ -204,7 +204,7 @@ class _Edges:
         kept: Iterable[Activations],
         of_weights: bool,
     ) -> list[Tensor | None]:
-        """Give the gradients of the tensors, in their order; those of the weights only if wanted."""
+        """Return the gradients of the tensors, in their order; those of the weights only if wanted."""
         inverse = None if variance is None else torch.rsqrt(variance + self.eps)
 
         def of_gate(part: slice, logits: Tensor, message: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,6 +1,6 @@
 """One PRISM layer: every expert reads the same features, their answers are fused.
 
-In come the features of atoms, superatoms and edges, out go updated ones. The similarity edges are built here, anew in
+Updates the features of atoms, superatoms and edges. The similarity edges are built here, anew in
 every layer, from the features. Experts that begin at zero (of our own: the cell in reciprocal space, the residual
 multiscale expert) add to the features before the others read them.
 """
@@ -66,8 +66,8 @@ class PRISMLayer(nn.Module):
         experts: names of the experts.
         similarity_encoder: encoder of this layer's similarity edges, where there is that expert.
         similarity_cutoff: largest feature distance of a similarity edge.
-        similarity_envelope: ``"feature"``, ``"cosine"`` or None (CHOICES.md #3).
-        similarity_image: ``"nearest"`` or ``"blended"`` (CHOICES.md #58).
+        similarity_envelope: ``"feature"``, ``"cosine"`` or None (decisions #3).
+        similarity_image: ``"nearest"`` or ``"blended"`` (decisions #58).
         cutoff: radius of the atomistic edges, Å; the cosine envelope of similarity edges ends there.
         multiscale_aggregation: ``"sum"`` or ``"mean"``.
         fusion: ``"scalar"`` or ``"gated"``.
@@ -202,7 +202,7 @@ class PRISMLayer(nn.Module):
     def _similarity_edges(
         self, index: Tensor, squared: Tensor, batch: CrystalBatch, images: ImageTable | None
     ) -> Edges:
-        """Give pairs of similar atoms the geometry of their minimum image, and an envelope."""
+        """Encode pairs of similar atoms by the geometry of their minimum image, with an envelope."""
         receiver, sender = index
         displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
         crystal = batch.atom_crystal.index_select(0, receiver)

@@ -62,7 +62,7 @@ def minimum_image(
 
     The displacement is first folded into the Minkowski-reduced cell; there the nearest lattice point is one of the
     27 with coefficients -1, 0, 1. Among equally near images (within 1e-4 Å) the one furthest along a fixed Cartesian
-    direction is taken, so that the answer depends on the lattice but not on its basis (CHOICES.md #9).
+    direction is taken, so that the answer depends on the lattice but not on its basis (decisions #9).
 
     Args:
         displacement: Cartesian vectors in Å, shape ``(pairs, 3)``.
@@ -108,7 +108,7 @@ def blended_image(
     Where one image is nearest by 0.5 Å the answer is its direction and length. Else it is the mean of these over all
     that are near, with weights that fall from 1 to 0 as (1 + cos(pi x / 0.5 Å)) / 2, x being how much further away one
     is: the answer then has a continuous derivative where another image becomes the nearest, which that of
-    :func:`minimum_image`, which takes the same arguments, has not. Our own; the paper does not say (CHOICES.md #58).
+    :func:`minimum_image`, which takes the same arguments, has not. Our own; the paper does not say (decisions #58).
 
     Returns:
         Mean unit vector, shape ``(pairs, 3)``, shorter than 1 where images differ, and mean length in Å, shape

@@ -57,7 +57,7 @@ def check_state(owner: str, group: Mapping[str, Any], state_dict: Mapping[str, A
 
 
 def read_loss(loss: Any, missing: str) -> float:
-    """Give a loss as a number; raise ValueError, with the text ``missing`` where it is None, if it is none."""
+    """Return a loss as a number; raise ValueError, with the text ``missing`` where it is None, if it is none."""
     if loss is None:
         raise PrismError(missing)
     if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():

@@ -49,7 +49,7 @@ class GroupedMuon(Muon):
 
 
 def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Bring the singular values of matrices near 1 by Newton-Schulz steps in bfloat16, as torch's Muon does.
+    """Move the singular values of matrices near 1 by Newton-Schulz steps in bfloat16, as torch's Muon does.
 
     Args:
         matrices: shape ``(matrices, rows, columns)``.

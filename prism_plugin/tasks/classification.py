@@ -48,7 +48,7 @@ class Classification(Regression):
             raise PrismError("all training crystals are of one class: there is nothing to tell apart")
 
     def label_problem(self, record: Record) -> str:
-        """Say what is wrong with a target that is no class."""
+        """Describe what is wrong with a target that is no class."""
         if record.target in (0, 1):
             return ""
         return f"the target {record.target:g}: a classification needs 0 and 1, or false and true"
@@ -58,7 +58,7 @@ class Classification(Regression):
         return "probability"
 
     def metric_label(self, unit: str) -> str:
-        """Say what the loss is called in a picture."""
+        """Return the label of the loss in a picture."""
         return "cross-entropy (nats)"
 
     def scaling(self, targets: np.ndarray) -> tuple[float, float]:

@@ -116,7 +116,7 @@ class Potential(Task):
         return None if gradients["forces"] is None else row.get("energy"), gradients
 
     def label_words(self, target: str) -> tuple[str, str]:
-        """Say what a row must have, and what may be meant where no row has it."""
+        """Return what a row must have, and a hint for data in which no row has it."""
         return (
             "pair 'energy' and 'forces'",
             "; for energies alone: --target energy --unit eV --set readout=sum",
@@ -144,7 +144,7 @@ class Potential(Task):
             raise PrismError("no training crystal has a stress: leave the weight of stress out, and give others")
 
     def metric_label(self, unit: str) -> str:
-        """Say what the loss is called in a picture."""
+        """Return the label of the loss in a picture."""
         return "loss of energies, forces, stresses"
 
     def target_name(self, model: PRISM) -> str:

@@ -75,7 +75,7 @@ class Regression(Task):
         return row.get(target), {}
 
     def label_words(self, target: str) -> tuple[str, str]:
-        """Say what a row must have."""
+        """Return what a row must have."""
         return f"target {target!r}", ""
 
     def check_records(self, settings: TrainingSettings, parts: Mapping[str, Sequence[Record]]) -> None:
@@ -89,7 +89,7 @@ class Regression(Task):
                     )
 
     def metric_label(self, unit: str) -> str:
-        """Say what the loss is called in a picture."""
+        """Return the label of the loss in a picture."""
         return f"MAE ({unit})" if unit else "MAE"
 
     def target_name(self, model: PRISM) -> str:

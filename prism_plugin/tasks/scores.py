@@ -47,13 +47,13 @@ def check_finite(predicted: np.ndarray, names: Sequence[str], part: str) -> None
 
 
 def format_score(scores: Mapping[str, Any]) -> str:
-    """Lay out the scores of one part in a line."""
+    """Format the scores of one part in a line."""
     told = [f"{NAMES[name]} {_number(value)}" for name, value in scores.items() if name in NAMES]
     return f"{', '.join(told)}, {scores['crystals']:,} crystals"
 
 
 def format_scores(scores: Mapping[str, Mapping[str, Any]], target: str, unit: str) -> str:
-    """Lay out the scores of parts as a table."""
+    """Format the scores of parts as a table."""
     head = f"{target} ({unit})" if unit else target
     columns = [name for name in NAMES if name in next(iter(scores.values()))]
     widths = {name: max(9, len(NAMES[name])) for name in columns}

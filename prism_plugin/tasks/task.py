@@ -87,7 +87,7 @@ class Task(ABC):
 
     @abstractmethod
     def label_words(self, target: str) -> tuple[str, str]:
-        """Say what a row must have, and what may be meant where no row has it."""
+        """Return what a row must have, and a hint for data in which no row has it."""
 
     @abstractmethod
     def check_records(self, settings: TrainingSettings, parts: Mapping[str, Sequence[Record]]) -> None:
@@ -101,7 +101,7 @@ class Task(ABC):
                     raise PrismError(f"crystal {record.name!r} of the {part} part has {problem}")
 
     def label_problem(self, record: Record) -> str:
-        """Say what is wrong with a label; nothing if it is one of this task."""
+        """Describe what is wrong with a label; an empty text if it is one of this task."""
         return ""
 
     def unit_of(self, model: PRISM) -> str:
@@ -110,7 +110,7 @@ class Task(ABC):
 
     @abstractmethod
     def metric_label(self, unit: str) -> str:
-        """Say what the loss is called in a picture."""
+        """Return the label of the loss in a picture."""
 
     @abstractmethod
     def target_name(self, model: PRISM) -> str:

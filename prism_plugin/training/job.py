@@ -136,7 +136,7 @@ class Job:
         return self.settings_for(parts), parts
 
     def settings_for(self, parts: Mapping[str, Sequence[Record]]) -> TrainingSettings:
-        """Give the settings, with a model that knows the elements of all parts.
+        """Return the settings, with a model that knows the elements of all parts.
 
         A published split cannot be changed where a part for validation has an element that training lacks.
         """

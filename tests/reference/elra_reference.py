@@ -1,7 +1,7 @@
 """ELRA as its specification reads, in float64 on one flat vector: no speed, no options for memory.
 
-Source: the ELRA paper (ICLR 2025 submission), sections 3.1-3.7; CHOICES.md says what was settled. The caller gives the
-loss and the gradient at ``self.x``; the answer is what happened.
+Source: the ELRA paper (ICLR 2025 submission), sections 3.1-3.7; docs/decisions.md says what was settled. The caller
+gives the loss and the gradient at ``self.x``; the answer is what happened.
 """
 
 from __future__ import annotations

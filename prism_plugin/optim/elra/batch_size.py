@@ -1,7 +1,7 @@
 """Dynamic batch size: how many micro-batches an update accumulates, decided once a cycle from its losses.
 
-Source: ELRA paper, section 3.3. Independent of the optimizer; in come mean and spread of a cycle's losses, out comes
-the number of micro-batches.
+Source: ELRA paper, section 3.3. Independent of the optimizer: it maps mean and spread of a cycle's losses to the
+number of micro-batches.
 """
 
 from __future__ import annotations

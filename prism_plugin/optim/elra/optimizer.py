@@ -3,7 +3,8 @@
 Source: "A gradient descent optimizer with auto-controlled large learning rates, dynamic batch sizes and without
 momentum" (Kleinsorge, Kupper, Fauck, Rothe; arXiv 2309.06274 and its ICLR 2025 submission); "Eq." and "section" mean
 that paper. With kappa = 1 its Eq. 4 is the long step of Barzilai and Borwein (1988). What the text leaves open is
-settled in CHOICES.md #20-#30. In come losses and gradients, out go weights; the optimizer knows nothing of models.
+settled in decisions #20-#30. The optimizer works on losses and gradients
+only; it does not depend on the model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ALPHA_RANGE = (1e-8, 1e6)
 DAMPING = 855_000.0  # of the adaptive growth cap at the start and after a serious soft restart
 RETRACES = 8  # in a row, after which a high but finite loss is accepted
 NO_LOSS = "ELRA needs the loss: step(closure) with a closure that returns it, step(loss=loss), or observe(loss)"
-FAILURES = 100  # losses in a row that are not finite, after which there is no hope
+FAILURES = 100  # losses in a row that are not finite, after which the training is given up
 
 
 class ELRA(Optimizer):

@@ -34,7 +34,7 @@ class Block:
         return self.weights[0].is_cuda if foreach is None else foreach
 
     def last_gradient(self, index: int, last_alpha: float) -> Tensor:
-        """Give a stored gradient, or recover it: x = decay * x_last - alpha * G_last (section 3.6)."""
+        """Return a stored gradient, or recover it: x = decay * x_last - alpha * G_last (section 3.6)."""
         vectors = self.states[index]
         if "gradient" in vectors:
             return vectors["gradient"]

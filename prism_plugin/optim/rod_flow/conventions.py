@@ -121,7 +121,7 @@ def eos_threshold(optimizer: Optimizer, step: float = math.inf) -> float:
 
 
 def read_moments(optimizer: Optimizer) -> Moments:
-    """Give momentum and second moment of an optimizer as vectors in the EMA convention, and its number of steps."""
+    """Return momentum and second moment of an optimizer as vectors in the EMA convention, and its number of steps."""
     parameters = parameters_of(optimizer)
     phase = phase_map(optimizer)
     state = [optimizer.state.get(parameter, {}) for parameter in parameters]

@@ -1,9 +1,10 @@
 """Rod flow and stable flow in phase space: a center that drifts and a rod that two consecutive iterates span.
 
-Source: Regis and Chewi, arXiv 2602.01480 and 2605.06821. The signed form is our reading (CHOICES.md #33): iterates
+Source: Regis and Chewi, arXiv 2602.01480 and 2605.06821. The signed form is our reading (decisions #33): iterates
 z_t = c_t + (-1)^t o_t, whose even and odd parts obey dc/dt = (G+ + G-)/2 and do/dt = -2 o - (G+ - G-)/2, where + and -
 mean at c + o and c - o. The outer form is the papers': a covariance Sigma of rank one in place of the sign. A rod of
-length 0 is the stable flow. In come a map, a state and a function that computes gradients; out goes the next state.
+length 0 is the stable flow. A step takes a map, a state and a function that computes gradients,
+and returns the next state.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["FORMS", "Ends", "Gradient", "Point", "Rod", "add_rounding", "advance
 
 Gradient = Callable[[Tensor], tuple[float, Tensor]]
 FORMS = ("signed", "outer")
-# A closed rod is as long as rounding makes it, one or two units of u |w| (CHOICES.md #35).
+# A closed rod is as long as rounding makes it, one or two units of u |w| (decisions #35).
 OPEN = 1e2
 
 

@@ -1,8 +1,9 @@
 """Nine optimizers as one map of phase space (w, m): three kinds of momentum times three of scaling.
 
 Source: Regis and Chewi, "A Rod Flow Model for Adam at the Edge of Stability" (arXiv 2605.06821), in the EMA convention,
-where m is a mean of gradients. In come weights, momentum, second moment and gradient as vectors, out go their changes.
-Nesterov's w is the point where the gradient is taken, as in torch (CHOICES.md #32). No state, no models here.
+where m is a mean of gradients. Each map takes weights, momentum, second
+moment and gradient as vectors and returns their changes.
+Nesterov's w is the point where the gradient is taken, as in torch (decisions #32). No state, no models here.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ _logs: dict[tuple[float, float], list[float]] = {}
 
 
 def _torch_mu(beta1: float, mu_decay: float, step: float) -> tuple[float, float, float]:
-    """Give mu of a step and of the next in torch's NAdam, and the product up to this one; geometric between steps."""
+    """Return mu of a step and of the next in torch's NAdam, and the product up to this one; geometric between steps."""
 
     def mu(number: float) -> float:
         return beta1 * (1 - 0.5 * 0.96 ** (number * mu_decay))

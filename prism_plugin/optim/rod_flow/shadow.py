@@ -1,6 +1,6 @@
 """RodShadow: rod flow and stable flow beside a real run, and how far each of them is from it.
 
-In come an optimizer and a function that computes the loss; the optimizer makes its own steps, and the two flows,
+Takes an optimizer and a function that computes the loss; the optimizer makes its own steps, and the two flows,
 started from three of its iterates, follow on their own.
 """
 
