@@ -1,7 +1,7 @@
 """PRISM as an ASE calculator.
 
-Returns energies in eV with forces and stress, or the property that the model was trained on, of an ``Atoms`` or a list of
-structures; from several models their mean and spread.
+Returns energies in eV with forces and stress, or the property that the model was trained on, of an ``Atoms`` or a list
+of structures; from several models their mean and spread.
 """
 
 from __future__ import annotations

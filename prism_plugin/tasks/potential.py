@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from ase.units import GPa
 
 from prism_plugin.config import PotentialOptions
 from prism_plugin.errors import PrismError
@@ -271,6 +270,8 @@ def score_potential(
         MAE and RMSE of energies (meV/atom) and of the components of the forces (eV/Å), beside the root mean square of
         the reference forces; RMSE of the stresses' components (GPa), None where none is known; number of crystals.
     """
+    from ase.units import GPa
+
     of_energy, of_forces, of_stress = (predicted - given for given, predicted in (energies, forces, stresses))
     of_stress = of_stress[np.isfinite(stresses[0])]
     return {
