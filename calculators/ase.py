@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -84,8 +84,8 @@ class PRISMCalculator(Calculator):
         True
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies"]
-    default_parameters: ClassVar[dict[str, Any]] = {}
+    implemented_properties = ["energy", "free_energy", "energies"]  # noqa: RUF012  # as ASE declares them
+    default_parameters = {}  # noqa: RUF012
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class PRISMCalculator(Calculator):
         self._builds_ahead = self.model.device.type != "cpu"
         check_committee(self.models)
         # A list of this instance: the class's own one is shared by every calculator of the process.
-        self.implemented_properties = self._properties()  # type: ignore[misc]  # ASE's own way to narrow it
+        self.implemented_properties = self._properties()
 
     def _properties(self) -> list[str]:
         """Names of what this calculator answers."""

@@ -90,7 +90,7 @@ def test_train_on_a_named_data_set(tmp_path) -> None:
         (["--optimizer", "lion"], "unknown optimizer 'lion'; choose one of: adam-onecycle, adamw-schedulefree"),
         (["--epochs", "0"], "epochs must be a whole number of at least 1, got 0"),
         (["--set", "fusion=max"], "unknown fusion 'max'"),
-        (["--set", "layers=3"], "unknown model argument 'layers'; choose one of: .*num_layers"),
+        (["--set", "layers=3"], "unknown model argument 'layers'; did you mean 'num_layers'"),
         (["--init", "no-such-model"], "no model 'no-such-model'"),
         (["--target", "gap"], "none of the 30 rows has the target 'gap'"),
         (["--device", "cuda"], "no CUDA device"),

@@ -38,6 +38,7 @@ from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.json_stream import stream_json
 from prism_plugin.graph import store
 from prism_plugin.graph.build import build_graph
+from prism_plugin.graph.crystals import CrystalGraph
 from tests.conftest import crystal_zoo
 
 
@@ -407,14 +408,14 @@ def test_a_file_of_names_splits_records(tmp_path, key) -> None:
 # --- graphs in arrays -----------------------------------------------------------------------------------------------
 
 
-def same_graphs(ours, theirs) -> None:
-    for field in dataclasses.fields(theirs):
-        mine, right = getattr(ours, field.name), getattr(theirs, field.name)
-        if isinstance(right, torch.Tensor):
-            assert mine.dtype == right.dtype
-            assert torch.equal(mine, right), field.name
+def same_graphs(mine: CrystalGraph, right: CrystalGraph) -> None:
+    for field in dataclasses.fields(right.crystals):
+        ours, theirs = getattr(mine.crystals, field.name), getattr(right.crystals, field.name)
+        if isinstance(theirs, torch.Tensor | np.ndarray):
+            assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)), field.name
+            assert ours.dtype == theirs.dtype, field.name
         else:
-            assert mine == right
+            assert ours == theirs
 
 
 def test_stored_graphs_are_the_built_ones(tmp_path) -> None:

@@ -15,7 +15,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import ase.io
 import numpy as np
@@ -226,7 +226,7 @@ def read_structure_file(path: str | Path) -> Atoms:
     by_pymatgen = path.suffix in (".cif", ".vasp") or "POSCAR" in path.name or "CONTCAR" in path.name
     try:
         if not by_pymatgen:
-            return ase.io.read(path)
+            return cast("Atoms", ase.io.read(path, index=-1))
         return as_atoms(Structure.from_file(path) if path.suffix == ".cif" else Poscar.from_file(path).structure)
     except Exception as error:  # both libraries raise whatever their parsers meet: name the file, whatever it was
         raise PrismError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from error

@@ -178,7 +178,7 @@ def _environment(path: str | Path | None, threads: int) -> dict[str, str]:
 class TeacherCalculator(Calculator):
     """The teacher as an ASE calculator, for dynamics and relaxations on this side."""
 
-    implemented_properties = ("energy", "forces", "stress")
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012  # as ASE declares it
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -193,6 +193,8 @@ class TeacherCalculator(Calculator):
     ) -> None:
         """Ask the teacher."""
         super().calculate(atoms, properties, system_changes)
+        if self.atoms is None:
+            raise PrismError("give atoms to calculate")
         self.labels = self.teacher.label(self.atoms)
         energy, forces, stress = self.labels
         self.results = {"energy": energy, "forces": forces, "stress": full_3x3_to_voigt_6_stress(stress)}

@@ -33,7 +33,7 @@ def check_number(
     Example:
         >>> check_number("betas", 1.0, 0.0, 1.0, includes_low=True, includes_high=False)
         Traceback (most recent call last):
-        ValueError: betas must be a number at least 0 and below 1, got 1.0
+        prism_plugin.errors.PrismError: betas must be a number at least 0 and below 1, got 1.0
     """
     if isinstance(value, Real) and math.isfinite(value):
         number = float(value)

@@ -150,7 +150,7 @@ def plot_elements(
     colors = colormaps["viridis_r"]
     for number in range(1, 119):
         element = Element.from_Z(number)
-        row, column = element.row, element.group
+        row, column = float(element.row), element.group
         if element.is_lanthanoid or element.is_actinoid:
             row, column = row + 2.5, 3 + number - (57 if element.is_lanthanoid else 89)
         mean = means.get(number)
