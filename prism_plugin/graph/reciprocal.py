@@ -88,32 +88,39 @@ def reciprocal_index(lattice: np.ndarray, pbc: np.ndarray, cutoff: float = WAVE_
     rows = np.asarray(lattice, dtype=np.float64)[periodic]
     if len(rows) == 0:
         return np.zeros((0, 3), dtype=np.int64)
-    lengths = np.sqrt((rows * rows).sum(axis=1))  # |n_i| = |k . a_i| / 2 pi <= |k| |a_i| / 2 pi
-    inverse = np.linalg.inv(rows).T if len(rows) == 3 else np.linalg.pinv(rows).T
-    # A box around the ball of a skewed basis holds many more points than the ball: take the reduced one.
     back = None
-    box = np.prod(2 * reach * lengths + 1)
-    if box > 200 and box > 4 * reach ** len(rows) * _measure(rows):
+    inverse, measure, lengths = _dual(rows)
+    # A box around the ball of a skewed basis holds many more points than the ball: take the reduced one.
+    box = math.prod(2 * reach * length + 1 for length in lengths)
+    if box > 200 and box > 4 * reach ** len(rows) * measure:
         reduction = reduced_basis(lattice, pbc)[np.ix_(periodic, periodic)]
         back = np.rint(np.linalg.inv(reduction))
-        rows = reduction @ rows
-        lengths = np.sqrt((rows * rows).sum(axis=1))
-        inverse = np.linalg.pinv(rows).T
-    bounds = tuple((reach * lengths).astype(int).tolist())
+        inverse, _, lengths = _dual(reduction @ rows)
+    bounds = tuple(int(reach * length) for length in lengths)  # |n_i| = |k . a_i| / 2 pi <= |k| |a_i| / 2 pi
     points = math.prod(2 * bound + 1 for bound in bounds)
     coefficients = (_half_space if points < _LARGEST_CACHED else _half_space.__wrapped__)(bounds)
     vectors = coefficients @ inverse
-    kept = coefficients[(vectors * vectors).sum(axis=1) < reach * reach]
-    if back is not None:  # k . a' = k . (M a), so n' = M n
+    kept = coefficients[np.einsum("ij,ij->i", vectors, vectors) < reach * reach]
+    if back is not None:  # the reduced vectors are M a, so n' = M n
         kept = kept @ back.T
     index = np.zeros((len(kept), 3), dtype=np.int64)
     index[:, periodic] = kept
     return index
 
 
-def _measure(rows: np.ndarray) -> float:
-    """Length, area or volume of the cell."""
-    return float(np.sqrt(np.linalg.det(rows @ rows.T)))
+def _dual(rows: np.ndarray) -> tuple[np.ndarray, float, list[float]]:
+    """Reciprocal vectors (without 2 pi), the cell's volume, area or length, and the lengths of its vectors."""
+    lengths = [math.hypot(*row) for row in rows.tolist()]
+    if len(rows) < 3:
+        return np.linalg.pinv(rows).T, math.sqrt(np.linalg.det(rows @ rows.T)), lengths
+    a, b, c = rows.tolist()  # written out: an array of nine numbers costs numpy more than its arithmetic
+    normals = [_cross(b, c), _cross(c, a), _cross(a, b)]
+    volume = a[0] * normals[0][0] + a[1] * normals[0][1] + a[2] * normals[0][2]
+    return np.array(normals) / volume, abs(volume), lengths
+
+
+def _cross(a: list[float], b: list[float]) -> list[float]:
+    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
 def make_waves(lattice: Tensor, pbc: Tensor, atom_crystal: Tensor, cutoff: float = WAVE_CUTOFF) -> Waves:
