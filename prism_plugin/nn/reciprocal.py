@@ -142,6 +142,10 @@ class ReciprocalExpert(nn.Module):
     Of a slab or wire k lies in the plane or along the line of its periodicity, and V is 40 Å^3 to the power 1/3 or 2/3
     times its area or length. A molecule has no waves, and nothing is added to its atoms.
 
+    There are some six waves for each atom of a usual density, so the cost of an atom grows with the crystal: 1 % of the
+    products along edges at 30 atoms, 28 % at 1,000, as much as these at some 4,000. From there on sums on a particle
+    mesh (N log N) would pay; no size is refused.
+
     Args:
         dim: width of the features.
     """
