@@ -20,22 +20,22 @@ __all__ = ["WAVE_CUTOFF", "Waves", "make_waves", "reciprocal_index"]
 # Largest |k| that counts, 1/Å; indices are counted a tenth beyond, so that no strain adds one abruptly.
 WAVE_CUTOFF = 3.0
 _MARGIN = 1.1
-# Waves and atoms in a tile: of a crystal of 30 atoms a quarter of what is computed is for nobody.
-WAVES_PER_TILE = 32
-ATOMS_PER_TILE = 8
+# Waves and atoms in a tile: large tiles for large crystals, small ones where most of a large one would be for nobody.
+_TILES = ((32, 8), (32, 16), (64, 32), (128, 64))
 
 
 class Waves(NamedTuple):
     """Plane waves of a batch of crystals, and the tiles in which they meet the atoms.
 
-    Waves and atoms of a crystal are cut into groups of 32 and 8; the last ones are filled up. A tile is a group of
+    Waves and atoms of a crystal are cut into groups of w (32 to 128) and a (8 to 64), whichever sizes cost least for
+    this batch; the last groups are filled up. A tile is a group of
     waves and a group of atoms of one crystal: all tiles are all pairs of a wave and an atom of the same crystal.
 
     Attributes:
         wave_index: integer coefficients of the reciprocal vectors, one of k and -k, shape ``(waves, 3)``.
         crystal: crystal of each, ascending, shape ``(waves,)``.
-        wave_groups: waves of each group, ``waves`` where it is filled up, shape ``(wave groups, 32)``.
-        atom_groups: atoms of each group, ``atoms`` where it is filled up, shape ``(atom groups, 8)``.
+        wave_groups: waves of each group, ``waves`` where it is filled up, shape ``(wave groups, w)``.
+        atom_groups: atoms of each group, ``atoms`` where it is filled up, shape ``(atom groups, a)``.
         atom_place: place of each atom in the flattened ``atom_groups``, shape ``(atoms,)``.
         tile_waves: group of waves of each tile, shape ``(tiles,)``.
         tile_atoms: group of atoms of each tile, shape ``(tiles,)``.
@@ -139,12 +139,19 @@ def make_waves(lattice: Tensor, pbc: Tensor, atom_crystal: Tensor, cutoff: float
     indices = [reciprocal_index(cell, periodic, cutoff) for cell, periodic in zip(cells, flags, strict=True)]
     waves = np.array([len(index) for index in indices])
     atoms = np.bincount(atom_crystal.cpu().numpy(), minlength=len(cells))
-    wave_groups, _ = _groups(waves, WAVES_PER_TILE)
-    atom_groups, place = _groups(atoms, ATOMS_PER_TILE)
-    tile_waves, tile_atoms = _tiles(-(-waves // WAVES_PER_TILE), -(-atoms // ATOMS_PER_TILE))
+    of_tile = min(_TILES, key=lambda sizes: _cost(waves, atoms, *sizes))
+    wave_groups, _ = _groups(waves, of_tile[0])
+    atom_groups, place = _groups(atoms, of_tile[1])
+    tile_waves, tile_atoms = _tiles(-(-waves // of_tile[0]), -(-atoms // of_tile[1]))
     crystal = np.repeat(np.arange(len(cells)), waves)
     arrays = (np.concatenate(indices), crystal, wave_groups, atom_groups, place, tile_waves, tile_atoms)
     return Waves(*[torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays])
+
+
+def _cost(waves: np.ndarray, atoms: np.ndarray, wave_rows: int, atom_rows: int) -> int:
+    """What tiles of a size cost: their phases, and the rows of 16 channels that go in and out; weights as measured."""
+    tiles = int((-(-waves // wave_rows) * -(-atoms // atom_rows)).sum())
+    return tiles * (4 * wave_rows * atom_rows + 24 * (2 * wave_rows + atom_rows))
 
 
 def _groups(sizes: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
