@@ -1,8 +1,8 @@
 """PRISM and CartNet as one would write them first: every edge's numbers at once, concatenations as printed.
 
-:func:`naive` turns a PRISM into its twin in place, with the same weights; tests/test_speed.py shows that both say the
-same. :func:`cartnet` is CartNet (Solé et al., Digital Discovery 2025) at a PRISM's width and depth: its atomistic
-layers alone, likewise with [h_i || h_j || e_ij] built for each of the two MLPs, as its authors write it.
+:func:`naive` turns a PRISM into its twin in place, with the same weights; tests/nn/test_fast_path.py shows that both
+say the same. :func:`cartnet` is CartNet (Solé et al., Digital Discovery 2025) at a PRISM's width and depth: its
+atomistic layers alone, likewise with [h_i || h_j || e_ij] built for each of the two MLPs, as its authors write it.
 """
 
 from __future__ import annotations

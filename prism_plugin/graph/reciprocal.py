@@ -21,22 +21,22 @@ __all__ = ["WAVE_CUTOFF", "Waves", "lay_out", "make_waves", "reciprocal_index"]
 # Largest |k| that counts, 1/Å; indices are counted a tenth beyond, so that no strain adds one abruptly.
 WAVE_CUTOFF = 3.0
 _MARGIN = 1.1
-# Waves and atoms in a tile: of a crystal of 30 atoms a quarter of what is computed is for nobody.
-WAVES_PER_TILE = 32
-ATOMS_PER_TILE = 8
+# Waves and atoms in a tile: large tiles for large crystals, small ones where most of a large one would be for nobody.
+_TILES = ((32, 8), (32, 16), (64, 32), (128, 64))
 
 
 class Waves(NamedTuple):
     """Plane waves of a batch of crystals, and the tiles in which they meet the atoms.
 
-    Waves and atoms of a crystal are cut into groups of 32 and 8; the last ones are filled up. A tile is a group of
+    Waves and atoms of a crystal are cut into groups of w (32 to 128) and a (8 to 64), whichever sizes cost least for
+    this batch; the last groups are filled up. A tile is a group of
     waves and a group of atoms of one crystal: all tiles are all pairs of a wave and an atom of the same crystal.
 
     Attributes:
         wave_index: integer coefficients of the reciprocal vectors, one of k and -k, shape ``(waves, 3)``.
         crystal: crystal of each, ascending, shape ``(waves,)``.
-        wave_groups: waves of each group, ``waves`` where it is filled up, shape ``(wave groups, 32)``.
-        atom_groups: atoms of each group, ``atoms`` where it is filled up, shape ``(atom groups, 8)``.
+        wave_groups: waves of each group, ``waves`` where it is filled up, shape ``(wave groups, w)``.
+        atom_groups: atoms of each group, ``atoms`` where it is filled up, shape ``(atom groups, a)``.
         atom_place: place of each atom in the flattened ``atom_groups``, shape ``(atoms,)``.
         tile_waves: group of waves of each tile, shape ``(tiles,)``.
         tile_atoms: group of atoms of each tile, shape ``(tiles,)``.
@@ -93,32 +93,39 @@ def reciprocal_index(lattice: np.ndarray, pbc: np.ndarray, cutoff: float = WAVE_
     rows = np.asarray(lattice, dtype=np.float64)[periodic]
     if len(rows) == 0:
         return np.zeros((0, 3), dtype=np.int64)
-    lengths = np.sqrt((rows * rows).sum(axis=1))  # |n_i| = |k . a_i| / 2 pi <= |k| |a_i| / 2 pi
-    inverse = np.linalg.inv(rows).T if len(rows) == 3 else np.linalg.pinv(rows).T
-    # A box around the ball of a skewed basis holds many more points than the ball: take the reduced one.
     back = None
-    box = np.prod(2 * reach * lengths + 1)
-    if box > 200 and box > 4 * reach ** len(rows) * _measure(rows):
+    inverse, measure, lengths = _dual(rows)
+    # A box around the ball of a skewed basis holds many more points than the ball: take the reduced one.
+    box = math.prod(2 * reach * length + 1 for length in lengths)
+    if box > 200 and box > 4 * reach ** len(rows) * measure:
         reduction = reduced_basis(lattice, pbc)[np.ix_(periodic, periodic)]
         back = np.rint(np.linalg.inv(reduction))
-        rows = reduction @ rows
-        lengths = np.sqrt((rows * rows).sum(axis=1))
-        inverse = np.linalg.pinv(rows).T
-    bounds = tuple((reach * lengths).astype(int).tolist())
+        inverse, _, lengths = _dual(reduction @ rows)
+    bounds = tuple(int(reach * length) for length in lengths)  # |n_i| = |k . a_i| / 2 pi <= |k| |a_i| / 2 pi
     points = math.prod(2 * bound + 1 for bound in bounds)
     coefficients = (_half_space if points < _LARGEST_CACHED else _half_space.__wrapped__)(bounds)
     vectors = coefficients @ inverse
-    kept = coefficients[(vectors * vectors).sum(axis=1) < reach * reach]
-    if back is not None:  # k . a' = k . (M a), so n' = M n
+    kept = coefficients[np.einsum("ij,ij->i", vectors, vectors) < reach * reach]
+    if back is not None:  # the reduced vectors are M a, so n' = M n
         kept = kept @ back.T
     index = np.zeros((len(kept), 3), dtype=np.int64)
     index[:, periodic] = kept
     return index
 
 
-def _measure(rows: np.ndarray) -> float:
-    """Length, area or volume of the cell."""
-    return float(np.sqrt(np.linalg.det(rows @ rows.T)))
+def _dual(rows: np.ndarray) -> tuple[np.ndarray, float, list[float]]:
+    """Reciprocal vectors (without 2 pi), the cell's volume, area or length, and the lengths of its vectors."""
+    lengths = [math.hypot(*row) for row in rows.tolist()]
+    if len(rows) < 3:
+        return np.linalg.pinv(rows).T, math.sqrt(np.linalg.det(rows @ rows.T)), lengths
+    a, b, c = rows.tolist()  # written out: an array of nine numbers costs numpy more than its arithmetic
+    normals = [_cross(b, c), _cross(c, a), _cross(a, b)]
+    volume = a[0] * normals[0][0] + a[1] * normals[0][1] + a[2] * normals[0][2]
+    return np.array(normals) / volume, abs(volume), lengths
+
+
+def _cross(a: list[float], b: list[float]) -> list[float]:
+    return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
 def make_waves(lattice: Tensor, pbc: Tensor, atoms: np.ndarray, cutoff: float = WAVE_CUTOFF) -> Waves:
@@ -149,12 +156,19 @@ def lay_out(index: np.ndarray, waves: np.ndarray, atoms: np.ndarray) -> Waves:
     Returns:
         The waves, on the CPU.
     """
-    wave_groups, _ = _groups(waves, WAVES_PER_TILE)
-    atom_groups, place = _groups(atoms, ATOMS_PER_TILE)
-    tile_waves, tile_atoms = _tiles(-(-waves // WAVES_PER_TILE), -(-atoms // ATOMS_PER_TILE))
+    of_tile = min(_TILES, key=lambda sizes: _cost(waves, atoms, *sizes))
+    wave_groups, _ = _groups(waves, of_tile[0])
+    atom_groups, place = _groups(atoms, of_tile[1])
+    tile_waves, tile_atoms = _tiles(-(-waves // of_tile[0]), -(-atoms // of_tile[1]))
     crystal = np.repeat(np.arange(len(waves)), waves)
     arrays = (index, crystal, wave_groups, atom_groups, place, tile_waves, tile_atoms)
     return Waves(*[torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays])
+
+
+def _cost(waves: np.ndarray, atoms: np.ndarray, wave_rows: int, atom_rows: int) -> int:
+    """What tiles of a size cost: their phases, and the rows of 16 channels that go in and out; weights as measured."""
+    tiles = int((-(-waves // wave_rows) * -(-atoms // atom_rows)).sum())
+    return tiles * (4 * wave_rows * atom_rows + 24 * (2 * wave_rows + atom_rows))
 
 
 def _groups(sizes: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:

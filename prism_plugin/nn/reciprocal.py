@@ -38,13 +38,13 @@ class WaveGeometry(NamedTuple):
 
     Attributes:
         waves: which there are.
-        vector: k, 1/Å, shape ``(wave groups, 32, 3)``, zeros where a group is filled up.
+        vector: k, 1/Å, shape ``(wave groups, w, 3)``, zeros where a group is filled up.
         radial: what the filters read of |k|, shape ``(waves, 17)``.
         window: weight that fades the waves to zero at the cutoff, shape ``(waves,)``.
-        positions: Å, shape ``(atom groups, 8, 3)``, zeros where a group is filled up.
+        positions: Å, shape ``(atom groups, a, 3)``, zeros where a group is filled up.
         scale: 40 Å^3 / V of the crystal of each atom, shape ``(atoms,)``.
         periodic: 1 for an atom of a crystal, 0 in a molecule, shape ``(atoms, 1)``.
-        phases: cos and sin of k . r, shape ``(tiles, 64, 8)``; None where these are too many to be kept.
+        phases: cos and sin of k . r, shape ``(tiles, 2 w, a)``; None where these are too many to be kept.
     """
 
     waves: Waves
@@ -124,7 +124,7 @@ def _grouped(rows: Tensor, groups: Tensor) -> Tensor:
 
 
 def _phases(geometry: WaveGeometry, part: slice) -> Tensor:
-    """Cosines and sines of k . r in some of the tiles, shape ``(tiles, 64, 8)``; not by products, which lose digits."""
+    """Cosines and sines of k . r in some of the tiles, ``(tiles, 2 w, a)``; not by products, which lose digits."""
     waves = geometry.waves
     k = geometry.vector.index_select(0, waves.tile_waves[part]).unsqueeze(2)
     r = geometry.positions.index_select(0, waves.tile_atoms[part]).unsqueeze(1)
@@ -141,6 +141,10 @@ class ReciprocalExpert(nn.Module):
 
     Of a slab or wire k lies in the plane or along the line of its periodicity, and V is 40 Å^3 to the power 1/3 or 2/3
     times its area or length. A molecule has no waves, and nothing is added to its atoms.
+
+    There are some six waves for each atom of a usual density, so the cost of an atom grows with the crystal: beside the
+    edges of three layers of width 128 (4 Å, rock salt) a tenth at 30 atoms, and as much as these at some 1,000. From
+    there on sums on a particle mesh (N log N) would pay; no size is refused.
 
     Args:
         dim: width of the features.

@@ -11,6 +11,7 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+import prism_plugin.graph.reciprocal
 import prism_plugin.nn.reciprocal
 from prism_plugin import batch_graphs, build_graph
 from prism_plugin.forces import energies_with_gradients
@@ -91,6 +92,28 @@ def test_tiles_are_all_pairs_of_a_wave_and_an_atom_of_one_crystal() -> None:
     assert sorted(pairs) == same.nonzero().tolist() or sorted(pairs) == [tuple(row) for row in same.nonzero().tolist()]
     moved = batch.to(dtype=torch.float32)
     assert moved.waves.wave_index is waves.wave_index  # are not counted again
+
+
+def test_large_crystals_have_large_tiles() -> None:
+    def tile(atoms: int, edge: float) -> tuple[int, int]:
+        flags = torch.ones(1, 3, dtype=torch.bool)
+        waves = make_waves(edge * torch.eye(3).unsqueeze(0), flags, np.array([atoms]))
+        return waves.wave_groups.shape[1], waves.atom_groups.shape[1]
+
+    assert tile(4, 4.0) == (32, 8)
+    assert tile(800, 25.0) == (128, 64)
+
+
+@pytest.mark.parametrize("size", [(3, 2), (128, 64)])
+def test_tiles_of_any_size_say_the_same(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    expert = random_expert()
+    atoms = torch.randn(len(batch_of().atomic_numbers), 6, dtype=torch.float64)
+    answers = []
+    for _ in range(2):
+        batch = batch_of()
+        answers.append(call(expert, atoms, batch.positions, batch.lattice, batch))
+        monkeypatch.setattr(prism_plugin.graph.reciprocal, "_TILES", (size,))
+    torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "blocks"])

@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from scipy.spatial.transform import Rotation
 
-from prism_plugin import PRISM
+from prism_plugin import PRISM, batch_graphs, build_graph
 from prism_plugin.nn.residual_multiscale import ResidualMultiscale
 from tests.conftest import crystal_zoo, small_model
 from tests.reference import accuracy_reference
@@ -47,6 +47,15 @@ def test_expert_equals_its_slow_twin_with_all_gradients() -> None:
         torch.testing.assert_close(our, their, rtol=1e-11, atol=1e-11)
 
 
+def test_expert_has_the_derivatives_of_finite_differences() -> None:
+    expert = random_expert()
+    atoms = torch.randn(4, 6, dtype=torch.float64).requires_grad_()
+    superatoms = torch.randn(2, 6, dtype=torch.float64).requires_grad_()
+    rest = torch.tensor([0, 0, 1, 1]), torch.full((2, 1), 2.0, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *given: expert(*given, *rest), (atoms, superatoms))
+    assert torch.autograd.gradgradcheck(lambda *given: expert(*given, *rest), (atoms, superatoms))
+
+
 def test_it_begins_by_saying_nothing() -> None:
     expert = ResidualMultiscale(6)
     atoms, superatoms = torch.randn(4, 6), torch.randn(1, 6)
@@ -71,14 +80,23 @@ def doubled(atoms: Atoms) -> Atoms:
     return atoms.repeat([2 if periodic else 1 for periodic in atoms.pbc])
 
 
-@pytest.mark.parametrize("readout", ["mean"])
+@pytest.mark.parametrize("readout", ["mean", "attention"])
 def test_a_model_of_means_without_directions_knows_no_cell_and_no_frame(structure: Atoms, readout: str) -> None:
-    model = small_model(**BEST, readout=readout)
-    moved = structure.copy()
+    model = small_model(**BEST, readout=readout, angular=2 if readout == "attention" else 0)
+    moved, based = structure.copy(), structure.copy()
     moved.positions += [0.3, -1.7, 2.9]
+    if structure.pbc.all():
+        based.set_cell(np.array([[2, 1, 0], [1, 1, 0], [3, -2, 1]]) @ structure.cell.array, scale_atoms=False)
     expected = prediction(model, structure)
-    for other in (turned(structure), turned(structure, mirror=True), moved, doubled(structure)):
+    for other in (turned(structure), turned(structure, mirror=True), moved, based, doubled(structure)):
         assert prediction(model, other) == pytest.approx(expected, rel=0, abs=1e-10)
+
+
+def test_alone_equals_in_a_batch() -> None:
+    model = small_model(**BEST, readout="attention", angular=2)
+    structures = list(crystal_zoo().values())
+    alone = torch.stack([model.predict_structure(atoms) for atoms in structures])
+    torch.testing.assert_close(model.predict_structure(structures), alone, rtol=0, atol=1e-10)
 
 
 def test_with_similarity_edges_it_still_knows_no_frame(structure: Atoms) -> None:
@@ -113,8 +131,6 @@ def test_any_of_the_experts_alone_trains(experts: tuple[str, ...]) -> None:
     model = small_model(**{**BEST, "experts": experts}).train()
     answers = model.predict_structure(list(crystal_zoo().values()))
     assert torch.isfinite(answers).all()
-    from prism_plugin import batch_graphs, build_graph
-
     batch = batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in crystal_zoo().values()])
     model(batch).square().sum().backward()
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)

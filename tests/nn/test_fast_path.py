@@ -27,7 +27,7 @@ from prism_plugin.nn.minimum_image import blended_image, minimum_image
 from prism_plugin.nn.tiling import in_tiles, tiles
 from tests.conftest import crystal_zoo, small_model
 
-_specification = importlib.util.spec_from_file_location("twins", Path(__file__).parents[1] / "benchmarks" / "twins.py")
+_specification = importlib.util.spec_from_file_location("twins", Path(__file__).parents[2] / "benchmarks" / "twins.py")
 twins = importlib.util.module_from_spec(_specification)
 _specification.loader.exec_module(twins)
 

@@ -106,7 +106,11 @@ def test_elements_have_their_energies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("refs", "message"), [((1.0,), "1 element_refs are given for 2"), ("ab", "must be a tuple of")]
+    ("refs", "message"),
+    [
+        ((1.0,), "1 element_refs are given for 2"),
+        ("ab", "element_refs must be a tuple, each a number, or nothing, got .ab."),
+    ],
 )
 def test_bad_element_refs_are_refused(refs, message) -> None:
     with pytest.raises(ValueError, match=message):

@@ -135,6 +135,12 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "similarity_image": "blended",
         "norm": None,
         "element_refs": (-3.0, -1.5),
+        "directions": False,
+        "initial_norm": False,
+        "cell": "reciprocal",
+        "multiscale": "residual",
+        "angular": 2,
+        "angular_order": 1,
     }
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})

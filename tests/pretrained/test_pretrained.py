@@ -24,7 +24,7 @@ from prism_plugin.data import Record, read_records
 from prism_plugin.pretrained import COMMITTEE, DEFAULT_MODEL, model_folder, saved_metadata
 from prism_plugin.training import TrainingSettings, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Lattice constants by X-ray diffraction, as textbooks and structure databases have them (lengths in Å), and the
 # formation energies (eV/atom) of the entries named, Materials Project 2018.6.1.
 COMPOUNDS: dict[str, tuple[Atoms, float]] = {

@@ -35,9 +35,9 @@ from prism_plugin.matbench import submission as assemble
 from prism_plugin.matbench import task_run as run_module
 from prism_plugin.matbench.official import check_results, fold_names, leaderboard, official_hash
 from prism_plugin.matbench.task_run import key_of
-from tests.test_data_sets import put_matbench
+from tests.data.test_datasets import put_matbench
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "matbench"
 JDFT2D = "matbench_jdft2d"
 SIZES = {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 6.0}

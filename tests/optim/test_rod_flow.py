@@ -25,7 +25,7 @@ from prism_plugin.optim.rod_flow.sharpness import sharpness
 from prism_plugin.optim.vectors import assign, flatten
 from tests.reference import rod_flow_reference as slow
 
-_file = Path(__file__).parents[1] / "benchmarks" / "rod_flow.py"
+_file = Path(__file__).parents[2] / "benchmarks" / "rod_flow.py"
 _specification = importlib.util.spec_from_file_location("rod_flow_benchmark", _file)
 benchmark = importlib.util.module_from_spec(_specification)
 _specification.loader.exec_module(benchmark)

@@ -20,7 +20,7 @@ from prism_plugin.optim import ELRA, BatchSizeControl
 from prism_plugin.training.elra_callback import ELRACallback
 from tests.reference.elra_reference import SlowELRA
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def example(name: str):

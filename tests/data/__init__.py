@@ -1,0 +1,1 @@
+"""Crystals with targets."""
