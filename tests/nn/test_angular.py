@@ -9,12 +9,16 @@ from ase import Atoms
 from torch import Tensor
 
 import prism_plugin.nn.tiling
-from prism_plugin import PRISM, PRISMPotential, batch_graphs, build_graph
+from prism_plugin import PRISM, PRISMPotential, batch_graphs, build_graph, load
+from prism_plugin.data import PES
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.splits import split_records
 from prism_plugin.forces import energies_with_gradients
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.reverse import reverse_edges
 from prism_plugin.nn.angular import AngularBlock, EdgeAngles, real_harmonics
 from prism_plugin.nn.attention import AtomAttention
+from prism_plugin.training import TrainingSettings, train
 from tests.conftest import crystal_zoo, random_potential, small_model
 from tests.nn.test_residual_multiscale import turned
 from tests.reference import accuracy_reference
@@ -161,8 +165,6 @@ def test_the_scale_is_measured_once_and_saved(tmp_path) -> None:
     assert not torch.equal(before, after)
     assert torch.equal(model.predict_structure(structures[0]), after)  # a prediction measures nothing
     model.save(tmp_path)
-    from prism_plugin import load
-
     again = load(tmp_path)
     assert [float(layer.angular.scale) for layer in again.layers] == scales
     assert torch.equal(again.predict_structure(structures[0]), after)
@@ -202,3 +204,11 @@ def test_the_attention_readout_begins_as_the_mean_and_weighs_like_its_slow_twin(
 def test_bad_options_are_told(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PRISM(dim=8, num_layers=1, **arguments)
+
+
+def test_a_training_measures_the_scale(tmp_path) -> None:
+    parts = split_records(emt_alloys(40, seed=4, target=PES), seed=0)
+    model = {"dim": 8, "num_layers": 1, "num_rbf": 8, "cutoff": 4.0, "cell_cutoff": 4.0, "angular": 2}
+    settings = TrainingSettings(target=PES, model=model, optimizer="muon", batch_size=4, epochs=1)
+    train(settings, parts, tmp_path / "run", progress=False)
+    assert float(load(tmp_path / "run" / "model").layers[0].angular.scale) > 2
