@@ -138,7 +138,7 @@ def wanted(hint: Any) -> str:
     parts = [part for part in get_args(hint) if part is not type(None)]
     optional = len(parts) < len(get_args(hint))
     if get_origin(hint) is not Annotated and optional and len(parts) == 1:
-        return f"{wanted(parts[0])}, or nothing"
+        return wanted(parts[0])
     if get_origin(hint) is Literal:
         return f"one of: {', '.join(map(repr, parts))}"
     if get_origin(hint) is tuple:

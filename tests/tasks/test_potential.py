@@ -109,7 +109,7 @@ def test_elements_have_their_energies() -> None:
     ("refs", "message"),
     [
         ((1.0,), "1 element_refs are given for 2"),
-        ("ab", "element_refs must be a tuple, each a number, or nothing, got .ab."),
+        ("ab", "element_refs must be a tuple, each a number"),
     ],
 )
 def test_bad_element_refs_are_refused(refs, message) -> None:
@@ -353,7 +353,7 @@ def test_loaders_keep_forces_with_their_atoms(records) -> None:
         mine = batch.atom_crystal == position
         np.testing.assert_array_equal(labels.forces[mine].numpy(), records[index].forces)
         virial = records[index].stress * records[index].atoms.get_volume()
-        np.testing.assert_array_equal(labels.virial[position].numpy(), virial)
+        np.testing.assert_allclose(labels.virial[position].numpy(), virial, rtol=1e-15, atol=0)
         assert float(labels.energy[position]) == records[index].target
 
 
@@ -594,9 +594,12 @@ def test_rows_without_forces_can_be_left_out(tmp_path) -> None:
     [
         ({"unit": "kcal/mol"}, "a potential has eV and eV/Å; leave the unit 'kcal/mol' out"),
         ({"target": "e", "model": {"element_refs": (1.0,)}}, "element_refs are for potentials"),
-        ({"weights": {"force": 1.0}}, "unknown weight 'force'; choose one of: energy, forces, stress"),
-        ({"weights": {"forces": -1.0}}, "the weight of forces must be a number of at least 0, got -1.0"),
-        ({"weights": {"energy": "much"}}, "the weight of energy must be a number of at least 0, got 'much'"),
+        ({"weights": {"force": 1.0}}, "unknown weight 'force'; did you mean 'forces'"),
+        ({"weights": {"forces": -1.0}}, "the value of 'forces' in weights must be a number of at least 0, got -1.0"),
+        (
+            {"weights": {"energy": "much"}},
+            "the value of 'energy' in weights must be a number of at least 0, got 'much'",
+        ),
         ({"weights": dict.fromkeys(WEIGHTS, 0)}, "all weights are 0"),
         ({"target": "gap", "weights": {"forces": 1.0}, "model": {}}, "weights are for the target 'pes'"),
         ({"batchnorm_batches": 3}, "a potential has no BatchNorm: leave batchnorm_batches out"),
