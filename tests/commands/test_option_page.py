@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prism_plugin import PRISM, PRISMPotential
+from prism_plugin import PRISM, PRISMPotential, cli
 from prism_plugin.commands.option_page import option_page
 from prism_plugin.config import OPTIMIZER_OPTIONS, ModelOptions, PotentialOptions
 from prism_plugin.errors import PrismError
@@ -89,3 +89,32 @@ def test_options_and_help_need_no_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_fault_of_the_program_is_not_said_to_be_the_users(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("boom")
+
+    monkeypatch.setattr("prism_plugin.commands.presets.run", broken)
+    assert cli.main(["presets"]) == 70
+    error = capsys.readouterr().err
+    assert "internal error: ValueError: boom" in error
+    assert "prism --traceback presets" in error
+    assert "Traceback" not in error
+    assert cli.main(["--traceback", "presets"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_users_mistake_is_one_line_and_a_traceback_where_it_is_wanted(capsys) -> None:
+    assert cli.main(["info", "nothing"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert cli.main(["--traceback", "info", "nothing"]) == 2
+    assert "FileNotFoundError" in capsys.readouterr().err
+
+
+def test_flags_of_a_preset_can_be_switched_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = cli._parser()
+    for given, rotate in ((["--rotate"], True), (["--no-rotate"], False)):
+        values = vars(parser.parse_args(["train", "--preset", "mp/bulk_modulus", "--out", "x", *given]))
+        assert values["rotate"] is rotate
+    assert "rotate" not in vars(parser.parse_args(["train", "--preset", "mp/bulk_modulus", "--out", "x"]))
