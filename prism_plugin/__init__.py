@@ -7,38 +7,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prism_plugin.calculators import PRISMCalculator
+    from prism_plugin.errors import PrismError
     from prism_plugin.graph.build import build_graph
     from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
     from prism_plugin.model import PRISM
+    from prism_plugin.optim import ELRA, RodFlow, eos_threshold
     from prism_plugin.potential import PRISMPotential
     from prism_plugin.preset import presets
     from prism_plugin.pretrained import COMMITTEE, load
+    from prism_plugin.settings import TrainingSettings
+    from prism_plugin.training.fit import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "COMMITTEE": "pretrained",
+    "ELRA": "optim",
     "PRISM": "model",
     "CrystalBatch": "graph.crystals",
     "CrystalGraph": "graph.crystals",
     "PRISMCalculator": "calculators",
     "PRISMPotential": "potential",
+    "PrismError": "errors",
+    "RodFlow": "optim",
+    "TrainingSettings": "settings",
     "batch_graphs": "graph.crystals",
     "build_graph": "graph.build",
+    "eos_threshold": "optim",
     "load": "pretrained",
     "presets": "preset",
+    "train": "training.fit",
 }
 __all__ = [
     "COMMITTEE",
+    "ELRA",
     "PRISM",
     "CrystalBatch",
     "CrystalGraph",
     "PRISMCalculator",
     "PRISMPotential",
+    "PrismError",
+    "RodFlow",
+    "TrainingSettings",
     "batch_graphs",
     "build_graph",
+    "eos_threshold",
     "load",
     "presets",
+    "train",
 ]
 
 

@@ -6,6 +6,12 @@ Reads a PyG ``Data`` or ``Batch``, as matgl's converters, loaders and ``Potentia
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +25,61 @@ from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 
-__all__ = ["MatGLModel", "batch_from_matgl", "inside_potential"]
+__all__ = ["SavedModel", "batch_from_matgl", "inside_potential"]
+
+
+class SavedModel(MatGLModel):
+    """A model in matgl's format, whose folder is written whole or not at all, and keeps what the model hardly knows."""
+
+    # Symbol -> number of training crystals, where these were too few to trust; of a model that ships, or began as one.
+    rare_elements: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments of the constructor by name; ``type(model)(**model.arguments)`` makes its like."""
+        return dict(self._init_args)
+
+    def save(self, path: str | Path = ".", metadata: dict[str, Any] | None = None, makedirs: bool = True) -> None:
+        """Save in matgl's format, for ``matgl.load_model(path)``.
+
+        The files are written aside first, so a full disk or an interruption while writing leaves an older model in
+        ``path`` whole; then they are renamed, one after the other.
+
+        Args:
+            path: folder of the model.
+            metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements``.
+            makedirs: make the folder if it is missing.
+
+        Raises:
+            FileNotFoundError: if the folder is missing and ``makedirs`` is False.
+        """
+        if self.rare_elements and isinstance(metadata, dict | None):
+            metadata = {"rare_elements": dict(self.rare_elements), **(metadata or {})}
+        folder = Path(path).resolve()
+        if makedirs:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
+            super().save(aside, metadata=metadata)
+            for file in sorted(Path(aside).iterdir()):
+                os.replace(file, folder / file.name)
+
+    @classmethod
+    def load(cls, path: str | Path | dict[str, Any], **kwargs: Any) -> Any:
+        """Load a saved model; ``matgl.load_model`` comes here.
+
+        Args:
+            path: as of matgl: a folder, a name, or the paths of the files by their names.
+            **kwargs: of matgl's own.
+        """
+        model = super().load(path, **kwargs)
+        about = Path(path["model.json"]) if isinstance(path, dict) else Path(path) / "model.json"
+        if about.is_file():
+            kept = json.loads(about.read_text(encoding="utf-8")).get("metadata")
+            rare = kept.get("rare_elements") if isinstance(kept, dict) else None
+            model.rare_elements = rare if isinstance(rare, dict) else {}
+        return model
 
 
 def inside_potential(graph: Any) -> bool:

@@ -5,14 +5,9 @@ Predicts one number per crystal from a batch of crystals in any of the accepted 
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,10 +18,11 @@ from tqdm import tqdm
 
 from prism_plugin.config import EXPERTS, ModelOptions
 from prism_plugin.errors import PrismError, warn
+from prism_plugin.graph.batching import EDGES_PER_BATCH
 from prism_plugin.graph.build import build_graph
-from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, batch_graphs
+from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.graph.store import GraphStore
-from prism_plugin.matgl_bridge import MatGLModel, batch_from_matgl, inside_potential
+from prism_plugin.matgl_bridge import SavedModel, batch_from_matgl, inside_potential
 from prism_plugin.nn.angular import AngularBlock, EdgeAngles, real_harmonics
 from prism_plugin.nn.attention import AtomAttention
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
@@ -41,7 +37,7 @@ from prism_plugin.schema import described
 __all__ = ["PRISM"]
 
 
-class PRISM(MatGLModel):
+class PRISM(SavedModel):
     """Periodic representation with atomistic, cell, multiscale and similarity experts.
 
     Args:
@@ -99,8 +95,6 @@ class PRISM(MatGLModel):
     __version__ = 1
 
     layers: Sequence[PRISMLayer]
-    # Symbol -> number of training crystals, where these were too few to trust; of a model that ships, or began as one.
-    rare_elements: Mapping[str, int] = MappingProxyType({})
     _element_refs: Tensor | None
 
     def __init__(
@@ -208,11 +202,6 @@ class PRISM(MatGLModel):
         return self.task_type
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        """All arguments of the constructor by name; ``type(model)(**model.arguments)`` makes its like."""
-        return dict(self._init_args)
-
-    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
@@ -236,48 +225,6 @@ class PRISM(MatGLModel):
         for module in self.modules():
             if isinstance(module, GatedMessagePassing):
                 module.recompute = value
-
-    def save(self, path: str | Path = ".", metadata: dict[str, Any] | None = None, makedirs: bool = True) -> None:
-        """Save in matgl's format, for ``matgl.load_model(path)``.
-
-        The files are written aside first, so a full disk or an interruption while writing leaves an older model in
-        ``path`` whole; then they are renamed, one after the other.
-
-        Args:
-            path: folder of the model.
-            metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements``.
-            makedirs: make the folder if it is missing.
-
-        Raises:
-            FileNotFoundError: if the folder is missing and ``makedirs`` is False.
-        """
-        if self.rare_elements and isinstance(metadata, dict | None):
-            metadata = {"rare_elements": dict(self.rare_elements), **(metadata or {})}
-        folder = Path(path).resolve()
-        if makedirs:
-            folder.mkdir(parents=True, exist_ok=True)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
-        with TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
-            super().save(aside, metadata=metadata)
-            for file in sorted(Path(aside).iterdir()):
-                os.replace(file, folder / file.name)
-
-    @classmethod
-    def load(cls, path: str | Path | dict[str, Any], **kwargs: Any) -> PRISM:
-        """Load a saved model; ``matgl.load_model`` comes here.
-
-        Args:
-            path: as of matgl: a folder, a name, or the paths of the files by their names.
-            **kwargs: of matgl's own.
-        """
-        model = super().load(path, **kwargs)
-        about = Path(path["model.json"]) if isinstance(path, dict) else Path(path) / "model.json"
-        if about.is_file():
-            kept = json.loads(about.read_text(encoding="utf-8")).get("metadata")
-            rare = kept.get("rare_elements") if isinstance(kept, dict) else None
-            model.rare_elements = rare if isinstance(rare, dict) else {}
-        return model
 
     def fusion_weights(self) -> dict[str, list[dict[str, float]]]:
         """Return the weights of the experts: a table layer x expert for atoms and for superatoms.

@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from prism_plugin.data.datasets import write_matbench_file
 from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.matbench_files import write_matbench_file
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("file", type=Path, help="where it goes, for example trial.json.gz; it is compressed by gzip")

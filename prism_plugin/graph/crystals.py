@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prism_plugin.devices import send
 from prism_plugin.errors import PrismError
+from prism_plugin.graph.batching import EDGES_PER_BATCH, crystal_of_rows, cut, pairs_of_one_element
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
 from prism_plugin.graph.lattice import reduced_bases, times_matrix
 from prism_plugin.graph.reciprocal import Waves, make_waves
@@ -26,27 +27,7 @@ from prism_plugin.graph.reverse import reverse_edges
 if TYPE_CHECKING:
     import dgl
 
-__all__ = ["EDGES_PER_BATCH", "CrystalBatch", "CrystalGraph", "batch_graphs", "crystal_of_rows"]
-
-# A batch for prediction is closed when it holds this many edges: about 0.75 GB at dim 256 in float32.
-EDGES_PER_BATCH = 200_000
-
-
-def crystal_of_rows(counts: np.ndarray, device: torch.device) -> Tensor:
-    """Return the crystal of each of the rows that crystals have one after the other.
-
-    Args:
-        counts: number of rows of each crystal, shape ``(crystals,)``.
-        device: where the answer is wanted.
-
-    Returns:
-        Shape ``(rows,)``, int64, ascending.
-
-    Example:
-        >>> crystal_of_rows(np.array([2, 0, 1]), torch.device("cpu"))
-        tensor([0, 0, 2])
-    """
-    return torch.repeat_interleave(send(counts, device), output_size=int(counts.sum()))
+__all__ = ["CrystalBatch", "CrystalGraph", "batch_graphs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,37 +362,3 @@ def batch_graphs(graphs: Sequence[CrystalGraph]) -> CrystalBatch:
     if foreign:
         raise TypeError(f"can only batch CrystalGraphs, got {foreign[0]}; make them with build_graph(structure)")
     return CrystalBatch.join([graph.crystals for graph in graphs])
-
-
-def pairs_of_one_element(numbers: np.ndarray, atoms: np.ndarray) -> np.ndarray:
-    """Count the ordered pairs of atoms of one element in each crystal.
-
-    Args:
-        numbers: atomic numbers of all atoms, shape ``(atoms,)``.
-        atoms: number of atoms of each crystal, shape ``(crystals,)``.
-
-    Returns:
-        Shape ``(crystals,)``.
-    """
-    crystal = np.repeat(np.arange(len(atoms)), atoms)
-    species, counts = np.unique(crystal * 128 + numbers.astype(np.int64), return_counts=True)
-    return np.bincount(species // 128, weights=counts.astype(float) ** 2, minlength=len(atoms)).astype(np.int64)
-
-
-def cut(costs: np.ndarray, most_crystals: int, most_cost: int) -> Iterator[tuple[int, int]]:
-    """Cut an order of crystals into consecutive parts of bounded size; a costlier crystal is a part of its own.
-
-    Example:
-        >>> list(cut(np.array([3, 3, 9, 1]), most_crystals=2, most_cost=6))
-        [(0, 2), (2, 3), (3, 4)]
-    """
-    if most_crystals < 1:
-        raise PrismError(f"batch_size must be at least 1, got {most_crystals}")
-    start, total = 0, 0
-    for number, cost in enumerate(costs.tolist()):
-        if number > start and (number - start == most_crystals or total + cost > most_cost):
-            yield start, number
-            start, total = number, 0
-        total += cost
-    if len(costs):
-        yield start, len(costs)

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from prism_plugin.devices import send
 from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
+from prism_plugin.graph.batching import EDGES_PER_BATCH, cut, pairs_of_one_element
 from prism_plugin.graph.build import build_graph
-from prism_plugin.graph.crystals import EDGES_PER_BATCH, CrystalBatch, CrystalGraph, cut, pairs_of_one_element
+from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.reciprocal import lay_out, reciprocal_index
 from prism_plugin.graph.structure import Structure
 

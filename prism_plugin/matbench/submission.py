@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prism_plugin.data import DATASETS
-from prism_plugin.data.datasets import FOLDS
+from prism_plugin.data.matbench_files import FOLDS
 from prism_plugin.errors import PrismError
 from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced, write_json_gz

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 
 from prism_plugin import __version__
 from prism_plugin.data import DATASETS, Record
-from prism_plugin.data.datasets import FOLDS, matbench_file, matbench_records, with_validation
+from prism_plugin.data.matbench_files import FOLDS, matbench_file, matbench_records, with_validation
 from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.matbench.official import fold_names, new_benchmark

@@ -32,10 +32,11 @@ from prism_plugin.data import (
 from prism_plugin.data import (
     datasets as named,
 )
-from prism_plugin.data.datasets import matbench_folds, published_split, write_matbench_file
+from prism_plugin.data.datasets import published_split
 from prism_plugin.data.download import fetch
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.json_stream import stream_json
+from prism_plugin.data.matbench_files import matbench_folds, write_matbench_file
 from prism_plugin.graph import store
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph

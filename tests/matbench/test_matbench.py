@@ -27,8 +27,8 @@ from monty.serialization import loadfn
 
 from prism_plugin import PRISM
 from prism_plugin.data import DATASETS
-from prism_plugin.data.datasets import matbench_folds, write_matbench_file
 from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.data.matbench_files import matbench_folds, write_matbench_file
 from prism_plugin.graph.crystals import CrystalGraph
 from prism_plugin.matbench import TASKS, TaskRun
 from prism_plugin.matbench import submission as assemble
