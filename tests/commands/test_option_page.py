@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from prism_plugin import PRISM, PRISMPotential, cli
 from prism_plugin.commands.option_page import option_page
 from prism_plugin.config import OPTIMIZER_OPTIONS, ModelOptions, PotentialOptions
 from prism_plugin.errors import PrismError
-from prism_plugin.optim import OPTIMIZERS
+from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.schema import changed, described
 from prism_plugin.settings import DataOptions, TrainingSettings
 
@@ -118,3 +119,19 @@ def test_flags_of_a_preset_can_be_switched_on_again(monkeypatch: pytest.MonkeyPa
         values = vars(parser.parse_args(["train", "--preset", "mp/bulk_modulus", "--out", "x", *given]))
         assert values["rotate"] is rotate
     assert "rotate" not in vars(parser.parse_args(["train", "--preset", "mp/bulk_modulus", "--out", "x"]))
+
+
+def test_every_option_is_a_flag_of_prism_train() -> None:
+    given = vars(cli._parser().parse_args(["train", "--out", "x"]))
+    assert given.keys() == {"command", "traceback", "out"}  # what is not given is left to preset, file and defaults
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args(["train", "--out", "x", "--epoch"])
+    (commands,) = (action for action in cli._parser()._actions if action.dest == "command")
+    flags = {action.dest for action in commands.choices["train"]._actions}
+    assert {*described(TrainingSettings), *described(DataOptions)} <= flags
+
+
+def test_what_is_said_of_schedules_is_true() -> None:
+    for name, (_, has_schedule) in OPTIMIZER_OPTIONS.items():
+        _, schedule = make_optimizer(name, [torch.nn.Parameter(torch.zeros(2, 2))])
+        assert (schedule is not None) == has_schedule, name
