@@ -1,7 +1,7 @@
 """The ``prism`` command.
 
 Every error of the user's making ends in one line that says what is wrong and what to do, and exit status 2; a fault of
-the program in two lines and exit status 70. ``--traceback`` shows where an error was raised.
+the program with its traceback and exit status 70. ``--traceback`` shows where an error was raised.
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prism: error: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # noqa: BLE001  # whatever it is, it is ours: say so, without a page of code
-        if arguments.traceback:
-            traceback.print_exc()
+        traceback.print_exc()
         print(
-            f"prism: internal error: {type(error).__name__}: {error}\nThis is a fault of the program: please report it "
-            f"with the output of: prism --traceback {' '.join(argv or sys.argv[1:])}",
+            f"prism: internal error: {type(error).__name__}: {error}\nThis is a fault of the program or of a library "
+            "below it: please report it with the lines above",
             file=sys.stderr,
         )
         return 70

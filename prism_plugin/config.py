@@ -236,13 +236,15 @@ class ELRAOptions:
 class RodFlowOptions:
     """Rod flow of one of nine optimizers (docs/rod_flow.md); four gradients a step, and the model is the center."""
 
-    like: Text = option("the optimizer whose flow it is, such as gd, heavy-ball, rmsprop, adam, nadam", default="adam")
+    like: Literal[
+        "gd", "heavy-ball", "nesterov", "scalar-rmsprop", "rmsprop", "scalar-adam", "adam", "scalar-nadam", "nadam"
+    ] = option("the optimizer whose flow it is", default="adam")
     lr: Positive = option("learning rate of that optimizer", default=1e-3)
     beta1: Fraction = option("decay of the mean of gradients", default=0.9)
     beta2: Fraction = option("decay of the mean of squared gradients", default=0.999)
     eps: NonNegative = option("added to the root of the latter", default=1e-8)
     substeps: _AtLeast1 = option("Euler steps of the flow per optimizer step", default=2)
-    form: Text = option("of the rod: signed, or outer", default="signed")
+    form: Literal["signed", "outer"] = option("of the rod", default="signed")
     warmup: _AtLeast1 = option("optimizer steps before the flow begins", default=10)
     floor: Flag = option("let rounding open a closed rod", default=True)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
 from matgl.models import MatGLModel
+from matgl.utils.io import _get_file_paths
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -73,12 +74,11 @@ class SavedModel(MatGLModel):
             path: as of matgl: a folder, a name, or the paths of the files by their names.
             **kwargs: of matgl's own.
         """
-        model = super().load(path, **kwargs)
-        about = Path(path["model.json"]) if isinstance(path, dict) else Path(path) / "model.json"
-        if about.is_file():
-            kept = json.loads(about.read_text(encoding="utf-8")).get("metadata")
-            rare = kept.get("rare_elements") if isinstance(kept, dict) else None
-            model.rare_elements = rare if isinstance(rare, dict) else {}
+        files = path if isinstance(path, dict) else _get_file_paths(Path(path), **kwargs)
+        model = super().load(files)
+        kept = json.loads(Path(files["model.json"]).read_text(encoding="utf-8")).get("metadata")
+        rare = kept.get("rare_elements") if isinstance(kept, dict) else None
+        model.rare_elements = rare if isinstance(rare, dict) else {}
         return model
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from prism_plugin.config import EXPERTS, ModelOptions
 from prism_plugin.errors import PrismError, warn
-from prism_plugin.graph.batching import EDGES_PER_BATCH
+from prism_plugin.graph.batching import EDGES_PER_BATCH, cut, pairs_of_one_element
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.graph.store import GraphStore
@@ -478,5 +479,11 @@ def split_graphs(
     """Cut a sequence of graphs into consecutive batches (:meth:`~prism_plugin.CrystalBatch.split`)."""
     if isinstance(graphs, GraphStore):
         yield from graphs.split(batch_size, most_edges)
-    elif graphs:
-        yield from batch_graphs(graphs).split(batch_size, most_edges)
+        return
+    costs = [
+        graph.crystals.sizes[0, 1]
+        + pairs_of_one_element(graph.atomic_numbers.cpu().numpy(), graph.crystals.sizes[:, 0])[0]
+        for graph in graphs
+    ]
+    for start, stop in cut(np.array(costs, dtype=np.int64), batch_size, most_edges):
+        yield batch_graphs(graphs[start:stop])

@@ -196,11 +196,19 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
         with replaced(out) as path, open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(header)
         return {}
-    if not beside.exists() or json.loads(beside.read_text()) != about or _first_row(out) != list(header):
+    if _read_json(beside) != about or _first_row(out) != list(header):
         raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
     truncate_after_last_line(out)  # what was written last may have no end
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
+
+
+def _read_json(path: Path) -> Any:
+    """Read a JSON file; None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _first_row(table: Path) -> list[str] | None:

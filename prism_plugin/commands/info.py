@@ -13,7 +13,7 @@ from prism_plugin import __version__
 __all__ = ["add_parser", "describe_installation", "describe_model", "run"]
 
 # Library -> what to say where it is missing.
-_LIBRARIES = dict.fromkeys(("torch", "matgl", "dgl", "lightning", "pymatgen", "ase", "schedulefree"), "") | {
+_LIBRARIES = dict.fromkeys(("torch", "matgl", "dgl", "lightning", "pymatgen-core", "ase", "schedulefree"), "") | {
     "jarvis-tools": " (pip install 'prism-plugin[data]')",
     "matminer": " (pip install 'prism-plugin[data]')",
     "matbench": " (docs/matbench.md)",

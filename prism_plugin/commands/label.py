@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ast
 from pathlib import Path
 from typing import Any
+
+from prism_plugin.commands.options import named_value
 
 __all__ = ["add_parser", "run"]
 
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
     add(
         "--teacher-option",
         action="append",
-        type=_option,
+        type=named_value,
         default=[],
         metavar="NAME=VALUE",
         help="an argument of the calculator; may be repeated",
@@ -82,14 +83,3 @@ def run(arguments: argparse.Namespace) -> None:
         for name, count in counts.items():
             print(f"  {title}: {count:7} {name}")
     print(f"next: prism train --data {arguments.out} --target pes --out RUN")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """Read ``name=value``; the value is a Python literal or else a string."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value, for example asap_cutoff=True")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value

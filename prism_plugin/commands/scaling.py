@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.commands.options import add_model
+from prism_plugin.errors import PrismError
 
 __all__ = ["add_parser", "run"]
 
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.prediction import iterate_structures, read_source
     from prism_plugin.pretrained import load
 
+    if arguments.seed < 0:
+        raise PrismError(f"--seed must be at least 0, got {arguments.seed}")
     model = load(arguments.model).to(find_device(arguments.device))
     structures = [read_source(name, source) for name, source in iterate_structures(arguments.files)]
     if 0 < arguments.crystals < len(structures):

@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.pretrained import load
     from prism_plugin.tasks.scores import format_scores
     from prism_plugin.training import train
+    from prism_plugin.training.fit import check_runnable
     from prism_plugin.training.job import Job, read_config
 
     own = ("command", "config", "out", "resume", "run", "traceback")
@@ -97,6 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)
     out = arguments.resume if resume else arguments.out
+    check_runnable(job.settings)  # before data are fetched
     init = None if job.values.get("init") is None else load(job.values["init"])
     settings, parts = job.load()
     summary = train(settings, parts, out, resume, init, cache=job.values.get("cache"), on_start=job.save)

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from prism_plugin.data.records import Record
 from prism_plugin.devices import send
 from prism_plugin.distributed import rank_and_size
+from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.store import graph_store
+from prism_plugin.graph.structure import Structure
 
 __all__ = ["EnergyLabels", "GraphDataset", "make_datasets", "make_loader"]
 
@@ -65,7 +67,7 @@ class GraphDataset(Dataset):
     ) -> None:
         self.names = [record.name for record in records]
         self.targets = torch.tensor([record.target for record in records], dtype=torch.float64)
-        structures = [(record.name, record.structure) for record in records]
+        structures = [(record.name, _structure_of(record)) for record in records]
         graphs = graph_store(structures, cutoff, cell_cutoff, progress, cache)
         self.graphs = graphs.with_waves() if waves else graphs
         self.forces = [record.forces for record in records]
@@ -120,6 +122,13 @@ class GraphDataset(Dataset):
         unknown = np.full((3, 3), np.nan)
         found = [self.stresses[index] for index in indices]
         return torch.from_numpy(np.stack([unknown if stress is None else stress for stress in found]))
+
+
+def _structure_of(record: Record) -> Structure:
+    try:
+        return record.structure
+    except ValueError as error:
+        raise PrismError(f"crystal {record.name!r}: {error}") from error
 
 
 def make_datasets(

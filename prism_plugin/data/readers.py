@@ -189,7 +189,8 @@ def _read_extxyz(file: Any, path: Path) -> Iterator[_Row]:
         except Exception as error:  # ASE raises whatever its parser meets: name the place, whatever it was
             raise PrismError(f"{place}: {type(error).__name__}: {error}") from error
         computed = {} if atoms.calc is None else atoms.calc.results
-        row = {**atoms.arrays, **atoms.info, **computed}  # ASE puts labels there or there
+        forces = {"forces": atoms.arrays["forces"]} if "forces" in atoms.arrays else {}
+        row = {**forces, **atoms.info, **computed}  # ASE puts labels there or there
         yield place, str(atoms.info.get("id", number)), atoms.info.get("split"), atoms, row
 
 

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from ase import Atoms
@@ -42,9 +41,9 @@ class Record:
     forces: np.ndarray | None = None
     stress: np.ndarray | None = None
 
-    @cached_property
+    @property
     def structure(self) -> Structure:
-        """The structure, checked once.
+        """The structure as it is now, checked.
 
         Raises:
             ValueError: if it is bad (see :func:`~prism_plugin.graph.structure.read_structure`).
@@ -53,7 +52,7 @@ class Record:
 
     def checked(self) -> Record:
         """Return the record; raises ValueError if its structure is bad."""
-        read_structure(self.structure)
+        read_structure(self.atoms)
         return self
 
     def __post_init__(self) -> None:

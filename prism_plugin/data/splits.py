@@ -55,6 +55,8 @@ def split_records(
     Raises:
         ValueError: if only some records name a split, or train or val would be empty.
     """
+    if seed < 0:
+        raise PrismError(f"a seed is a whole number of at least 0, got {seed}")
     named = sum(record.split is not None for record in records)
     if 0 < named < len(records):
         raise PrismError(f"{len(records) - named} of {len(records)} rows name no split; let all name one, or none")

@@ -115,7 +115,7 @@ def make_optimizer(
     _check_arguments(name, found, options)
     try:
         return found(list(parameters), **options), None
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, ValueError) as error:
         raise PrismError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
 
 

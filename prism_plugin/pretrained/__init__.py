@@ -11,6 +11,7 @@ from typing import Any
 import matgl
 import torch
 from huggingface_hub import hf_hub_download
+from matgl.config import MATGL_CACHE
 
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
@@ -65,7 +66,7 @@ def model_folder(model: str | Path) -> Path:
     if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")
     try:
-        paths = [Path(hf_hub_download(model, file)) for file in _FILES]
+        paths = [Path(hf_hub_download(model, file, cache_dir=str(MATGL_CACHE))) for file in _FILES]
         return paths[0].parent
     except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
         reason = " ".join(str(error).split())

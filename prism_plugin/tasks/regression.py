@@ -106,7 +106,7 @@ class Regression(Task):
         if init is None:
             arguments["element_types"] = tuple(elements)
         else:
-            if type(init) is not PRISM:
+            if init.task != init.task_type:  # made for something else than a property
                 raise PrismError(f"a potential is a start for the target 'pes' only, not for {settings.target!r}")
             check_initial_model(settings, init)
             arguments = {**init.arguments, **arguments}

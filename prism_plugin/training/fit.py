@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -49,7 +49,7 @@ from prism_plugin.training.run_folder import (
     read_checkpoint,
 )
 
-__all__ = ["train"]
+__all__ = ["check_runnable", "train"]
 
 
 def train(
@@ -87,8 +87,7 @@ def train(
     """
     folder = Path(folder)
     task = task_of(settings, init)
-    device = find_device(settings.device)
-    _check_optimizer(settings)
+    device = check_runnable(settings)
     described = {**describe_settings(settings), "data": fingerprint(parts)}
     first = not _launched(settings)
     if first:  # else the first process has looked, and begun to write
@@ -157,7 +156,7 @@ def _trainer(
     best = ModelCheckpoint(place, "best", monitor=f"val_{metric}", enable_version_counter=False)
     # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
     every_epoch = ModelCheckpoint(place, "last", enable_version_counter=False)
-    bar = [RichProgressBar()] if progress else []
+    bar = [TQDMProgressBar()] if progress else []
     with _quiet():
         return L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -196,12 +195,18 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_optimizer(settings: TrainingSettings) -> None:
-    """Raise ValueError unless the optimizer can be made and, if nobody has seen it here, can do a step."""
+def check_runnable(settings: TrainingSettings) -> torch.device:
+    """Return the device; raise ValueError unless it is here, and the optimizer can be made.
+
+    An optimizer that is given by its class, which nobody has seen here, must be able to do a step.
+    """
+    if not settings.target:
+        raise PrismError("the settings have no target: say what to predict")
+    device = find_device(settings.device)
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer, _ = make_optimizer(settings.optimizer, [weight], options=settings.all_options())
     if settings.optimizer in OPTIMIZER_OPTIONS:
-        return
+        return device
     weight.grad = torch.ones_like(weight)
     if hasattr(optimizer, "train"):
         optimizer.train()
@@ -209,6 +214,7 @@ def _check_optimizer(settings: TrainingSettings) -> None:
         optimizer.step(lambda: float(weight.detach().sum()))
     except (RuntimeError, TypeError, ValueError) as error:
         raise PrismError(f"the optimizer {settings.optimizer!r} cannot train here: {error}") from error
+    return device
 
 
 def _still_rare(init: PRISM, records: Sequence[Record]) -> dict[str, int]:
@@ -232,11 +238,11 @@ def _on_device(datasets: dict[str, GraphDataset], device: torch.device) -> dict[
 
 def _module(settings: TrainingSettings, task: Task, model: PRISM, dataset: GraphDataset) -> PropertyTraining:
     loss = task.loss(settings, dataset)
-    how = (settings.optimizer, settings.all_options(), loss, settings.rotate, settings.seed)
+    how = (settings.optimizer, settings.all_options(), settings.rotate, settings.seed)
     if model.arguments.get("norm", None) is None:  # a potential has no such argument
-        return PropertyTraining(model, *how)
+        return PropertyTraining(model, *how, loss=loss)
     loader = make_loader(dataset, settings.batch_size, shuffle_seed=settings.seed + 1)
-    return PropertyTraining(model, *how, loader, settings.batchnorm_batches)
+    return PropertyTraining(model, *how, loader, settings.batchnorm_batches, loss)
 
 
 def _launched(settings: TrainingSettings) -> bool:

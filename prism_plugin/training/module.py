@@ -41,11 +41,11 @@ class PropertyTraining(L.LightningModule):
         model: the model.
         optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`, or the path of a class.
         options: of the optimizer, such as ``lr``; with ``"elra"`` also those of its callback.
-        loss: of each crystal; None takes L1 on the target, of a model of two classes the cross-entropy.
         rotate: whether training crystals are turned at random (SO(3) augmentation).
         seed: of the rotations; they depend on it, the epoch and the batch only.
         batchnorm_loader: training batches for the BatchNorm statistics; None leaves the running ones.
         batchnorm_batches: how many of them; None takes all.
+        loss: of each crystal; None takes L1 on the target, of a model of two classes the cross-entropy.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class PropertyTraining(L.LightningModule):
         model: PRISM,
         optimizer: str = "adamw-schedulefree",
         options: Mapping[str, Any] | None = None,
-        loss: Loss | None = None,
         rotate: bool = True,
         seed: int = 0,
         batchnorm_loader: DataLoader | None = None,
         batchnorm_batches: int | None = None,
+        loss: Loss | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -135,14 +135,17 @@ class PropertyTraining(L.LightningModule):
             return bool(torch.isfinite(error))
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         now = (error, self.current_epoch, batch_idx, rate)
-        error, epoch, number, rate = now if error.is_cpu else self._last_error or now
+        self._raise_if_diverged(now if error.is_cpu else self._last_error)
         self._last_error = now
-        if not torch.isfinite(error):
+        return True
+
+    def _raise_if_diverged(self, last: tuple[Tensor, int, int, float] | None) -> None:
+        if last is not None and self.optimizer_name != "elra" and not torch.isfinite(last[0]):
+            error, epoch, number, rate = last
             raise PrismError(
                 f"the loss became {error.item()} in epoch {epoch}, batch {number}; lower the learning rate (now "
                 f"{rate:g}) or look for absurd targets; the last checkpoint is kept"
             )
-        return True
 
     def validation_step(self, batch: tuple[CrystalBatch, Any], batch_idx: int) -> None:
         """Errors of one batch, without rotation."""
@@ -171,7 +174,8 @@ class PropertyTraining(L.LightningModule):
         switch_mode(self.trainer, "train")
 
     def on_validation_start(self) -> None:
-        """Evaluation happens at x, with the BatchNorm statistics of x."""
+        """Evaluation happens at x, with the BatchNorm statistics of x; nothing is kept of an epoch that diverged."""
+        self._raise_if_diverged(self._last_error)
         switch_mode(self.trainer, "eval")
         self.reestimate()
         self.validation_errors = torch.zeros(2, dtype=torch.float64, device=self.device)

@@ -52,7 +52,13 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
     if not resume:
         raise PrismError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
     # A run from before there was a setting has its default.
-    before = {**describe_settings(TrainingSettings()), **json.loads((folder / SETTINGS).read_text())}
+    try:
+        kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PrismError(
+            f"{str(folder / SETTINGS)!r} is missing or damaged ({error}); start in another folder"
+        ) from error
+    before = {**describe_settings(TrainingSettings()), **kept}
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)

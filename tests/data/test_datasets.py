@@ -26,6 +26,7 @@ from prism_plugin.data import (
     Record,
     assign_splits,
     load_named,
+    matbench_files,
     read_records,
     split_records,
 )
@@ -315,7 +316,7 @@ def test_a_matbench_file_with_another_hash_is_refused(home, monkeypatch) -> None
     with pytest.raises(ValueError, match=r"wrong SHA-256 .*delete it, and it will be fetched again from https://"):
         load_named("matbench_phonons", "last_phdos_peak", 0)
     with pytest.raises(ValueError, match="truncated, damaged or not compressed"):
-        list(named.read_frame(path))
+        list(matbench_files.read_frame(path))
     assert path.read_bytes() == whole[:-20]
     monkeypatch.setenv("MATMINER_DATA", str(home / "elsewhere"))
     (home / "elsewhere").mkdir()
