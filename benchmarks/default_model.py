@@ -156,7 +156,7 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
         csv.writer(file).writerows(
             [("epoch", "train_mae", "val_mae"), *((int(epoch) + 1, f"{a:.5f}", f"{b:.5f}") for epoch, a, b in rows)]
         )
-    plot_learning_curve(run / "log", "mae", model.unit, scores, docs / "learning_curve.png")
+    plot_learning_curve(run / "log", "mae", f"MAE ({model.unit})", scores, docs / "learning_curve.png")
 
 
 def draw(name: str, model: PRISM, records: list[Record], predicted: np.ndarray) -> None:

@@ -698,3 +698,20 @@ def test_phonon_like_finite_differences_are_symmetric(trained) -> None:
     assert np.abs(matrix).max() > 0.1
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-5)
     np.testing.assert_allclose(matrix.reshape(-1, len(atoms), 3).sum(axis=1), 0, atol=1e-5)  # the acoustic sum rule
+
+
+def test_a_potential_is_scored_on_energies_alone_where_there_are_no_forces(tmp_path) -> None:
+    records = [Record(record.atoms, record.target, record.name) for record in emt_alloys(6, seed=2, forces=True)]
+    model = random_potential(tuple(elements_of(records)))
+    scores = evaluate(model, {"all": records}, tmp_path / "report", progress=False)
+    assert {"mae", "rmse"} <= scores["all"].keys()
+
+
+def test_a_record_that_is_changed_is_trained_on_as_it_is() -> None:
+    (record,) = emt_alloys(1, seed=3, forces=True)
+    record.atoms.positions += 0.1
+    graph = GraphDataset([record], 4.0, 6.0, progress=False).graphs[0]
+    np.testing.assert_array_equal(graph.positions.numpy(), record.atoms.positions)
+    record.atoms.positions[0, 0] = np.nan
+    with pytest.raises(ValueError, match=f"crystal '{record.name}': the position of atom 0 is not finite"):
+        GraphDataset([record], 4.0, 6.0, progress=False)

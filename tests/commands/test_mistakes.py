@@ -1,0 +1,71 @@
+"""Mistakes of a user end in one line and status 2; none is said to be a fault of the program."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from ase.io import write
+
+from prism_plugin import cli
+from prism_plugin.data.emt_alloys import emt_alloys
+from tests.conftest import small_model
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    frames = []
+    for record in emt_alloys(24):
+        record.atoms.info["e"] = record.target
+        frames.append(record.atoms)
+    write(tmp_path / "alloys.extxyz", frames)
+    return tmp_path / "alloys.extxyz"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "task_type=clasification"], "unknown task_type 'clasification'; choose one of: 'regression'"),
+        (["--set", "task_type=['a']"], "unknown task_type"),
+        (["--optimizer", "torch.optim.SGD", "--option", "lr=-1"], "refuses its options {'lr': -1}"),
+        (["--optimizer", "torch.optim.Nothing"], "cannot import the optimizer"),
+        (["--optimizer", "rod-flow", "--option", "like=adamw"], "unknown like 'adamw'; choose one of: 'gd'"),
+        (["--seed", "-1"], "seed must be a whole number of at least 0"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_training(more: list[str], message: str, data: Path, tmp_path: Path, capsys) -> None:
+    command = ["train", "--data", str(data), "--target", "e", "--out", str(tmp_path / "run"), *more]
+    assert cli.main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_and_counting(data: Path, tmp_path: Path, capsys) -> None:
+    small_model(target="e").save(tmp_path / "model")
+    model = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert cli.main(["evaluate", "--data", str(data), "--part", "test", "--seed", "-1", *model]) == 2
+    assert "a seed is a whole number of at least 0, got -1" in capsys.readouterr().err
+    assert cli.main(["scaling", str(data), "--seed", "-1", *model]) == 2
+    assert "--seed must be at least 0" in capsys.readouterr().err
+
+
+def test_a_table_whose_description_is_damaged(data: Path, tmp_path: Path, capsys) -> None:
+    small_model(target="e").save(tmp_path / "model")
+    command = ["predict", str(data), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "t.csv")]
+    assert cli.main(command) == 0
+    (tmp_path / "t.csv.model.json").write_text("{")
+    assert cli.main(command) == 2
+    assert "is no table of this model" in capsys.readouterr().err
+
+
+def test_a_run_whose_settings_are_damaged(data: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    sizes = ["--set", "dim=8", "--set", "num_layers=1", "--epochs", "1"]
+    assert cli.main(["train", "--data", str(data), "--target", "e", "--out", str(run), *sizes]) == 0
+    kept = json.loads((run / "settings.json").read_text())
+    assert kept["target"] == "e"
+    (run / "settings.json").write_text("{")
+    assert cli.main(["train", "--resume", str(run), "--epochs", "2"]) == 2
+    assert "is missing or damaged" in capsys.readouterr().err
