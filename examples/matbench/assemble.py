@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from prism_plugin.matbench import submission as assemble
+from prism_plugin.matbench import assemble
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 parser.add_argument("folders", nargs="+", help="folders of examples/matbench/run.py, or one that holds them")

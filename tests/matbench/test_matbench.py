@@ -30,8 +30,7 @@ from prism_plugin.data import DATASETS
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.data.matbench_files import matbench_folds, write_matbench_file
 from prism_plugin.graph.crystals import CrystalGraph
-from prism_plugin.matbench import TASKS, TaskRun
-from prism_plugin.matbench import submission as assemble
+from prism_plugin.matbench import TASKS, TaskRun, assemble
 from prism_plugin.matbench import task_run as run_module
 from prism_plugin.matbench.official import check_results, fold_names, leaderboard, official_hash
 from prism_plugin.matbench.task_run import key_of
