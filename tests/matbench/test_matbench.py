@@ -511,9 +511,8 @@ def test_bad_values_are_named(frame, tmp_path) -> None:
         with pytest.raises(ValueError, match=message):
             run.run(tmp_path, folds, seeds, progress=False)
     assert not list(tmp_path.rglob("seed*"))
-    odd = TaskRun.prepare(JDFT2D, {**SMALL, "model": {**SIZES, "dim": "wide"}}, frame)
-    with pytest.raises(ValueError, match="dim must be a number, got 'wide'"):
-        odd.run(tmp_path, [0], progress=False)
+    with pytest.raises(ValueError, match="dim must be a whole number of at least 2, got 'wide'"):
+        TaskRun.prepare(JDFT2D, {**SMALL, "model": {**SIZES, "dim": "wide"}}, frame)
     assert not list(tmp_path.rglob("configuration.json"))  # nothing that could be taken for a run
 
 
