@@ -316,7 +316,7 @@ def test_prism_train_with_rod_flow(tmp_path, capsys) -> None:
     assert "has 2 epochs already, 1 are asked for" in capsys.readouterr().err
     assert main([*again, "--epochs", "3"]) == 0
     assert main([*command, "--optimizer", "rod-flow", "--option", "like=adamw"]) == 2
-    assert "unknown method 'adamw'; choose one of: gd" in capsys.readouterr().err
+    assert "unknown like 'adamw'; choose one of: 'gd'" in capsys.readouterr().err
 
 
 def test_prism_rodflow(tmp_path, capsys) -> None:

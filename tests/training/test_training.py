@@ -484,7 +484,7 @@ def test_bad_settings_are_refused() -> None:
         with_settings(options={"accumulate": 2})
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         with_settings(device="gpu")
-    with pytest.raises(ValueError, match="unknown precision 'bf16'; choose one of: 32-true, bf16-mixed"):
+    with pytest.raises(ValueError, match="unknown precision 'bf16'; choose one of: '32-true', 'bf16-mixed'"):
         with_settings(precision="bf16")
     with pytest.raises(ValueError, match="rod-flow needs precision '32-true'"):
         with_settings(precision="bf16-mixed", optimizer="rod-flow", lr=None)
