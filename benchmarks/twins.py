@@ -65,7 +65,9 @@ class NaiveEncoder(EdgeEncoder):
 
 
 class NaiveLayer(PRISMLayer):
-    def _similarity(self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch) -> Tensor:
+    def _similarity(
+        self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch, images: object = None
+    ) -> Tensor:  # the images are searched anew
         difference = atoms.unsqueeze(1) - atoms.unsqueeze(0) if len(atoms) < 200 else None
         squared = torch.cdist(atoms, atoms).square() if difference is None else difference.square().sum(dim=2)
         same = batch.atom_crystal.unsqueeze(1) == batch.atom_crystal.unsqueeze(0)

@@ -207,7 +207,7 @@ def test_bad_options_are_told(arguments: dict, message: str) -> None:
 
 
 def test_a_training_measures_the_scale(tmp_path) -> None:
-    parts = split_records(emt_alloys(40, seed=4, target=PES), seed=0)
+    parts = split_records(emt_alloys(40, seed=4, forces=True), seed=0)
     model = {"dim": 8, "num_layers": 1, "num_rbf": 8, "cutoff": 4.0, "cell_cutoff": 4.0, "angular": 2}
     settings = TrainingSettings(target=PES, model=model, optimizer="muon", batch_size=4, epochs=1)
     train(settings, parts, tmp_path / "run", progress=False)

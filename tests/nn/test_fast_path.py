@@ -6,6 +6,7 @@ import copy
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -246,12 +247,12 @@ def test_blocks_of_similar_pairs_are_all_pairs_in_order(most: int) -> None:
     atoms = torch.randn(len(crystal), 3, generator=generator, dtype=torch.float64)
     near = (torch.cdist(atoms, atoms) <= 0.7) & (crystal[:, None] == crystal[None, :])
     near.fill_diagonal_(False)
-    blocks = list(similar_blocks(atoms, crystal, 0.7, most))
+    blocks = list(similar_blocks(atoms, crystal, sizes.numpy(), 0.7, most))
     assert torch.equal(torch.cat([index for index, _ in blocks], dim=1), near.nonzero().T)
     if most == 40:
         assert len(blocks) > 5
         assert max(index.shape[1] for index, _ in blocks) <= max(40, int(near.sum(dim=1).max()))
-    index, squared = similar_pairs(atoms.requires_grad_(), crystal, 0.7)
+    index, squared = similar_pairs(atoms.requires_grad_(), crystal, sizes.numpy(), 0.7)
     assert torch.equal(index, near.nonzero().T)
     torch.testing.assert_close(squared, (atoms[index[0]] - atoms[index[1]]).square().sum(dim=1))
     (slope,) = torch.autograd.grad(squared.sum(), atoms)
@@ -263,9 +264,9 @@ def test_no_similarity_edge_is_lost_under_autocast() -> None:
     atoms = torch.randn(64, 256, generator=generator)
     atoms = torch.cat([atoms, atoms + torch.randn(64, 256, generator=generator) / 16])  # distances about 1
     crystal = torch.zeros(len(atoms), dtype=torch.long)
-    index, _ = similar_pairs(atoms, crystal, 1.0)
+    index, _ = similar_pairs(atoms, crystal, np.array([128]), 1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        short, _ = similar_pairs(atoms, crystal, 1.0)
+        short, _ = similar_pairs(atoms, crystal, np.array([128]), 1.0)
     assert 10 < index.shape[1] < 120
     assert torch.equal(index, short)
 
