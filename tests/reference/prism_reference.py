@@ -309,7 +309,7 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
     outputs = []
     refs = dict.fromkeys(range(119), 0.0)
     if a["element_refs"] is not None:
-        refs = {atomic_numbers[symbol]: ref for symbol, ref in zip(a["element_types"], a["element_refs"], strict=True)}
+        refs = {atomic_numbers[symbol]: ref for symbol, ref in zip(model.element_types, a["element_refs"], strict=True)}
     shares = [1.0] * len(h)
     if a["readout"] == "attention":
         parts = [h[starts[c] : starts[c + 1]] for c in range(len(crystals))]
