@@ -5,8 +5,6 @@ Every edge is one message, so the counts are the cost of the model.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from tqdm import tqdm
 
 from prism_plugin.errors import PrismError
 from prism_plugin.figures import save_figure
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json, write_table
 from prism_plugin.graph.build import build_graph
 from prism_plugin.model import PRISM
 from prism_plugin.nn.feature_neighbors import similar_pairs
@@ -129,13 +127,10 @@ def format_fits(fits: dict[str, dict[str, float]]) -> str:
 def write_scaling(counts: dict[str, np.ndarray], folder: str | Path) -> None:
     """Write ``edges.csv`` (one row per crystal), ``fits.json`` and ``edges.png``."""
     folder = Path(folder)
-    with replaced(folder / "edges.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(counts)
-        writer.writerows([f"{value:g}" for value in row] for row in zip(*counts.values(), strict=True))
+    rows = ([f"{value:g}" for value in row] for row in zip(*counts.values(), strict=True))
+    write_table(folder / "edges.csv", [list(counts), *rows])
     fits = fit_edges(counts)
-    with replaced(folder / "fits.json") as path:
-        path.write_text(json.dumps(fits, indent=1))
+    write_json(folder / "fits.json", fits)
     figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True).ravel()
     layers = [name for name in counts if name.startswith("similarity ")]

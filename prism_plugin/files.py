@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replaced", "truncate_after_last_line", "write_json_gz"]
+__all__ = ["replaced", "truncate_after_last_line", "write_json", "write_json_gz", "write_table"]
 
 _BLOCK = 1 << 16
 
@@ -38,6 +39,18 @@ def replaced(target: str | Path) -> Iterator[Path]:
         os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON for people to read; an interruption leaves the file that was there."""
+    with replaced(path) as aside:
+        aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_table(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows as CSV, the header first; an interruption leaves the file that was there."""
+    with replaced(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def write_json_gz(path: Path, content: Any) -> None:

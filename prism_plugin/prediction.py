@@ -30,7 +30,7 @@ from prism_plugin.committee import check_committee, mean_and_spread, weights_dig
 from prism_plugin.data.readers import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced, truncate_after_last_line
+from prism_plugin.files import truncate_after_last_line, write_json, write_table
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
 from prism_plugin.graph.structure import read_structure
@@ -191,10 +191,8 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     header = ("name", "formula", "atoms", *values, "error")
     beside = out.with_name(f"{out.name}.model.json")
     if not out.exists():
-        with replaced(beside) as path:
-            path.write_text(json.dumps(about, indent=1))
-        with replaced(out) as path, open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(header)
+        write_json(beside, about)
+        write_table(out, [header])
         return {}
     if _read_json(beside) != about or _first_row(out) != list(header):
         raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import time
@@ -30,7 +29,7 @@ from prism_plugin.distillation.settings import (
 )
 from prism_plugin.distillation.teacher import Teacher
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 
 __all__ = ["LabelSummary", "label_frames"]
 
@@ -183,6 +182,5 @@ def _summary(settings: LabelSettings, out: Path, new: int, seconds: float) -> La
             asked, kinds, reasons = asked + counts[0], kinds + counts[1], reasons + counts[2]
     summary = LabelSummary(asked, dict(sorted(kinds.items())), dict(reasons.most_common()), new, seconds)
     counted = {"asked": asked, "kept": summary.kept, "kinds": summary.kinds, "refused": summary.refused}
-    with replaced(out / "summary.json") as aside:
-        aside.write_text(json.dumps(counted, indent=1), encoding="utf-8")
+    write_json(out / "summary.json", counted)
     return summary

@@ -12,7 +12,7 @@ from prism_plugin.distillation.frames import VERSION
 from prism_plugin.distillation.parents import Parents
 from prism_plugin.distillation.teacher import Teacher
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 
 __all__ = ["LabelSettings", "check_settings", "describe_settings", "prototype_elements", "save_settings"]
 
@@ -130,5 +130,4 @@ def _short(value: Any) -> str:
 def save_settings(out: Path, described: dict[str, Any]) -> None:
     """Write what the frames of a new folder depend on."""
     if not (out / SETTINGS).exists():
-        with replaced(out / SETTINGS) as aside:
-            aside.write_text(json.dumps(described, indent=1), encoding="utf-8")
+        write_json(out / SETTINGS, described)

@@ -25,7 +25,7 @@ from prism_plugin.data.records import fingerprint
 from prism_plugin.edge_of_stability.networks import NETWORKS, make_problem
 from prism_plugin.edge_of_stability.plots import plot_tracking
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json, write_table
 from prism_plugin.optim.rod_flow.discrete import Discrete
 from prism_plugin.optim.rod_flow.phase_space import METHODS
 from prism_plugin.optim.rod_flow.shadow import RodShadow
@@ -194,8 +194,7 @@ def _track_network(
         "summary": {key: value if math.isfinite(value) else None for key, value in summarize(columns).items()},
         "versions": {"prism-plugin": __version__, "torch": version("torch")},
     }
-    with replaced(kept) as path:
-        path.write_text(json.dumps(found, indent=1))
+    write_json(kept, found)
     return found, columns
 
 
@@ -247,11 +246,8 @@ def format_summary(summaries: dict[str, dict[str, Any]]) -> str:
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with replaced(path) as aside, open(aside, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: int(value) if isinstance(value, bool) else value for key, value in row.items()})
+    numbers = ([row.get(key, "") for key in columns] for row in rows)
+    write_table(path, [columns, *([int(n) if isinstance(n, bool) else n for n in row] for row in numbers)])
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

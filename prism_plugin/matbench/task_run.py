@@ -181,7 +181,7 @@ class TaskRun:
         parts = self.parts(fold, seed)
         settings = changed(self.settings, seed=seed)
         summary = train(settings, parts, folder, resume=True, progress=progress, cache=self.cache)
-        with open(folder / "predictions.csv", newline="") as file:
+        with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
             predicted = {
                 row["name"]: float(row["prediction"]) for row in csv.DictReader(file) if row["split"] == "test"
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from prism_plugin.config import PotentialOptions
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_table
 from prism_plugin.schema import did_you_mean
 from prism_plugin.tasks.scores import Scores, check_finite, rms
 from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
@@ -229,8 +228,7 @@ class Potential(Task):
             scores[name] = score_potential(**pairs[name])
             for crystal, *numbers in zip(dataset.names, sizes, energies, found["energy"], rmse, strict=True):
                 rows.append((name, crystal, *(f"{number:.12g}" for number in numbers)))
-        with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
+        write_table(folder / "predictions.csv", rows)
         plot_potential(pairs, scores, folder / "parity.png")
         return scores
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +11,7 @@ import numpy as np
 
 from prism_plugin.config import ModelOptions
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_table
 from prism_plugin.tasks.scores import Scores, check_finite, rms
 from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
 
@@ -185,8 +184,7 @@ class Regression(Task):
             scores[name] = self.score(target, predicted, float(target.mean()) if mean is None else mean)
             for crystal, size, true, given in zip(dataset.names, dataset.graphs.atoms, target, predicted, strict=True):
                 rows.append((name, crystal, size, f"{true:.8g}", f"{given:.8g}"))
-        with replaced(folder / "predictions.csv") as path, open(path, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
+        write_table(folder / "predictions.csv", rows)
         label = self.draw(pairs, model, folder)
         scored = [name for name in datasets if name != "train"] or list(datasets)
         errors = np.concatenate([pairs[name][1] - pairs[name][0] for name in scored])

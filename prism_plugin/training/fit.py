@@ -9,7 +9,6 @@ A potential (target ``"pes"``) has no ``elements.png``, and three panels in ``pa
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -31,7 +30,7 @@ from prism_plugin.data.records import count_crystals, elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.distributed import has_group
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.pretrained import RARE
@@ -104,8 +103,7 @@ def train(
             )
     datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress and first, cache, model.has_waves)
     if first:
-        with replaced(folder / SETTINGS) as path:
-            path.write_text(json.dumps(described, indent=1))
+        write_json(folder / SETTINGS, described)
         if on_start is not None:
             on_start(folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import Any
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.schema import as_dict
@@ -61,8 +60,7 @@ def write_summary(
         plot_elra(folder / "log", folder / "elra.png")
     if settings.optimizer == "rod-flow":
         plot_rod_flow(folder / "log", folder / "rod_flow.png")
-    with replaced(folder / "summary.json") as path:
-        path.write_text(json.dumps(summary, indent=1))
+    write_json(folder / "summary.json", summary)
     return summary
 
 
