@@ -40,6 +40,27 @@ _AtLeast1 = Annotated[Whole, annotated_types.Ge(1)]
 _Width = Annotated[Whole, annotated_types.Ge(2)]
 _Refs = Annotated[tuple[Number, ...], *Texts.__metadata__] | None
 _Betas = tuple[Fraction, Fraction]
+_AtomEncoder = Literal["prism", "cartnet", "elements"]
+_Cell = Literal["translations", "reciprocal"]
+_Multiscale = Literal["fused", "residual"]
+_Channels = Annotated[Whole, annotated_types.Ge(0)]
+_Degree = Literal[1, 2, 3]
+
+# Options that models and potentials share, each said once.
+_ELEMENT_TYPES = option("symbols of the elements that the model knows; None means all 118", default=None)
+_CUTOFF = option("radius of the atomistic edges, Å", default=5.0)
+_CELL_CUTOFF = option("radius of the cell edges, Å", default=15.0)
+_SIMILARITY_CUTOFF = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
+_ATOM_ENCODER = option("prism (Eq. 4), cartnet, or elements: with properties of the elements", default="prism")
+_DIRECTIONS = option("whether edges know their direction (Eq. 8), or only their length", default=True)
+_CELL = option(
+    "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
+)
+_MULTISCALE = option(
+    "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
+)
+_ANGULAR = option("channels of a block that gives edges the angles between them; 0: none", default=0)
+_ANGULAR_ORDER = option("largest degree of its Legendre polynomials", default=3)
 
 
 def _check_elements(symbols: tuple[str, ...] | None) -> None:
@@ -59,36 +80,21 @@ def _check_experts(experts: tuple[str, ...]) -> None:
         raise PrismError(f"experts must be some of {EXPERTS}, each once, got {experts}")
 
 
-def _check_refs(refs: tuple[float, ...] | None, elements: tuple[str, ...] | None) -> None:
-    number = 118 if elements is None else len(elements)
-    if refs is not None and len(refs) != number:
-        raise PrismError(f"{len(refs)} element_refs are given for {number} element_types")
-
-
-def _check_angular(channels: int, experts: tuple[str, ...]) -> None:
-    if channels and "atomistic" not in experts:
-        raise PrismError("angular is of the atomistic edges: it needs the atomistic expert")
-
-
 @options_class
 class ModelOptions:
     """Arguments of :class:`~prism_plugin.PRISM`, in its order."""
 
     called: ClassVar[str] = "model argument"
 
-    element_types: Texts | None = option(
-        "symbols of the elements that the model knows; None means all 118", default=None
-    )
+    element_types: Texts | None = _ELEMENT_TYPES
     dim: _Width = option("width of all features", default=256)
     num_layers: _AtLeast1 = option("number of layers", default=4)
     num_rbf: _AtLeast1 = option("number of radial basis functions", default=64)
-    cutoff: Positive = option("radius of the atomistic edges, Å", default=5.0)
-    cell_cutoff: Positive = option("radius of the cell edges, Å", default=15.0)
-    similarity_cutoff: Positive = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
+    cutoff: Positive = _CUTOFF
+    cell_cutoff: Positive = _CELL_CUTOFF
+    similarity_cutoff: Positive = _SIMILARITY_CUTOFF
     experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=EXPERTS)
-    atom_encoder: Literal["prism", "cartnet", "elements"] = option(
-        "prism (Eq. 4), cartnet, or elements: with properties of the elements", default="prism"
-    )
+    atom_encoder: _AtomEncoder = _ATOM_ENCODER
     rbf_scale: Literal["cutoff", "paper", "even"] = option("how the radial functions are spread", default="cutoff")
     superatom_readout: Literal["sum", "mean"] = option("sum (Eq. 3) or mean over the atoms", default="sum")
     multiscale_aggregation: Literal["sum", "mean"] = option("sum or mean of the messages to a superatom", default="sum")
@@ -110,72 +116,52 @@ class ModelOptions:
     )
     norm: Literal["batch"] | None = option("BatchNorm, or none, which forces need", default="batch")
     element_refs: _Refs = option("added to the output of each atom, one number for each of element_types", default=None)
-    directions: Flag = option("whether edges know their direction (Eq. 8), or only their length", default=True)
+    directions: Flag = _DIRECTIONS
     initial_norm: Flag = option("BatchNorm of the features of atoms and edges before the first layer", default=False)
-    cell: Literal["translations", "reciprocal"] = option(
-        "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
-    )
-    multiscale: Literal["fused", "residual"] = option(
-        "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
-    )
-    angular: Annotated[Whole, annotated_types.Ge(0)] = option(
-        "channels of a block that gives edges the angles between them; 0: none", default=0
-    )
-    angular_order: Literal[1, 2, 3] = option("largest degree of its Legendre polynomials", default=3)
+    cell: _Cell = _CELL
+    multiscale: _Multiscale = _MULTISCALE
+    angular: _Channels = _ANGULAR
+    angular_order: _Degree = _ANGULAR_ORDER
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""
         _check_elements(self.element_types)
         _check_experts(self.experts)
-        _check_refs(self.element_refs, self.element_types)
+        number = 118 if self.element_types is None else len(self.element_types)
+        if self.element_refs is not None and len(self.element_refs) != number:
+            raise PrismError(f"{len(self.element_refs)} element_refs are given for {number} element_types")
         if self.task_type == "classification" and self.readout == "sum":
             raise PrismError("readout 'sum' is for extensive targets; a classification needs 'mean'")
-        _check_angular(self.angular, self.experts)
+        if self.angular and "atomistic" not in self.experts:
+            raise PrismError("angular is of the atomistic edges: it needs the atomistic expert")
         if self.initial_norm and self.norm is None:
             raise PrismError("initial_norm=True is a BatchNorm, and norm=None means none; choose one of them")
 
 
 @options_class
 class PotentialOptions:
-    """Arguments of :class:`~prism_plugin.PRISMPotential`, in its order."""
+    """Arguments of :class:`~prism_plugin.PRISMPotential`, in its order; the model in it checks them together."""
 
     called: ClassVar[str] = "model argument"
 
-    element_types: Texts | None = option(
-        "symbols of the elements that the model knows; None means all 118", default=None
-    )
+    element_types: Texts | None = _ELEMENT_TYPES
     dim: _Width = option("width of all features", default=32)
     num_layers: _AtLeast1 = option("number of layers", default=2)
     num_rbf: _AtLeast1 = option("number of radial basis functions", default=32)
-    cutoff: Positive = option("radius of the atomistic edges, Å", default=5.0)
-    cell_cutoff: Positive = option("radius of the cell edges, Å", default=15.0)
-    similarity_cutoff: Positive = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
+    cutoff: Positive = _CUTOFF
+    cell_cutoff: Positive = _CELL_CUTOFF
+    similarity_cutoff: Positive = _SIMILARITY_CUTOFF
     experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=("atomistic",))
     std: Positive = option(
         "factor of each atom's output, eV: root mean square of the training forces, times 1 Å", default=1.0
     )
     element_refs: _Refs = option("energy of an atom of each of element_types, eV", default=None)
-    atom_encoder: Literal["prism", "cartnet", "elements"] = option(
-        "prism (Eq. 4), cartnet, or elements: with properties of the elements", default="prism"
-    )
-    directions: Flag = option("whether edges know their direction (Eq. 8), or only their length", default=True)
-    cell: Literal["translations", "reciprocal"] = option(
-        "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
-    )
-    multiscale: Literal["fused", "residual"] = option(
-        "the multiscale expert: the paper's, or one that starts at zero and adds to the atoms", default="fused"
-    )
-    angular: Annotated[Whole, annotated_types.Ge(0)] = option(
-        "channels of a block that gives edges the angles between them; 0: none", default=0
-    )
-    angular_order: Literal[1, 2, 3] = option("largest degree of its Legendre polynomials", default=3)
-
-    def __post_init__(self) -> None:
-        """Check what concerns several values."""
-        _check_elements(self.element_types)
-        _check_experts(self.experts)
-        _check_refs(self.element_refs, self.element_types)
-        _check_angular(self.angular, self.experts)
+    atom_encoder: _AtomEncoder = _ATOM_ENCODER
+    directions: Flag = _DIRECTIONS
+    cell: _Cell = _CELL
+    multiscale: _Multiscale = _MULTISCALE
+    angular: _Channels = _ANGULAR
+    angular_order: _Degree = _ANGULAR_ORDER
 
 
 @options_class
