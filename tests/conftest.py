@@ -11,8 +11,10 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.io import write
 
 from prism_plugin import PRISM, PRISMPotential
+from prism_plugin.data.emt_alloys import emt_alloys
 
 torch.set_num_threads(1)  # the models are small: threads would only wait for each other
 
@@ -28,6 +30,16 @@ def shared_data() -> Path:
             pytest.fail("CI needs ../shared/data beside the checkout")
         pytest.skip("../shared/data is not here: real crystals are not part of the project")
     return folder
+
+
+def alloy_file(folder: Path, count: int) -> Path:
+    """Write alloys with their formation energies as ``e`` to a file of a folder."""
+    frames = []
+    for record in emt_alloys(count):
+        record.atoms.info["e"] = record.target
+        frames.append(record.atoms)
+    write(folder / "alloys.extxyz", frames)
+    return folder / "alloys.extxyz"
 
 
 def crystal_zoo() -> dict[str, Atoms]:
@@ -66,6 +78,17 @@ def structure(request: pytest.FixtureRequest) -> Atoms:
     """Each of the zoo in turn."""
     return crystal_zoo()[request.param]
 
+
+# Arguments of a PRISM of invariant features, with every expert that starts at zero.
+INVARIANT = {
+    "experts": ("atomistic", "cell", "multiscale"),
+    "atom_encoder": "elements",
+    "rbf_scale": "even",
+    "directions": False,
+    "initial_norm": True,
+    "cell": "reciprocal",
+    "multiscale": "residual",
+}
 
 # Ends of the names of weights that begin at zero, beside biases.
 ZERO_AT_START = ("out.weight", "logit.2.weight")

@@ -9,20 +9,11 @@ from ase import Atoms
 from prism_plugin import batch_graphs, build_graph
 from prism_plugin.config import EXPERTS
 from prism_plugin.nn.encoders import cosine_envelope, feature_envelope
-from tests.conftest import crystal_zoo, small_model
+from tests.conftest import INVARIANT, crystal_zoo, small_model
 from tests.reference.prism_reference import Crystal, predict
 
 BATCH = ("cesium chloride", "skewed", "slab", "one atom", "isolated atom", "wire")
-BEST = {
-    "experts": ("atomistic", "cell", "multiscale"),
-    "atom_encoder": "elements",
-    "rbf_scale": "even",
-    "directions": False,
-    "initial_norm": True,
-    "cell": "reciprocal",
-    "multiscale": "residual",
-}
-ANGULAR = {**BEST, "readout": "attention", "angular": 3}
+ANGULAR = {**INVARIANT, "readout": "attention", "angular": 3}
 VARIANTS = [
     {},
     {"similarity_cutoff": 3.0},
@@ -53,7 +44,7 @@ VARIANTS = [
         "angular": 4,
         "angular_order": 2,
     },
-    {**BEST, "experts": EXPERTS, "similarity_cutoff": 3.0, "norm": None, "initial_norm": False},
+    {**INVARIANT, "experts": EXPERTS, "similarity_cutoff": 3.0, "norm": None, "initial_norm": False},
 ]
 
 

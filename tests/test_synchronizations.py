@@ -21,21 +21,11 @@ from prism_plugin.graph.store import GraphStore, graph_store
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.nn import gated_conv
 from prism_plugin.optim import make_optimizer
-from tests.conftest import crystal_zoo
+from tests.conftest import INVARIANT, crystal_zoo
 
 ROOT = Path(__file__).parents[1]
 WAITS = ("_local_scalar_dense", "nonzero", "_unique", "unique_", "bincount", "masked_select", "is_nonzero", "equal")
-INVARIANT = {
-    "experts": ("atomistic", "cell", "multiscale"),
-    "atom_encoder": "elements",
-    "rbf_scale": "even",
-    "directions": False,
-    "initial_norm": True,
-    "cell": "reciprocal",
-    "multiscale": "residual",
-    "angular": 4,
-    "readout": "attention",
-}
+ANGULAR = {**INVARIANT, "angular": 4, "readout": "attention"}
 
 
 class Waits(TorchDispatchMode):
@@ -62,7 +52,7 @@ def store_for(model: PRISM) -> GraphStore:
 MODELS = {
     "default": load,
     "paper without similarity": lambda: PRISM(dim=8, num_layers=2, experts=("atomistic", "cell", "multiscale")),
-    "invariant": lambda: PRISM(dim=8, num_layers=2, num_rbf=8, cutoff=4.0, **INVARIANT),
+    "invariant": lambda: PRISM(dim=8, num_layers=2, num_rbf=8, cutoff=4.0, **ANGULAR),
 }
 
 

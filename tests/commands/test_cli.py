@@ -12,11 +12,10 @@ import time
 
 import matgl
 import pytest
-from ase.io import write
 
 from prism_plugin import cli
 from prism_plugin.commands.demo import run_demo
-from prism_plugin.data.emt_alloys import emt_alloys
+from tests.conftest import alloy_file
 
 MODEL = [
     "--set",
@@ -35,13 +34,7 @@ COMMON = ["train", "--target", "e", "--batch-size", "8", *MODEL]
 
 @pytest.fixture
 def data(tmp_path):
-    frames = []
-    for record in emt_alloys(30):
-        atoms = record.atoms.copy()
-        atoms.info["e"] = record.target
-        frames.append(atoms)
-    write(tmp_path / "alloys.extxyz", frames)
-    return tmp_path / "alloys.extxyz"
+    return alloy_file(tmp_path, 30)
 
 
 def test_help_lists_the_commands(capsys) -> None:

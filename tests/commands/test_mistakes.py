@@ -6,21 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from ase.io import write
 
 from prism_plugin import cli
-from prism_plugin.data.emt_alloys import emt_alloys
-from tests.conftest import small_model
+from tests.conftest import alloy_file, small_model
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    frames = []
-    for record in emt_alloys(24):
-        record.atoms.info["e"] = record.target
-        frames.append(record.atoms)
-    write(tmp_path / "alloys.extxyz", frames)
-    return tmp_path / "alloys.extxyz"
+    return alloy_file(tmp_path, 24)
 
 
 @pytest.mark.parametrize(

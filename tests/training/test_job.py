@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ase.io import write
 
 import prism_plugin
 from prism_plugin import cli
 from prism_plugin.data import DATASETS
-from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.preset import presets
 from prism_plugin.training import TrainingSettings
 from prism_plugin.training.job import Job, read_config
-from tests.conftest import SHARED
+from tests.conftest import SHARED, alloy_file
 
 # The rows of the supplement's tables, by what is written in their first column.
 ROWS = {
@@ -104,13 +102,7 @@ def test_prism_presets_prints_them(capsys) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    frames = []
-    for record in emt_alloys(30):
-        record.atoms.info["e"] = record.target
-        frames.append(record.atoms)
-    write(folder / "alloys.extxyz", frames)
-    return folder / "alloys.extxyz"
+    return alloy_file(tmp_path_factory.mktemp("data"), 30)
 
 
 @pytest.mark.slow
