@@ -239,7 +239,7 @@ class PRISMCalculator(Calculator):
             tqdm(total=len(known), desc="predict", unit="crystal", disable=not shown) as bar,
         ):
             for graphs in self._graphs(known):
-                answers = [self._evaluate(model, graphs[model.cutoff, model.cell_cutoff]) for model in self.models]
+                answers = [self._evaluate(model, graphs[model.cutoffs]) for model in self.models]
                 answered += [self._together(several) for several in zip(*answers, strict=True)]
                 bar.update(len(answers[0]))
         found = iter(answered)
@@ -280,7 +280,7 @@ class PRISMCalculator(Calculator):
         self, structures: Sequence[tuple[str, Structure]]
     ) -> Iterator[dict[tuple[float, float], list[CrystalGraph]]]:
         """Build graphs by cutoffs, batch after batch; for a GPU those of the next batch while the models compute."""
-        several = {(model.cutoff, model.cell_cutoff) for model in self.models}
+        several = {model.cutoffs for model in self.models}
 
         def build(start: int) -> dict[tuple[float, float], list[CrystalGraph]]:
             part = structures[start : start + self.batch_size]
@@ -317,18 +317,17 @@ class PRISMCalculator(Calculator):
         return results
 
     def _evaluate_batch(self, model: PRISM, crystals: CrystalBatch) -> list[_Results]:
-        batch = model.as_batch(crystals)
         if not self._gives_energy:
             with torch.no_grad(), evaluation(model):
-                return [{model.target: value} for value in model(batch).double().tolist()]
+                return [{model.target: value} for value in model(crystals).double().tolist()]
         found: EnergyGradients | None = None
         if self.compute_forces:
-            found = energies_with_gradients(model, batch)
+            found = energies_with_gradients(model, crystals)
             outputs = found.energies
         else:
             with torch.no_grad(), evaluation(model):
-                outputs = model.atom_outputs(batch)
-        ends = np.cumsum(batch.sizes[:, 0])[:-1]
+                outputs = model.atom_outputs(model.as_batch(crystals))
+        ends = np.cumsum(crystals.sizes[:, 0])[:-1]
         results: list[_Results] = []
         for energies in np.split(outputs.double().cpu().numpy(), ends):
             energy = float(energies.sum())

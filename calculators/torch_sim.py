@@ -95,7 +95,7 @@ class TorchSimPRISM(ModelInterface):
             members = system == index
             atoms = Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc)
             try:
-                graphs.append(build_graph(atoms, self.prism.cutoff, self.prism.cell_cutoff))
+                graphs.append(build_graph(atoms, *self.prism.cutoffs))
                 self.prism.check_elements(graphs[-1].crystals.elements)
             except ValueError as error:
                 raise PrismError(f"system {index}: {error}") from error

@@ -52,7 +52,7 @@ def count_edges(
     """
     has_similarity = "similarity" in model.expert_names
     layers = len(model.layers) if has_similarity else 0
-    own = model.cutoff, model.cell_cutoff
+    own = model.cutoffs
     counted = own[0] if cutoff is None else cutoff, own[1] if cell_cutoff is None else cell_cutoff
     rows = []
     for atoms in tqdm(structures, desc="edges", unit="crystal", disable=not progress):

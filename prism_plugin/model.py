@@ -196,11 +196,17 @@ class PRISM(SavedModel):
         self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
         self.attention = AtomAttention(dim) if readout == "attention" else None
         self.angular_order = options.angular_order if options.angular else 0
+        self.has_radial_angles = norm is None
 
     @property
     def task(self) -> str:
         """Name of the task that the model is made for (:data:`prism_plugin.tasks.TASKS`)."""
         return self.task_type
+
+    @property
+    def cutoffs(self) -> tuple[float, float]:
+        """Radii of atomistic and cell edges, Å, with which its graphs are built."""
+        return self.cutoff, self.cell_cutoff
 
     @property
     def device(self) -> torch.device:
@@ -269,7 +275,7 @@ class PRISM(SavedModel):
                 graph = CrystalBatch.from_dgl(graph)
             else:
                 graph = batch_from_matgl(graph, self.element_types, self.cutoff, self.cell_cutoff)
-        if graph.cutoffs != (self.cutoff, self.cell_cutoff):
+        if graph.cutoffs != self.cutoffs:
             raise PrismError(
                 f"the graph was built with cutoffs {graph.cutoff} and {graph.cell_cutoff} Å (atomistic, cell), the "
                 f"model needs {self.cutoff} and {self.cell_cutoff}: build_graph(structure, model.cutoff, "
@@ -350,14 +356,16 @@ class PRISM(SavedModel):
                 batch.atomic_numbers, batch.atom_crystal, len(batch), batch.elements
             ).to(self.dtype)
         edges: dict[str, Edges] = {}
+        angles = None
         if "atomistic" in self.expert_names:
-            edges["atomistic"] = encode_edges(self.atomistic_encoder, batch.edge_vector, batch.edge_index, self.cutoff)
+            vector = batch.edge_vector
+            edges["atomistic"] = encode_edges(self.atomistic_encoder, vector, batch.edge_index, self.cutoff)
+            angles = self._angles(vector, batch) if self.angular_order else None
         if self.has_translations:
             loops = batch.cell_crystal.expand(2, -1)
             edges["cell"] = encode_edges(self.cell_encoder, batch.cell_vector, loops, self.cell_cutoff)
         for name, given in edges.items():
             edges[name] = replace(given, features=self._initial_norm(name, given.features))
-        angles = self._angles(batch) if self.angular_order else None
         waves = None
         if self.has_waves:
             waves = wave_geometry(batch.waves, batch.lattice, batch.pbc, batch.positions, batch.atom_crystal)
@@ -379,11 +387,11 @@ class PRISM(SavedModel):
         self.feature_dict = features
         return outputs
 
-    def _angles(self, batch: CrystalBatch) -> EdgeAngles:
-        vector = batch.edge_vector
+    def _angles(self, vector: Tensor, batch: CrystalBatch) -> EdgeAngles:
         distance = vector.norm(dim=1)
         harmonics = real_harmonics(vector / distance.unsqueeze(1), self.angular_order)
-        return EdgeAngles(harmonics, batch.reverse, self.atomistic_encoder.rbf(distance))
+        radial = self.atomistic_encoder.rbf(distance) if self.has_radial_angles else None
+        return EdgeAngles(harmonics, batch.reverse, radial)
 
     @torch.no_grad()
     def calibrate(self, structures: Sequence[Any]) -> None:
@@ -395,7 +403,7 @@ class PRISM(SavedModel):
             structures: the first frames of the training data, say 32; the sums over neighbors have the size 1 there.
         """
         blocks = [module for module in self.modules() if isinstance(module, AngularBlock) and module.norm is None]
-        graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures] if blocks else []
+        graphs = [build_graph(one, *self.cutoffs) for one in structures] if blocks else []
         try:
             for block in blocks:
                 block.calibrating = True
@@ -454,7 +462,7 @@ class PRISM(SavedModel):
                 answers = [self(graph_converter.get_graph(one)) for one in structures]
             predictions = torch.cat([torch.zeros(0, dtype=self.dtype, device=self.device), *answers])
         else:
-            graphs = [build_graph(one, self.cutoff, self.cell_cutoff) for one in structures]
+            graphs = [build_graph(one, *self.cutoffs) for one in structures]
             for graph in graphs:
                 self.check_elements(graph.crystals.elements)
             predictions = self.predict_graphs(graphs, batch_size)

@@ -263,7 +263,7 @@ def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | Non
     models = models or _worker_models
     if not models:
         raise RuntimeError("the worker process has no model")
-    graphs: dict[tuple[float, float], list[CrystalGraph]] = {(one.cutoff, one.cell_cutoff): [] for one in models}
+    graphs: dict[tuple[float, float], list[CrystalGraph]] = {model.cutoffs: [] for model in models}
     about: list[tuple[str, str, str]] = []  # formula, atoms, why there is no prediction
     for name, source in chunk:
         try:
@@ -271,7 +271,7 @@ def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | Non
             structure = read_structure(atoms)
             built = {cutoffs: build_graph(structure, *cutoffs) for cutoffs in graphs}
             for model in models:
-                model.check_elements(built[model.cutoff, model.cell_cutoff].crystals.elements)
+                model.check_elements(built[model.cutoffs].crystals.elements)
         except (ValueError, OSError) as error:
             reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
             about.append(("", "", " ".join(reason[:500].split())))
@@ -279,7 +279,7 @@ def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | Non
             for cutoffs, graph in built.items():
                 graphs[cutoffs].append(graph)
             about.append((atoms.get_chemical_formula(mode="metal", empirical=True), str(len(atoms)), ""))
-    each = [model.predict_graphs(graphs[model.cutoff, model.cell_cutoff], len(chunk)) for model in models]
+    each = [model.predict_graphs(graphs[model.cutoffs], len(chunk)) for model in models]
     columns = [
         values for values in mean_and_spread([answer.double().cpu().numpy() for answer in each]) if values is not None
     ]

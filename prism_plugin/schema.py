@@ -36,6 +36,7 @@ __all__ = [
     "did_you_mean",
     "option",
     "options_class",
+    "resumable",
     "wanted",
 ]
 
@@ -124,6 +125,11 @@ def described(cls: type) -> dict[str, tuple[Any, str, dict[str, Any]]]:
         default = {} if info.default_factory is not None else info.default
         found[field.name] = (default, info.description or "", dict(info.json_schema_extra or {}))
     return found
+
+
+def resumable(cls: type) -> list[str]:
+    """Return the names of the options of a class that may change when a run goes on."""
+    return [name for name, (*_, extra) in described(cls).items() if {"place", "resumable"} & extra.keys()]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_type_hints
 
 from prism_plugin.config import OPTIMIZER_OPTIONS, ModelOptions, PotentialOptions
-from prism_plugin.schema import described, wanted
+from prism_plugin.schema import described, resumable, wanted
 from prism_plugin.settings import DataOptions, TrainingSettings
 
 __all__ = ["option_page"]
@@ -37,6 +37,7 @@ def option_page() -> str:
 
 def _table(title: str, options: type, about: str) -> str:
     hints = get_type_hints(options, include_extras=True)
+    changeable = resumable(options)
     lines = [
         f"## {title}",
         *([about, ""] if about else [""]),
@@ -44,7 +45,7 @@ def _table(title: str, options: type, about: str) -> str:
         "|---|---|---|---|",
     ]
     for name, (default, what, extra) in described(options).items():
-        mark = "*" if {"place", "resumable"} & extra.keys() else ""
+        mark = "*" if name in changeable else ""
         shown = extra.get("shown") or f"`{default!r}`"
         lines.append(f"| `{name}`{mark} | {shown} | {wanted(hints[name])} | {what} |".replace("||", "\\|\\|"))
     return "\n".join(lines)

@@ -14,6 +14,7 @@ import lzma
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,7 +32,16 @@ from prism_plugin.errors import PrismError
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.tasks import task_of_target
 
-__all__ = ["OPENERS", "as_atoms", "parse_jsonl", "read_records", "read_structure_file", "uncompressed_suffix"]
+__all__ = [
+    "OPENERS",
+    "as_atoms",
+    "opened_text",
+    "parse_jsonl",
+    "read_jsonl",
+    "read_records",
+    "read_structure_file",
+    "uncompressed_suffix",
+]
 
 OPENERS: dict[str, Callable[..., IO[Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
@@ -85,12 +95,19 @@ def read_records(path: str | Path, target: str, skip_missing: bool = False) -> l
     if not path.is_file():
         raise FileNotFoundError(f"no data file {str(path)!r}; give a .jsonl or .extxyz file, or the name of a data set")
     suffix = uncompressed_suffix(path)
-    readers = {".jsonl": _read_jsonl, ".extxyz": _read_extxyz, ".xyz": _read_extxyz}
+    readers = {".jsonl": read_jsonl, ".extxyz": _read_extxyz, ".xyz": _read_extxyz}
     if suffix not in readers:
         raise PrismError(f"unknown kind of data file {path.name!r}; choose one of: {', '.join(sorted(readers))}")
+    with opened_text(path) as file:
+        return _gather(readers[suffix](file, path), path, target, skip_missing)
+
+
+@contextmanager
+def opened_text(path: Path) -> Iterator[IO[str]]:
+    """Open a text file, compressed or not; inside the block ValueError says what is wrong with it."""
     try:
         with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            return _gather(readers[suffix](file, path), path, target, skip_missing)
+            yield file
     except UnicodeDecodeError as error:
         raise PrismError(f"{path} is no text in UTF-8: {error}") from error
     except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
@@ -163,7 +180,12 @@ def parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
     return atoms, row
 
 
-def _read_jsonl(file: Iterable[str], path: Path) -> Iterator[_Row]:
+def read_jsonl(file: Iterable[str], path: Path) -> Iterator[_Row]:
+    """Yield the rows of an open ``.jsonl`` file; ``path`` is for messages.
+
+    Raises:
+        ValueError: if a line is no crystal.
+    """
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue

@@ -6,10 +6,10 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -96,7 +96,7 @@ def write_shard(path: Path, jobs: Sequence[JobResult]) -> None:
     """Write the frames of consecutive jobs; equal frames give equal bytes."""
     frames = [frame for job in jobs for frame in job.frames]
     refused = [refusal for job in jobs for refusal in job.refused]
-    arrays = {
+    arrays: dict[str, Any] = {
         "numbers": _joined([frame.atoms.numbers for frame in frames], (0,), np.uint8),
         "positions": _joined([frame.atoms.positions for frame in frames], (0, 3), np.float64),
         "cell": np.array([frame.atoms.cell.array for frame in frames], dtype=np.float64).reshape(-1, 3, 3),
@@ -112,7 +112,7 @@ def write_shard(path: Path, jobs: Sequence[JobResult]) -> None:
         "asked": np.array(len(jobs) * FRAMES_PER_JOB, dtype=np.int64),
     }
     with replaced(path) as aside:
-        np.savez(aside, **arrays)  # type: ignore[arg-type]
+        np.savez(aside, **arrays)
 
 
 def shard_counts(path: Path) -> tuple[int, Counter[str], Counter[str]] | None:
@@ -172,7 +172,7 @@ def read_shards(folder: str | Path) -> list[Record]:
         raise PrismError(f"{str(folder)!r} has no labelled frame yet; run prism label to its end")
     if {record.split for record in records} >= {"train", "val"}:
         return records
-    return [Record(one.atoms, one.target, one.name, None, one.forces, one.stress) for one in records]
+    return [replace(record, split=None) for record in records]
 
 
 def _split(parent: str) -> str:

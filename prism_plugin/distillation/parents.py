@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from prism_plugin.data.readers import OPENERS, parse_jsonl, uncompressed_suffix
+from prism_plugin.data.readers import opened_text, read_jsonl, uncompressed_suffix
 from prism_plugin.errors import PrismError
 
 __all__ = ["Parents", "balanced_order", "read_parents"]
@@ -109,15 +107,6 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, Atoms]]:
             atoms = read_source(name, source)
             yield str(atoms.info.get("id", Path(name).name)), atoms.info.get("split"), atoms
         return
-    try:
-        with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    atoms, row = parse_jsonl(line)
-                except ValueError as error:
-                    raise PrismError(f"{path.name}, line {number}: {error}") from error
-                yield str(row.get("id", number)), row.get("split"), atoms
-    except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
-        raise PrismError(f"{path} cannot be read, is truncated or damaged ({error}); fetch it again") from error
+    with opened_text(path) as file:
+        for _, name, split, atoms, _ in read_jsonl(file, path):
+            yield name, split, atoms

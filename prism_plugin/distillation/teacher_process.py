@@ -28,7 +28,7 @@ _LENGTH = struct.Struct("<Q")
 def write_message(file: IO[bytes], **arrays: Any) -> None:
     """Write one message."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(values) for name, values in arrays.items()})  # type: ignore[arg-type]
+    np.savez(buffer, **arrays)
     content = buffer.getvalue()
     file.write(_LENGTH.pack(len(content)) + content)
     file.flush()

@@ -190,9 +190,17 @@ class CrystalBatch:
         return CrystalBatch(
             **{
                 name: joined(name)
-                for name in ("atomic_numbers", "positions", "lattice", "cell", "pbc", "reduction", "edge_image")
+                for name in (
+                    "atomic_numbers",
+                    "positions",
+                    "lattice",
+                    "cell",
+                    "pbc",
+                    "reduction",
+                    "edge_image",
+                    "cell_image",
+                )
             },
-            cell_image=joined("cell_image"),
             edge_index=torch.cat(edges, dim=1),
             sizes=np.concatenate([batch.sizes for batch in batches]),
             elements=tuple(sorted({element for batch in batches for element in batch.elements})),

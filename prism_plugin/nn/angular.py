@@ -9,7 +9,7 @@ invariant under rotation and reflection, and smooth.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,13 @@ class EdgeAngles(NamedTuple):
     Attributes:
         harmonics: of each edge's direction, shape ``(edges, order (order + 2))``.
         reverse: the edge from the other end, shape ``(edges,)``; ``edges`` where there is none.
-        radial: radial functions of each edge's length, shape ``(edges, num_rbf)``.
+        radial: radial functions of each edge's length, shape ``(edges, num_rbf)``; None where a norm makes the features
+            of the edges be read in their place.
     """
 
     harmonics: Tensor
     reverse: Tensor
-    radial: Tensor
+    radial: Tensor | None
 
 
 def real_harmonics(directions: Tensor, order: int) -> Tensor:
@@ -126,7 +127,8 @@ class AngularBlock(nn.Module):
         """
         with torch.autocast(atoms.device.type, enabled=False):  # sums over neighbors keep their digits
             receiver, sender = index
-            weight = functional.linear(angles.radial if self.norm is None else edges, as_weight(self.of_edge.weight))
+            read = cast("Tensor", angles.radial) if self.norm is None else edges
+            weight = functional.linear(read, as_weight(self.of_edge.weight))
             weight = weight * self.of_sender(atoms).index_select(0, sender)
             if self.norm is not None:
                 weight = self.norm(weight) * _SCALE

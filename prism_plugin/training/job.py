@@ -21,7 +21,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced
 from prism_plugin.preset import presets
 from prism_plugin.pretrained import available_models
-from prism_plugin.schema import changed, check_values, described, did_you_mean
+from prism_plugin.schema import changed, check_values, described, did_you_mean, resumable
 from prism_plugin.settings import DataOptions, TrainingSettings
 from prism_plugin.tasks import task_of_target
 from prism_plugin.tasks.regression import Regression
@@ -34,7 +34,7 @@ _OPTIONS = {**described(TrainingSettings), **described(DataOptions)}
 KEYS = tuple(_OPTIONS)
 TABLES = tuple(name for name, (default, *_) in _OPTIONS.items() if isinstance(default, dict))
 # What may change when a run goes on: where it runs, and the epochs of a training without a schedule.
-RESUMABLE = ("epochs", *(name for name, (*_, extra) in _OPTIONS.items() if {"place", "resumable"} & extra.keys()))
+RESUMABLE = ("epochs", *resumable(TrainingSettings), *resumable(DataOptions))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

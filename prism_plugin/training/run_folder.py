@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from prism_plugin.errors import PrismError
-from prism_plugin.schema import as_dict, described
+from prism_plugin.schema import as_dict, resumable
 from prism_plugin.settings import TrainingSettings
 
 __all__ = ["CHECKPOINTS", "LAST", "SETTINGS", "changeable", "check_folder", "describe_settings", "read_checkpoint"]
@@ -31,9 +31,7 @@ def changeable(settings: TrainingSettings) -> set[str]:
 
     A schedule is stretched over the epochs; without one, more epochs are only more.
     """
-    names = {
-        name for name, (_, _, extra) in described(TrainingSettings).items() if {"place", "resumable"} & extra.keys()
-    }
+    names = set(resumable(TrainingSettings))
     return names if settings.has_schedule else names | {"epochs"}
 
 

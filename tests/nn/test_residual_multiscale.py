@@ -10,9 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from prism_plugin import PRISM, batch_graphs, build_graph
 from prism_plugin.nn.residual_multiscale import ResidualMultiscale
-from tests.conftest import crystal_zoo, small_model
+from tests.conftest import INVARIANT, crystal_zoo, small_model
 from tests.reference import accuracy_reference
-from tests.test_reference import BEST
 
 
 def random_expert() -> ResidualMultiscale:
@@ -82,7 +81,7 @@ def doubled(atoms: Atoms) -> Atoms:
 
 @pytest.mark.parametrize("readout", ["mean", "attention"])
 def test_a_model_of_means_without_directions_knows_no_cell_and_no_frame(structure: Atoms, readout: str) -> None:
-    model = small_model(**BEST, readout=readout, angular=2 if readout == "attention" else 0)
+    model = small_model(**INVARIANT, readout=readout, angular=2 if readout == "attention" else 0)
     moved, based = structure.copy(), structure.copy()
     moved.positions += [0.3, -1.7, 2.9]
     if structure.pbc.all():
@@ -93,7 +92,7 @@ def test_a_model_of_means_without_directions_knows_no_cell_and_no_frame(structur
 
 
 def test_alone_equals_in_a_batch() -> None:
-    model = small_model(**BEST, readout="attention", angular=2)
+    model = small_model(**INVARIANT, readout="attention", angular=2)
     structures = list(crystal_zoo().values())
     alone = torch.stack([model.predict_structure(atoms) for atoms in structures])
     torch.testing.assert_close(model.predict_structure(structures), alone, rtol=0, atol=1e-10)
@@ -102,7 +101,7 @@ def test_alone_equals_in_a_batch() -> None:
 def test_with_similarity_edges_it_still_knows_no_frame(structure: Atoms) -> None:
     experts = ("atomistic", "cell", "multiscale", "similarity")
     for image in ("nearest", "blended"):
-        model = small_model(**{**BEST, "experts": experts}, similarity_cutoff=3.0, similarity_image=image)
+        model = small_model(**{**INVARIANT, "experts": experts}, similarity_cutoff=3.0, similarity_image=image)
         for mirror in (False, True):
             assert prediction(model, turned(structure, mirror)) == pytest.approx(
                 prediction(model, structure), rel=0, abs=1e-10
@@ -112,23 +111,23 @@ def test_with_similarity_edges_it_still_knows_no_frame(structure: Atoms) -> None
 def test_translations_know_the_cell_and_directions_the_frame_negative_control() -> None:
     atoms = crystal_zoo()["low symmetry"]
     for arguments, other in (({"cell": "translations"}, doubled(atoms)), ({"directions": True}, turned(atoms))):
-        model = small_model(**{**BEST, **arguments})
+        model = small_model(**{**INVARIANT, **arguments})
         assert abs(prediction(model, atoms) - prediction(model, other)) > 1e-3
-    fused = small_model(**{**BEST, "multiscale": "fused", "experts": ("atomistic", "multiscale")})
+    fused = small_model(**{**INVARIANT, "multiscale": "fused", "experts": ("atomistic", "multiscale")})
     assert abs(prediction(fused, atoms) - prediction(fused, doubled(atoms))) > 1e-3
 
 
 def test_experts_of_their_own_kind_have_no_fusion_weight() -> None:
-    model = PRISM(**{**BEST, "dim": 8, "num_layers": 2})
+    model = PRISM(**{**INVARIANT, "dim": 8, "num_layers": 2})
     assert model.fusion_weights() == {"atoms": [{"atomistic": 1.0}] * 2}
     assert not any("superatom_encoder" in name or "cell_encoder" in name for name in model.state_dict())
-    model = PRISM(**{**BEST, "dim": 8, "num_layers": 2, "experts": ("cell",)})
+    model = PRISM(**{**INVARIANT, "dim": 8, "num_layers": 2, "experts": ("cell",)})
     assert model.fusion_weights() == {}
 
 
 @pytest.mark.parametrize("experts", [("cell",), ("multiscale",), ("cell", "multiscale"), ("similarity", "cell")])
 def test_any_of_the_experts_alone_trains(experts: tuple[str, ...]) -> None:
-    model = small_model(**{**BEST, "experts": experts}).train()
+    model = small_model(**{**INVARIANT, "experts": experts}).train()
     answers = model.predict_structure(list(crystal_zoo().values()))
     assert torch.isfinite(answers).all()
     batch = batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in crystal_zoo().values()])
