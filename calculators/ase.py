@@ -23,10 +23,11 @@ from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
-from prism_plugin.errors import PrismError
+from prism_plugin.errors import PrismError, warn
 from prism_plugin.forces import EDGES_WITH_GRADIENTS, EnergyGradients, energies_with_gradients, plain_computation
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
+from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import Structure, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
@@ -56,6 +57,9 @@ class PRISMCalculator(Calculator):
     ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds. Its
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
+
+    Of what is doubtful in a structure (atoms without a neighbor within the model's cutoff, atoms much nearer or farther
+    than in any crystal that the thresholds were measured on) it warns once.
 
     Safe to share between threads, which then take turns.
 
@@ -109,6 +113,7 @@ class PRISMCalculator(Calculator):
         self.compute_forces = bool(compute_forces)
         self.batch_size = batch_size
         self.on_unknown_element = on_unknown_element
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
         # On a CPU the search would only take time from the model: 3 % slower, measured on two cores.
         self._builds_ahead = self.model.device.type != "cpu"
@@ -136,6 +141,19 @@ class PRISMCalculator(Calculator):
     @property
     def _gives_energy(self) -> bool:
         return gives_energy(self.model)
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Refuse to change: what a calculator is made of is given when it is made.
+
+        Raises:
+            ValueError: if there is anything to set.
+        """
+        if kwargs:
+            raise PrismError(
+                f"a PRISMCalculator keeps what it was made of: make another, PRISMCalculator(model, {', '.join(kwargs)}"
+                "=...)"
+            )
+        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the lock, which cannot be pickled or copied."""
@@ -284,7 +302,11 @@ class PRISMCalculator(Calculator):
 
         def build(start: int) -> dict[tuple[float, float], list[CrystalGraph]]:
             part = structures[start : start + self.batch_size]
-            return {cutoffs: [_at(place, build_graph, one, *cutoffs) for place, one in part] for cutoffs in several}
+            found = {cutoffs: [_at(place, build_graph, one, *cutoffs) for place, one in part] for cutoffs in several}
+            for graphs in found.values():
+                for (place, _), graph in zip(part, graphs, strict=True):
+                    self._warn_of_doubts(place, graph)
+            return found
 
         starts = range(0, len(structures), self.batch_size)
         if not self._builds_ahead:
@@ -296,6 +318,13 @@ class PRISMCalculator(Calculator):
                 waiting.append(thread.submit(build, start))
                 yield waiting.pop(0).result()
             yield from (built.result() for built in waiting)
+
+    def _warn_of_doubts(self, place: str, graph: CrystalGraph) -> None:
+        """Warn of what is doubtful in a structure, once of each kind."""
+        for kind, text in doubts_of(graph).items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warn(f"{place}{text} (this calculator says so once)")
 
     def _knows(self, place: str, numbers: np.ndarray) -> bool:
         """Whether all models know all elements; if it is an error that one does not, that is raised."""

@@ -7,6 +7,7 @@ the program with its traceback and exit status 70. ``--traceback`` shows where a
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Å ends no work
     arguments = _parser().parse_args(argv)
     try:
         COMMANDS[arguments.command].run(arguments)

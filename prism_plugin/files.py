@@ -2,20 +2,70 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
 import gzip
+import io
 import json
+import lzma
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-__all__ = ["replaced", "truncate_after_last_line", "write_json", "write_json_gz", "write_table"]
+from prism_plugin.errors import PrismError
+
+__all__ = [
+    "open_text",
+    "replaced",
+    "shown",
+    "truncate_after_last_record",
+    "uncompressed_name",
+    "write_json",
+    "write_json_gz",
+    "write_table",
+]
 
 _BLOCK = 1 << 16
+_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as text that can be printed and kept: bytes of its name that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def uncompressed_name(path: Path) -> str:
+    """Return the name of a file without the suffix of its compression."""
+    return path.stem if path.suffix.lower() in _OPENERS else path.name
+
+
+@contextmanager
+def open_text(path: str | Path, errors: str = "strict") -> Iterator[IO[str]]:
+    """Open a text file, compressed or not, in UTF-8 or marked as UTF-16.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such text or damaged, also inside the block; names the file.
+    """
+    path = Path(path)
+    try:
+        with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as raw:
+            buffer = io.BufferedReader(raw)
+            marked = buffer.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            with io.TextIOWrapper(buffer, encoding="utf-16" if marked else "utf-8-sig", errors=errors) as file:
+                yield file
+    except UnicodeDecodeError as error:
+        raise PrismError(f"{shown(path)} is no text in UTF-8: {error}; save it as UTF-8") from error
+    except FileNotFoundError:
+        raise
+    except (EOFError, lzma.LZMAError, OSError, zlib.error) as error:
+        raise PrismError(f"{shown(path)} cannot be read, is truncated or damaged ({error}); fetch it again") from error
 
 
 @contextmanager
@@ -59,16 +109,13 @@ def write_json_gz(path: Path, content: Any) -> None:
         file.write(json.dumps(content).encode())
 
 
-def truncate_after_last_line(path: Path) -> None:
-    """Cut off what stands behind the last line feed of a file, reading no more than its end."""
+def truncate_after_last_record(path: Path) -> None:
+    """Cut off what stands behind the last whole record of a CSV file; a quoted line feed ends none."""
+    end, place, quotes = 0, 0, 0
     with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - _BLOCK)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                file.truncate(start + found + 1)
-                return
-            end = start
-        file.truncate(0)
+        for line in file:
+            place += len(line)
+            quotes += line.count(b'"')
+            if quotes % 2 == 0 and line.endswith(b"\n"):
+                end = place
+        file.truncate(end)

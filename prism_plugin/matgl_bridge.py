@@ -75,7 +75,12 @@ class SavedModel(MatGLModel):
             **kwargs: of matgl's own.
         """
         files = path if isinstance(path, dict) else _get_file_paths(Path(path), **kwargs)
-        model = super().load(files)
+        user_dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # in bfloat16 the weights would be rounded
+        try:
+            model = super().load(files)
+        finally:
+            torch.set_default_dtype(user_dtype)
         kept = json.loads(Path(files["model.json"]).read_text(encoding="utf-8")).get("metadata")
         rare = kept.get("rare_elements") if isinstance(kept, dict) else None
         model.rare_elements = rare if isinstance(rare, dict) else {}

@@ -282,16 +282,17 @@ class PRISM(SavedModel):
                 "model.cell_cutoff)"
             )
         self.check_elements(graph.elements)
-        if self.rare_elements:
-            self._warn_of_rare(graph.elements)
+        if rare := self.rare_among(graph.elements):
+            warn(rare)
         return graph.to(self.device, self.dtype)
 
-    def _warn_of_rare(self, elements: Iterable[int]) -> None:
-        """Warn of elements that the model has hardly seen."""
+    def rare_among(self, elements: Iterable[int]) -> str:
+        """Say which of some elements the model has hardly seen; an empty text if there is none."""
+        if not self.rare_elements:
+            return ""
         present = [chemical_symbols[number] for number in elements]
         rare = [f"{symbol} ({self.rare_elements[symbol]})" for symbol in present if symbol in self.rare_elements]
-        if rare:
-            warn(f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there")
+        return f"the model has seen few training crystals with {', '.join(rare)}: do not trust it there" if rare else ""
 
     def forward(self, g: Any, state_attr: Tensor | None = None, l_g: Any = None, **kwargs: Any) -> Tensor:
         """Predict the target of each crystal.

@@ -9,104 +9,35 @@ from __future__ import annotations
 
 import csv
 import json
-import lzma
 import multiprocessing
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
-from ase.io import iread
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread, weights_digest
-from prism_plugin.data.readers import OPENERS, parse_jsonl, read_structure_file, uncompressed_suffix
+from prism_plugin.data.sources import ABOUT, Source, iterate_structures, named_frames
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
-from prism_plugin.files import truncate_after_last_line, write_json, write_table
+from prism_plugin.files import truncate_after_last_record, write_json, write_table
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
+from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import load, model_folder
 
-__all__ = ["iterate_structures", "predict_files", "read_source"]
+__all__ = ["predict_files"]
 
-# What is read: a structure, a file that a worker shall read, or the reason why there is none.
-_Source: TypeAlias = Atoms | Path | ValueError
 _Row = tuple[str, ...]  # with the error at its end
 _CHUNK = 64
-_FRAMES = (".extxyz", ".xyz", ".traj", ".db", ".jsonl")
-
-
-def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, _Source]]:
-    """Iterate over files, the frames of trajectories and tables one by one.
-
-    Args:
-        paths: files of one structure (CIF, POSCAR, or whatever ASE reads), of many (``.extxyz``, ``.xyz``, ``.traj``,
-            ``.db``, ``.jsonl``; ``.jsonl`` also compressed), or folders of such files.
-
-    Yields:
-        A name (``path`` or ``path#number``) with a structure, a path that is not read yet, or an error.
-    """
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
-            yield from iterate_structures(sorted(files))
-            continue
-        if not path.is_file():
-            yield str(path), PrismError("no such file")
-            continue
-        suffix = uncompressed_suffix(path)
-        if suffix not in _FRAMES:
-            yield str(path), path
-            continue
-        number = 0
-        try:
-            for number, source in enumerate(_frames(path, suffix), start=1):
-                yield f"{path}#{number}", source
-        except (ValueError, OSError) as error:
-            yield f"{path}#{number + 1}", PrismError(f"{error}; the rest of this file was not read")
-
-
-def _frames(path: Path, suffix: str) -> Iterator[_Source]:
-    if suffix != ".jsonl":
-        try:
-            yield from iread(path, index=":")
-        except Exception as error:  # ASE raises whatever its parsers meet
-            raise PrismError(f"{type(error).__name__}: {error}") from error
-        return
-    with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-        try:
-            for line in file:
-                if line.strip():
-                    try:
-                        yield parse_jsonl(line)[0]
-                    except ValueError as error:
-                        yield error
-        except (EOFError, lzma.LZMAError, zlib.error) as error:
-            raise PrismError(f"truncated or damaged ({error})") from error
-
-
-def read_source(name: str, source: _Source) -> Atoms:
-    """Return the structure of what :func:`iterate_structures` found.
-
-    Raises:
-        ValueError: if there is none; says where and why.
-    """
-    try:
-        if isinstance(source, ValueError):
-            raise source
-        return read_structure_file(source) if isinstance(source, Path) else source
-    except ValueError as error:
-        raise PrismError(f"{name}: {error}") from error
 
 
 def predict_files(
@@ -125,8 +56,9 @@ def predict_files(
         model: name of a shipped model, folder of a saved one, or a list of these that predict one property: their
             mean is predicted, and in a column of its own the standard deviation of their predictions.
         out: the CSV; columns name, formula, atoms, the target with its unit, the same with ``_std`` for several models,
-            error. If it is there, what it has is kept and the rest is added. Beside it lies ``OUT.model.json``, by
-            which a table knows its models.
+            warnings (what is doubtful in a structure, elements that the model has hardly seen), error. If it is there,
+            what it has is kept and the rest is added. Beside it lies ``OUT.model.json``, by which a table knows its
+            models.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         devices: number of processes; each has a GPU of its own where ``device`` is CUDA. With more than one the calling
             script needs ``if __name__ == "__main__"``.
@@ -157,7 +89,7 @@ def predict_files(
     done = _open_table(out, loaded)
     counts = {"predicted": 0, "kept": 0, "failed": 0}
 
-    def new() -> Iterator[tuple[str, _Source]]:
+    def new() -> Iterator[tuple[str, Source]]:
         for name, source in iterate_structures(paths):
             if name in done:
                 counts["failed" if done[name] else "kept"] += 1
@@ -172,6 +104,10 @@ def predict_files(
         tqdm(desc="predict", unit="crystal", disable=not progress) as bar,
     ):
         for rows in _in_order(chunks, loaded, given, places):
+            before = [done[row[0]] for row in rows if row[0] in done]  # of a file with several, which is read again
+            rows = [row for row in rows if row[0] not in done]
+            counts["failed"] += sum(map(bool, before))
+            counts["kept"] += len(before) - sum(map(bool, before))
             csv.writer(file).writerows(rows)
             file.flush()
             failed = sum(bool(row[-1]) for row in rows)
@@ -188,15 +124,15 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]
-    header = ("name", "formula", "atoms", *values, "error")
-    beside = out.with_name(f"{out.name}.model.json")
+    header = ("name", "formula", "atoms", *values, "warnings", "error")
+    beside = out.with_name(out.name + ABOUT)
     if not out.exists():
         write_json(beside, about)
         write_table(out, [header])
         return {}
     if _read_json(beside) != about or _first_row(out) != list(header):
         raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
-    truncate_after_last_line(out)  # what was written last may have no end
+    truncate_after_last_record(out)  # what was written last may have no end
     with open(out, newline="", encoding="utf-8") as file:
         return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
 
@@ -215,7 +151,7 @@ def _first_row(table: Path) -> list[str] | None:
 
 
 def _in_order(
-    chunks: Iterator[list[tuple[str, _Source]]],
+    chunks: Iterator[list[tuple[str, Source]]],
     models: Sequence[PRISM],
     names: Sequence[str | Path],
     places: Sequence[str],
@@ -259,32 +195,45 @@ def _start(queue: Any, folders: Sequence[str], threads: int) -> None:
     _worker_models.extend(load(folder).to(place) for folder in folders)
 
 
-def _predict(chunk: Sequence[tuple[str, _Source]], models: Sequence[PRISM] | None = None) -> list[_Row]:
+def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None = None) -> list[_Row]:
     models = models or _worker_models
     if not models:
         raise RuntimeError("the worker process has no model")
     graphs: dict[tuple[float, float], list[CrystalGraph]] = {model.cutoffs: [] for model in models}
-    about: list[tuple[str, str, str]] = []  # formula, atoms, why there is no prediction
-    for name, source in chunk:
+    about: list[tuple[str, ...]] = []  # name, formula, atoms, doubts, why there is no prediction
+    for name, frame in chain.from_iterable(
+        named_frames(source) if isinstance(source, Path) else [(name, source)] for name, source in chunk
+    ):
         try:
-            atoms = read_source(name, source)
-            structure = read_structure(atoms)
+            if isinstance(frame, PrismError):
+                raise frame
+            structure = read_structure(frame.atoms)
             built = {cutoffs: build_graph(structure, *cutoffs) for cutoffs in graphs}
+            doubts = list(frame.doubts)
             for model in models:
                 model.check_elements(built[model.cutoffs].crystals.elements)
-        except (ValueError, OSError) as error:
+                doubts += doubts_of(built[model.cutoffs]).values()
+                doubts += filter(None, [model.rare_among(built[model.cutoffs].crystals.elements)])
+        except (ValueError, OSError, MemoryError) as error:
             reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
-            about.append(("", "", " ".join(reason[:500].split())))
+            about.append((name, "", "", "", " ".join(reason[:500].split())))
         else:
             for cutoffs, graph in built.items():
                 graphs[cutoffs].append(graph)
-            about.append((atoms.get_chemical_formula(mode="metal", empirical=True), str(len(atoms)), ""))
+            formula = frame.atoms.get_chemical_formula(mode="metal", empirical=True)
+            about.append((name, formula, str(len(structure)), "; ".join(dict.fromkeys(doubts)), ""))
     each = [model.predict_graphs(graphs[model.cutoffs], len(chunk)) for model in models]
     columns = [
         values for values in mean_and_spread([answer.double().cpu().numpy() for answer in each]) if values is not None
     ]
     values = iter(np.transpose(columns).tolist())
-    return [
-        (name, formula, atoms, *([""] * len(columns) if reason else [f"{value:.8g}" for value in next(values)]), reason)
-        for (name, _), (formula, atoms, reason) in zip(chunk, about, strict=True)
-    ]
+    rows: list[_Row] = []
+    for name, formula, atoms, of_structure, reason in about:
+        numbers = [float("nan")] * len(columns) if reason else next(values)
+        if reason or np.isfinite(numbers).all():
+            why = reason
+        else:
+            why = "the prediction is not finite: the model is damaged, or cannot treat this structure"
+        texts = [""] * len(columns) if why else [f"{number:.8g}" for number in numbers]
+        rows.append((name, formula, atoms, *texts, of_structure, why))
+    return rows

@@ -110,7 +110,8 @@ class DataOptions:
 
     preset: Text | None = option("an experiment of the paper: see prism presets", default=None, metavar="NAME")
     data: Text = option(
-        ".jsonl or .extxyz file (also .xz, .gz); folder with id_prop.csv and structure files; or a data set: "
+        ".jsonl or .extxyz file (also .xz, .gz); .csv or folder with id_prop.csv, and structure files; .json of "
+        "pymatgen; .db or .traj of ASE; or a data set: "
         "emt-alloys, emt-alloys-pes, jarvis, mp2018, matbench_... (prism info lists them)",
         default="",
     )
@@ -121,6 +122,9 @@ class DataOptions:
         metavar="FILE",
     )
     skip_missing: Flag = option("leave out rows without the target", default=False)
+    energy_key: Text | None = option("what a file calls energies, such as REF_energy", default=None, metavar="KEY")
+    forces_key: Text | None = option("what it calls forces", default=None, metavar="KEY")
+    stress_key: Text | None = option("what it calls stresses", default=None, metavar="KEY")
     init: Text | None = option(
         "start from this model: a folder, the name of a shipped one, or OWNER/NAME on the Hub",
         default=None,

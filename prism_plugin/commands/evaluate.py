@@ -39,20 +39,22 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.tasks import TASKS
     from prism_plugin.tasks.scores import format_scores
     from prism_plugin.training import evaluate
-    from prism_plugin.training.job import load_parts
+    from prism_plugin.training.job import label_keys, load_parts
 
     model = load(arguments.model).to(find_device(arguments.device))
     own = TASKS[model.task].target_name(model)
     target = arguments.target or own
     named = arguments.data in DATASETS
+    keys = label_keys(vars(arguments))
     if all(value is None for value in (arguments.part, arguments.splits, arguments.fold)) and not named:
-        parts = {"all": read_records(arguments.data, target, arguments.skip_missing)}
+        parts = {"all": read_records(arguments.data, target, arguments.skip_missing, keys)}
     else:
         seed = arguments.seed
         if seed is None:  # then crystals that the model was trained on are not in its test part
             seed = saved_metadata(arguments.model).get("settings", {}).get("seed", 0)
         names = ("fold", "splits", "skip_missing")
-        divided = load_parts(arguments.data, target, seed=seed, **{name: getattr(arguments, name) for name in names})
+        given = {name: getattr(arguments, name) for name in names}
+        divided = load_parts(arguments.data, target, seed=seed, keys=keys, **given)
         part = arguments.part or "test"
         if part not in divided:
             raise PrismError(f"no part {part!r}; choose one of: {', '.join(divided)}")

@@ -88,6 +88,8 @@ def add_parts(parser: Any) -> None:
         help='JSON with the names of each part: {"train": [...], "val": [...], "test": [...]}',
     )
     add("--skip-missing", action="store_true", help="leave out rows without the target")
+    for name in ("energy", "forces", "stress"):
+        add(f"--{name}-key", metavar="KEY", help=f"what a file calls its {name}")
 
 
 def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:

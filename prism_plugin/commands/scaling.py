@@ -36,15 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Count, fit and draw."""
     import numpy as np
 
+    from prism_plugin.data.sources import read_structures
     from prism_plugin.devices import find_device
     from prism_plugin.edge_counts import count_edges, fit_edges, format_fits, write_scaling
-    from prism_plugin.prediction import iterate_structures, read_source
     from prism_plugin.pretrained import load
 
     if arguments.seed < 0:
         raise PrismError(f"--seed must be at least 0, got {arguments.seed}")
     model = load(arguments.model).to(find_device(arguments.device))
-    structures = [read_source(name, source) for name, source in iterate_structures(arguments.files)]
+    structures = list(read_structures(arguments.files))
     if 0 < arguments.crystals < len(structures):
         chosen = np.random.default_rng(arguments.seed).choice(len(structures), arguments.crystals, replace=False)
         structures = [structures[index] for index in chosen]

@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     what.add_argument("--config", metavar="FILE", help="TOML or JSON file of these options (docs/options.md)")
     add_options(what, DataOptions, ("preset", "data"))
     add_options(what, TrainingSettings, ("target", "unit"))
-    add_options(what, DataOptions, ("fold", "splits", "skip_missing", "init"))
+    add_options(what, DataOptions, ("fold", "splits", "skip_missing", "energy_key", "forces_key", "stress_key", "init"))
     place = train.add_argument_group("the run")
     where = place.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="RUN", help="run folder")

@@ -8,6 +8,7 @@ from prism_plugin.data.loading import EnergyLabels, GraphDataset, make_datasets,
 from prism_plugin.data.readers import read_records
 from prism_plugin.data.records import Record
 from prism_plugin.data.splits import assign_splits, split_records
+from prism_plugin.data.structure_files import read_structure_file
 from prism_plugin.tasks import PES
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "make_datasets",
     "make_loader",
     "read_records",
+    "read_structure_file",
     "rotate_batch",
     "split_records",
 ]

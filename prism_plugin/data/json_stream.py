@@ -52,7 +52,7 @@ class _Reader:
         self.decoder = json.JSONDecoder()
 
     def _more(self) -> bool:
-        block = self.file.read(1 << 20)
+        block = self.file.read(max(1 << 20, len(self.text)))  # doubled, so that a long value is not decoded for ever
         self.text, self.place = self.text[self.place :] + block, 0
         return bool(block)
 

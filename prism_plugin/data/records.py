@@ -22,7 +22,7 @@ class Record:
     """One crystal with its target.
 
     Attributes:
-        atoms: the structure.
+        atoms: the structure; one of pymatgen is turned into ASE's.
         target: the number to predict.
         name: what to call it in logs and tables.
         split: ``"train"``, ``"val"``, ``"test"``, or None where the file does not say.
@@ -31,7 +31,8 @@ class Record:
             ASE's xx, yy, zz, yz, xz, xy. None if unknown.
 
     Raises:
-        ValueError: if forces or stress have another shape, or are no finite numbers.
+        TypeError: if the structure is none.
+        ValueError: if it is bad, forces or stress have another shape, or are no finite numbers.
     """
 
     atoms: Atoms
@@ -56,7 +57,9 @@ class Record:
         return self
 
     def __post_init__(self) -> None:
-        """Check forces and stress, and take them in float64."""
+        """Read the structure of pymatgen; check forces and stress, and take them in float64."""
+        if not isinstance(self.atoms, Atoms):
+            object.__setattr__(self, "atoms", read_structure(self.atoms).atoms())
         for name, shapes in (("forces", ((len(self.atoms), 3),)), ("stress", ((3, 3), (6,), (9,)))):
             given = getattr(self, name)
             if given is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from prism_plugin.data.records import Record
 from prism_plugin.errors import PrismError
+from prism_plugin.files import open_text
 
 __all__ = ["SPLITS", "assign_splits", "split_records"]
 
@@ -28,7 +29,8 @@ def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
         ValueError: if it is no such JSON, lists a name twice, or one that no record has.
     """
     try:
-        listed = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_text(path) as file:
+            listed = json.load(file)
         names = [(str(name), part) for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))]
     except (ValueError, TypeError, AttributeError) as error:
         raise PrismError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
@@ -53,7 +55,7 @@ def split_records(
             goes to train, whatever its turn.
 
     Raises:
-        ValueError: if only some records name a split, or train or val would be empty.
+        ValueError: if only some records name a split, a name is in two parts, or train or val would be empty.
     """
     if seed < 0:
         raise PrismError(f"a seed is a whole number of at least 0, got {seed}")
@@ -77,6 +79,7 @@ def split_records(
             if split == "train":
                 known |= elements
             parts[split].append(records[index])
+    _check_twins(parts)
     for split in ("train", "val"):
         if not parts[split]:
             remedy = (
@@ -84,3 +87,15 @@ def split_records(
             )
             raise PrismError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
     return parts
+
+
+def _check_twins(parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError if a name is in two parts, by which a model would be scored on what it has learned."""
+    part_of: dict[str, str] = {}
+    for part, records in parts.items():
+        for record in records:
+            if part_of.setdefault(record.name, part) != part:
+                raise PrismError(
+                    f"the name {record.name!r} is in the parts {part_of[record.name]} and {part}: give each crystal a "
+                    "name of its own, or name the parts (a key split, or --splits)"
+                )

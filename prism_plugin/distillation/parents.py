@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from prism_plugin.data.readers import opened_text, read_jsonl, uncompressed_suffix
+from prism_plugin.data.sources import iterate_structures, named_frames
+from prism_plugin.data.structure_files import is_series
 from prism_plugin.errors import PrismError
 
 __all__ = ["Parents", "balanced_order", "read_parents"]
@@ -46,7 +47,7 @@ def read_parents(path: str | Path, elements: Collection[str], max_atoms: int) ->
     """Read the crystals of a file or folder that may be parents.
 
     Args:
-        path: what :func:`~prism_plugin.prediction.iterate_structures` reads. Where the rows of a ``.jsonl`` or the
+        path: what :func:`~prism_plugin.data.sources.iterate_structures` reads. Where the rows of a ``.jsonl`` or the
             frames of an ``.extxyz`` name a ``split``, only ``"train"`` is taken.
         elements: symbols that the teacher knows.
         max_atoms: larger crystals are left out.
@@ -100,13 +101,9 @@ def _why_not(split: str | None, atoms: Atoms, elements: Collection[str], max_ato
 
 def _rows(path: Path) -> Iterator[tuple[str, str | None, Atoms]]:
     """Names, splits and structures."""
-    if path.is_dir() or uncompressed_suffix(path) != ".jsonl":
-        from prism_plugin.prediction import iterate_structures, read_source  # imports models, which takes seconds
-
-        for name, source in iterate_structures([path]):
-            atoms = read_source(name, source)
-            yield str(atoms.info.get("id", Path(name).name)), atoms.info.get("split"), atoms
-        return
-    with opened_text(path) as file:
-        for _, name, split, atoms, _ in read_jsonl(file, path):
-            yield name, split, atoms
+    for source_name, source in iterate_structures([path]):
+        frames = named_frames(source) if isinstance(source, Path) else [(source_name, source)]
+        for name, frame in frames:
+            if isinstance(frame, PrismError):
+                raise frame
+            yield (frame.name if is_series(path) else Path(name).name), frame.values.get("split"), frame.atoms

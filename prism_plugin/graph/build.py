@@ -10,9 +10,9 @@ import torch
 
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
-from prism_plugin.graph.lattice import lattice_translations, reduced_basis
+from prism_plugin.graph.lattice import folded, lattice_translations, reduced_basis
 from prism_plugin.graph.neighbors import find_neighbors
-from prism_plugin.graph.structure import SHORTEST_DISTANCE, read_structure
+from prism_plugin.graph.structure import check_distances, read_structure
 
 __all__ = ["build_graph"]
 
@@ -27,12 +27,12 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
         cell_cutoff: radius of the cell edges, Å.
 
     Returns:
-        The graph, in float64, on the CPU.
+        The graph, in float64, on the CPU. Atoms more than a cell outside their cell are folded into it.
 
     Raises:
         TypeError: if ``structure`` is of another class.
         ValueError: if a cutoff is not positive, or the structure is empty, disordered, not finite, flat, of unknown
-            elements, or has two atoms within 0.1 Å.
+            elements, in another unit than Å, or has two atoms within a quarter of the sum of their covalent radii.
 
     Example:
         >>> from ase.build import bulk
@@ -44,16 +44,12 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
         if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
             raise PrismError(f"{name} must be a positive number of Å, got {value!r}")
     found = read_structure(structure)
-    positions, lattice, pbc = found.positions, found.lattice, found.pbc
+    lattice, pbc = found.lattice, found.pbc
+    positions = folded(found.positions, lattice, pbc)
     index, image = find_neighbors(positions, lattice, pbc, cutoff)
     vector = positions[index[1]] + image @ lattice - positions[index[0]]
     distance = np.linalg.norm(vector, axis=1)
-    if len(distance) and distance.min() < SHORTEST_DISTANCE:
-        edge = int(distance.argmin())
-        raise PrismError(
-            f"atoms {index[0, edge]} and {index[1, edge]} lie on top of each other ({distance[edge]:.4f} Å apart); "
-            "remove the duplicate"
-        )
+    check_distances(found.numbers, index, distance)
     cell_image = lattice_translations(lattice, cell_cutoff, pbc)
     return CrystalGraph(
         CrystalBatch(

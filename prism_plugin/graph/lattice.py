@@ -12,7 +12,7 @@ import torch
 from ase.geometry import minkowski_reduce
 from torch import Tensor
 
-__all__ = ["lattice_translations", "reduced_bases", "reduced_basis", "times_matrix"]
+__all__ = ["folded", "lattice_translations", "reduced_bases", "reduced_basis", "times_matrix"]
 
 
 def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) -> np.ndarray:
@@ -43,6 +43,24 @@ def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) ->
     length = np.linalg.norm(coefficients @ rows, axis=1)
     translations = coefficients[(length <= cutoff) & coefficients.any(axis=1)] @ reduction
     return translations[np.lexsort(translations.T[::-1])]
+
+
+def folded(positions: np.ndarray, lattice: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Fold atoms that are more than a cell outside into the cell; all others stay to the bit.
+
+    A neighbor search takes memory and time for every cell between an atom and the others, and float32 loses digits.
+
+    Args:
+        positions: Cartesian, Å, shape ``(atoms, 3)``.
+        lattice: rows in Å, shape ``(3, 3)``, of full rank.
+        pbc: periodic flags, shape ``(3,)``.
+
+    Returns:
+        Positions in Å, shape ``(atoms, 3)``.
+    """
+    cells = np.floor(positions @ np.linalg.inv(lattice)) * np.asarray(pbc, dtype=bool)
+    cells[(np.abs(cells) <= 1).all(axis=1)] = 0
+    return positions - cells @ lattice if cells.any() else positions
 
 
 def reduced_basis(lattice: np.ndarray, pbc: np.ndarray) -> np.ndarray:

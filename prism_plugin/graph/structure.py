@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,15 +10,25 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.cell import Cell
-from pymatgen.core import Element, IMolecule, IStructure
+from ase.data import chemical_symbols, covalent_radii
+from pymatgen.core import Composition, Element, IMolecule, IStructure
 
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.lattice import reduced_basis
 
-__all__ = ["SHORTEST_DISTANCE", "Structure", "read_structure"]
+__all__ = ["Structure", "check_distances", "read_structure"]
 
 # Two atoms nearer than this (Å) are one atom entered twice; the shortest bond known, H-H, has 0.74 Å.
 SHORTEST_DISTANCE = 0.1
+# In 5,700 crystals of Materials Project no pair is nearer than 0.63 times the sum of its covalent radii; in its cores
+# no formula for crystals holds.
+_SHORTEST_PART = 0.25
+# Beyond these (Å^3 per atom, Å) a cell is in another unit than Å; a molecule in a box of 50 Å is far from them.
+_LARGEST_VOLUME = 1e6
+_LONGEST_VECTOR = 1e4
+# Beyond this (Å) a position has too few digits left.
+_FARTHEST = 1e10
+_ORDERED = 1e-8  # as pymatgen has it
 # A cell whose volume is below this part of the product of its edge lengths is flat: no crystal comes near it.
 _FLAT = 1e-4
 # Where not periodic, the neighbor search divides the box of the atoms into cubes of the cutoff's size.
@@ -58,21 +69,49 @@ class Structure:
 
 
 def _read_pymatgen(structure: IStructure | IMolecule) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    if not structure.is_ordered:
-        site = next(site for site in structure if not site.is_ordered)
-        raise PrismError(
-            f"the structure is disordered: site {site.species_string!r} has partial occupancy; "
-            "PRISM needs one atom per site, so order it first (pymatgen's OrderDisorderedStructureTransformation)"
-        )
-    symbols = [getattr(site.specie, "symbol", str(site.specie)) for site in structure]
-    unknown = [symbol for symbol in symbols if not Element.is_valid_symbol(symbol)]
-    if unknown:
-        raise PrismError(f"unknown element {unknown[0]!r}; use chemical elements, no dummy species")
-    numbers = np.array([Element(symbol).Z for symbol in symbols], dtype=np.int64)
+    numbers = np.array([_only_element(site.species) for site in structure], dtype=np.int64)
     if isinstance(structure, IMolecule):
         return numbers, np.asarray(structure.cart_coords), np.zeros((3, 3)), np.zeros(3, dtype=bool)
     lattice = structure.lattice
     return numbers, np.asarray(structure.cart_coords), np.asarray(lattice.matrix), np.array(lattice.pbc, dtype=bool)
+
+
+def _only_element(species: Composition) -> int:
+    """Atomic number of a site that is one atom, of whatever valences or isotopes."""
+    parts: dict[int, float] = {}
+    for one, amount in species.items():
+        symbol = getattr(one, "symbol", str(one))
+        if not Element.is_valid_symbol(symbol):
+            raise PrismError(f"unknown element {symbol!r}; use chemical elements, no dummy species")
+        number = Element(symbol).Z
+        parts[number] = parts.get(number, 0.0) + amount
+    _check_occupancy({chemical_symbols[number]: amount for number, amount in parts.items()})
+    return next(iter(parts))
+
+
+def _check_occupancy(parts: Mapping[str, float]) -> None:
+    """Raise ValueError unless there is one whole atom of one element."""
+    if len(parts) == 1 and abs(sum(parts.values()) - 1) <= _ORDERED:
+        return
+    site = ", ".join(f"{symbol}:{amount:.10g}" for symbol, amount in parts.items())
+    raise PrismError(
+        f"the structure is disordered: site {site!r} has partial occupancy; "
+        "PRISM needs one atom per site, so order it first (pymatgen's OrderDisorderedStructureTransformation)"
+    )
+
+
+def _check_ase_occupancies(atoms: Atoms) -> None:
+    """Raise ValueError if ASE read a disordered CIF, of which it keeps the first element of each site."""
+    kinds = atoms.info.get("occupancy")
+    if not isinstance(kinds, Mapping):
+        return
+    present = {str(kind) for kind in atoms.arrays.get("spacegroup_kinds", kinds)}
+    for kind, parts in kinds.items():
+        if str(kind) in present and isinstance(parts, Mapping):
+            try:
+                _check_occupancy(parts)
+            except PrismError as error:
+                raise PrismError(f"{error}; if the atoms are, delete atoms.info['occupancy']") from error
 
 
 def read_structure(structure: Any) -> Structure:
@@ -88,6 +127,7 @@ def read_structure(structure: Any) -> Structure:
     if isinstance(structure, Structure):
         return structure
     if isinstance(structure, Atoms):
+        _check_ase_occupancies(structure)
         parts = (
             structure.numbers.astype(np.int64),
             structure.positions.astype(np.float64),
@@ -129,6 +169,21 @@ def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.nda
             f"every atom lies on top of its own image, {np.linalg.norm(rows, axis=1).min():.4f} Å away: the lattice "
             f"{lattice[pbc].tolist()} is too small; is it in Å?"
         )
+    if len(rows) and np.linalg.norm(rows, axis=1).max() > _LONGEST_VECTOR:
+        raise PrismError(
+            f"the lattice has a vector of {np.linalg.norm(rows, axis=1).max():.4g} Å, more than {_LONGEST_VECTOR:.0f} "
+            "Å: is it in Å?"
+        )
+    if pbc.all() and abs(np.linalg.det(lattice)) > _LARGEST_VOLUME * len(numbers):
+        raise PrismError(
+            f"the cell has {abs(np.linalg.det(lattice)) / len(numbers):.4g} Å^3 per atom, more than "
+            f"{_LARGEST_VOLUME:.0f}: is it in Å?"
+        )
+    if np.abs(positions).max() > _FARTHEST:
+        raise PrismError(
+            f"an atom is {np.abs(positions).max():.4g} Å from the origin, where its position has no digits left; "
+            "wrap it into the cell"
+        )
     if not pbc.all() and np.ptp(positions, axis=0).max() > _LARGEST_EXTENT:
         raise PrismError(
             f"the atoms spread over {np.ptp(positions, axis=0).max():.0f} Å, more than {_LARGEST_EXTENT:.0f} Å along a "
@@ -143,3 +198,29 @@ def _flatness(rows: np.ndarray) -> float:
         return 0.0
     units = rows / lengths[:, None]
     return float(np.sqrt(max(np.linalg.det(units @ units.T), 0.0)))
+
+
+def check_distances(numbers: np.ndarray, index: np.ndarray, distance: np.ndarray) -> None:
+    """Raise ValueError if two atoms lie on top of each other.
+
+    Args:
+        numbers: atomic numbers, shape ``(atoms,)``.
+        index: pairs of atoms, shape ``(2, pairs)``.
+        distance: Å, shape ``(pairs,)``.
+    """
+    radii = covalent_radii[numbers]
+    least = np.maximum(_SHORTEST_PART * (radii[index[0]] + radii[index[1]]), SHORTEST_DISTANCE)
+    if not (distance < least).any():
+        return
+    pair = int(np.argmin(distance / least))
+    first, second = index[:, pair]
+    if first == second:
+        raise PrismError(
+            f"atom {first} ({chemical_symbols[numbers[first]]}) lies on top of its own image, {distance[pair]:.4f} Å "
+            "away: the lattice is too small; is it in Å?"
+        )
+    raise PrismError(
+        f"atoms {first} and {second} lie on top of each other ({chemical_symbols[numbers[first]]} and "
+        f"{chemical_symbols[numbers[second]]}, {distance[pair]:.4f} Å apart); remove the duplicate, or is the lattice "
+        "in another unit than Å?"
+    )

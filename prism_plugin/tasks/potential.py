@@ -18,6 +18,7 @@ from prism_plugin.tasks.scores import Scores, check_finite, rms
 from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from torch import Tensor
 
     from prism_plugin.data.loading import EnergyLabels, GraphDataset
@@ -31,6 +32,7 @@ __all__ = ["PES", "WEIGHTS", "Potential", "PotentialLoss", "score_potential"]
 PES = "pes"  # the target of this name is energy, forces and, where there is one, stress
 WEIGHTS = {"energy": 40.0, "forces": 1.0, "stress": 0.5}
 _LARGEST_FORCE = 1000.0  # eV/Å
+_LARGEST_STRESS = 6.0  # eV/Å^3; some 1,000 GPa
 
 
 @dataclass
@@ -108,9 +110,14 @@ class Potential(Task):
         if settings.recompute:
             raise PrismError("recompute is not for potentials: forces need the activations of all edges twice")
 
-    def read_label(self, row: Mapping[str, Any], target: str) -> tuple[Any, dict[str, Any]]:
+    def read_label(self, row: Mapping[str, Any], target: str, atoms: Atoms) -> tuple[Any, dict[str, Any]]:
         """Read energy, forces and stress of a crystal from the values of its row."""
         gradients = {key: row.get(key) for key in ("forces", "stress")}
+        virial = row.get("virial", row.get("virials"))
+        if virial is not None and gradients["stress"] is None:
+            if not atoms.cell.volume:
+                raise PrismError("a virial needs a cell with a volume")
+            gradients["stress"] = -np.asarray(virial, dtype=float) / atoms.cell.volume
         return None if gradients["forces"] is None else row.get("energy"), gradients
 
     def label_words(self, target: str) -> tuple[str, str]:
@@ -134,6 +141,12 @@ class Potential(Task):
                     raise PrismError(
                         f"crystal {record.name!r} of the {split} part has a force of {largest:.3g} eV/Å: is it "
                         "broken, or in another unit? Remove or convert it"
+                    )
+                if record.stress is not None and np.abs(record.stress).max() > _LARGEST_STRESS:
+                    raise PrismError(
+                        f"crystal {record.name!r} of the {split} part has a stress of "
+                        f"{np.abs(record.stress).max():.3g} eV/Å^3: is it in GPa or kbar? Convert it "
+                        "(1 GPa = 0.00624 eV/Å^3)"
                     )
         if any(record.stress is not None for record in parts["train"]):
             return

@@ -15,7 +15,11 @@ from prism_plugin.files import write_table
 from prism_plugin.tasks.scores import Scores, check_finite, rms
 from prism_plugin.tasks.task import CALIBRATED_ON, Loss, Task, check_initial_model
 
+# What other parts of the package or a data set know; a property may have any other.
+UNITS = ("eV", "eV/atom", "meV/atom", "GPa", "log10(GPa)", "1/cm")
+
 if TYPE_CHECKING:
+    from ase import Atoms
     from torch import Tensor
 
     from prism_plugin.data.loading import GraphDataset
@@ -68,8 +72,11 @@ class Regression(Task):
             raise PrismError("element_refs are for potentials (target 'pes'); properties have mean and std")
         if settings.weights:
             raise PrismError(f"weights are for the target 'pes'; the loss of {settings.target!r} has one part only")
+        meant = {unit.lower(): unit for unit in UNITS}.get("".join(settings.unit.lower().split()), settings.unit)
+        if meant != settings.unit:
+            raise PrismError(f"unknown unit {settings.unit!r}; did you mean {meant!r}?")
 
-    def read_label(self, row: Mapping[str, Any], target: str) -> tuple[Any, dict[str, Any]]:
+    def read_label(self, row: Mapping[str, Any], target: str, atoms: Atoms) -> tuple[Any, dict[str, Any]]:
         """Read the target of a crystal from the values of its row."""
         return row.get(target), {}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from prism_plugin.errors import PrismError
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from torch import Tensor
 
     from prism_plugin.data.loading import GraphDataset
@@ -78,7 +79,7 @@ class Task(ABC):
         """Raise ValueError if the settings of a training do not fit the task."""
 
     @abstractmethod
-    def read_label(self, row: Mapping[str, Any], target: str) -> tuple[Any, dict[str, Any]]:
+    def read_label(self, row: Mapping[str, Any], target: str, atoms: Atoms) -> tuple[Any, dict[str, Any]]:
         """Read the label of a crystal from the values of its row.
 
         Returns:

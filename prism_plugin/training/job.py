@@ -18,7 +18,7 @@ from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.download import cache_home
 from prism_plugin.data.records import elements_of
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import open_text, replaced
 from prism_plugin.preset import presets
 from prism_plugin.pretrained import available_models
 from prism_plugin.schema import changed, check_values, described, did_you_mean, resumable
@@ -26,7 +26,7 @@ from prism_plugin.settings import DataOptions, TrainingSettings
 from prism_plugin.tasks import task_of_target
 from prism_plugin.tasks.regression import Regression
 
-__all__ = ["Job", "load_parts", "read_config"]
+__all__ = ["Job", "label_keys", "load_parts", "read_config"]
 
 _CONFIG = "config.json"
 _SETTINGS = tuple(described(TrainingSettings))
@@ -49,7 +49,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_text(path) as file:
+            text = file.read()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise PrismError(f"the config file {str(path)!r} is no {path.suffix[1:] or 'toml'}: {error}") from error
@@ -130,7 +131,9 @@ class Job:
         """Read or download the data, and divide them; give the settings, completed by what only the data tell."""
         names = ("fold", "splits", "skip_missing")
         some = {name: self.values[name] for name in names if name in self.values}
-        parts = load_parts(self.values["data"], self.settings.target, seed=self.settings.seed, **some)
+        parts = load_parts(
+            self.values["data"], self.settings.target, seed=self.settings.seed, keys=label_keys(self.values), **some
+        )
         if str(self.values["data"]) not in DATASETS or "init" in self.values:
             return self.settings, parts
         return self.settings_for(parts), parts
@@ -179,6 +182,12 @@ class Job:
         return replace(job, values={**job.values, **preset})
 
 
+def label_keys(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a file calls its labels, of the options ``energy_key``, ``forces_key`` and ``stress_key``."""
+    given = {name: values.get(f"{name}_key") for name in ("energy", "forces", "stress")}
+    return {name: key for name, key in given.items() if key is not None}
+
+
 def _target(values: Mapping[str, Any]) -> str | None:
     """Return what is to be predicted: as given, or the only target of a data set."""
     known = DATASETS.get(values.get("data", ""))
@@ -193,6 +202,7 @@ def load_parts(
     splits: str | Path | None = None,
     skip_missing: bool = False,
     seed: int = 0,
+    keys: Mapping[str, str] | None = None,
 ) -> dict[str, list[Record]]:
     """Load crystals of a named data set, or of a file or folder, in their parts.
 
@@ -204,6 +214,7 @@ def load_parts(
         splits: JSON file with the names of each part (:func:`~prism_plugin.data.assign_splits`).
         skip_missing: leave out rows of a file without the target.
         seed: of the split, where neither the data nor ``splits`` say it.
+        keys: what a file calls ``"energy"``, ``"forces"`` or ``"stress"``.
 
     Returns:
         Records of ``"train"``, ``"val"`` and ``"test"``.
@@ -213,6 +224,8 @@ def load_parts(
         ValueError: if data or options are bad.
     """
     if str(data) in DATASETS:
+        if keys:
+            raise PrismError(f"the data set {str(data)!r} knows its own names: leave {', '.join(keys)} out")
         parts = load_named(str(data), target, fold, seed)
         if splits is None:
             return parts
@@ -220,5 +233,5 @@ def load_parts(
     else:
         if fold is not None:
             raise PrismError("only Matbench tasks have folds; leave --fold out, or give --splits")
-        records = read_records(data, target, skip_missing)
+        records = read_records(data, target, skip_missing, keys)
     return split_records(records if splits is None else assign_splits(records, splits), seed)

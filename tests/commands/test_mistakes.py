@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.build import bulk
+from ase.io import write
 
 from prism_plugin import cli
 from tests.conftest import alloy_file, small_model
@@ -24,6 +30,8 @@ def data(tmp_path: Path) -> Path:
         (["--optimizer", "torch.optim.SGD", "--option", "lr=-1"], "refuses its options {'lr': -1}"),
         (["--optimizer", "torch.optim.Nothing"], "cannot import the optimizer"),
         (["--optimizer", "rod-flow", "--option", "like=adamw"], "unknown like 'adamw'; choose one of: 'gd'"),
+        (["--unit", "ev/atom"], "unknown unit 'ev/atom'; did you mean 'eV/atom'?"),
+        (["--unit", "gpa"], "did you mean 'GPa'?"),
         (["--seed", "-1"], "seed must be a whole number of at least 0"),
         (["--device", "tpu"], "unknown device 'tpu'"),
     ],
@@ -62,3 +70,35 @@ def test_a_run_whose_settings_are_damaged(data: Path, tmp_path: Path, capsys) ->
     (run / "settings.json").write_text("{")
     assert cli.main(["train", "--resume", str(run), "--epochs", "2"]) == 2
     assert "is missing or damaged" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_is_found_before_the_work(data: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "folder", tmp_path / "file" / "t.csv"):
+        assert cli.main(["predict", str(data), "--out", str(out)]) == 2
+        assert "predict:" not in capsys.readouterr().err  # no progress bar began
+
+
+def test_a_terminal_without_our_letters_ends_no_work(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "prism_plugin.cli", "train", "--data", str(data), "--target", "e", "--epochs", "1"]
+    sizes = ["--set", "dim=8", "--set", "num_layers=1", "--unit", "eV/Å", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run([*command, *sizes], capture_output=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"eV/" in result.stdout
+
+
+def test_labels_in_other_units_are_refused(tmp_path: Path, capsys) -> None:
+    atoms = bulk("Cu") * (2, 1, 1)
+    frames = []
+    for number in range(12):
+        atoms.info = {"REF_energy": -3.0, "stress": np.full((3, 3), 7.0), "id": f"a{number}"}
+        atoms.arrays["REF_forces"] = np.full((2, 3), 0.1)
+        frames.append(atoms.copy())
+    write(tmp_path / "x.extxyz", frames)
+    command = ["train", "--data", str(tmp_path / "x.extxyz"), "--target", "pes", "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 2
+    assert "none of the 12 rows has the pair 'energy' and 'forces'; there are: REF_forces" in capsys.readouterr().err
+    assert cli.main([*command, "--energy-key", "REF_energy", "--forces-key", "REF_forces"]) == 2
+    assert "has a stress of 7 eV/Å^3: is it in GPa or kbar?" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from ase.build import bulk
 from ase.io import write
 
 from prism_plugin import PRISM, PRISMCalculator, cli
+from prism_plugin.data import read_structure_file
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.data.readers import read_structure_file
+from prism_plugin.data.sources import iterate_structures
 from prism_plugin.edge_counts import count_edges, fit_edges
 from prism_plugin.graph.build import build_graph
-from prism_plugin.prediction import iterate_structures, predict_files
+from prism_plugin.prediction import predict_files
 from prism_plugin.pretrained import COMMITTEE, load
 from tests.conftest import small_model
 
@@ -55,19 +57,20 @@ def test_every_structure_has_a_row_and_a_bad_one_a_reason(files, tmp_path) -> No
     out = tmp_path / "table.csv"
     counts = predict_files([files, tmp_path / "nowhere.cif"], "prism-mp2018-eform", out, progress=False, batch_size=3)
     rows = read(out)
-    assert counts == {"predicted": 6, "kept": 0, "failed": 7}
-    assert list(rows[0]) == ["name", "formula", "atoms", "formation_energy (eV/atom)", "error"]
-    assert [row["formula"] for row in rows if not row["error"]] == ["NaCl", "MgO", "Cu", "Al", "Si", "Fe"]
+    assert counts == {"predicted": 9, "kept": 0, "failed": 7}
+    assert list(rows[0]) == ["name", "formula", "atoms", "formation_energy (eV/atom)", "warnings", "error"]
+    formulas = [row["formula"] for row in rows if not row["error"]]
+    assert formulas == ["NaCl", "MgO", "Cu", "Al", "Si", "Fe", "Cu", "Al", "Si"]
     model = load()
     value = float(rows[0]["formation_energy (eV/atom)"])
     assert value == pytest.approx(float(model.predict_structure(bulk("NaCl", "rocksalt", a=5.64))), abs=1e-5)
     reasons = {row["name"].removeprefix(f"{files}/"): row["error"] for row in rows if row["error"]}
     for name, reason in {
-        "b.cif": "b.cif cannot be read: ValueError: Invalid CIF file",
+        "b.cif": "b.cif cannot be read: there is no structure in it",
         "e.jsonl#2": "atoms 0 and 1 lie on top of each other",
         "e.jsonl#3": "'frac_coords' is neither a key of the row nor an element",
         "e.jsonl#4": "unknown element Rn",
-        "f.extxyz#1": "the rest of this file was not read",
+        "f.extxyz#4": "the rest of this file was not read",
         "g.jsonl.gz#1": "Not a gzipped file",
         str(tmp_path / "nowhere.cif"): "no such file",
     }.items():
@@ -129,9 +132,9 @@ def test_a_committee_has_a_column_for_its_spread(files, tmp_path, capsys) -> Non
     out = tmp_path / "t.csv"
     options = [option for folder in folders for option in ("--model", str(folder))]
     assert cli.main(["predict", str(files), "--out", str(out), *options]) == 0
-    assert "5 predicted" in capsys.readouterr().out
+    assert "8 predicted" in capsys.readouterr().out
     rows = read(out)
-    assert list(rows[0]) == ["name", "formula", "atoms", "e (eV/atom)", "e_std (eV/atom)", "error"]
+    assert list(rows[0]) == ["name", "formula", "atoms", "e (eV/atom)", "e_std (eV/atom)", "warnings", "error"]
     assert {row["e_std (eV/atom)"] for row in rows if row["error"]} == {""}
     (right,) = PRISMCalculator(folders).predict([read_structure_file(files / "a.cif")])
     assert rows[0]["formula"] == "NaCl"
@@ -141,7 +144,7 @@ def test_a_committee_has_a_column_for_its_spread(files, tmp_path, capsys) -> Non
     # In another order they are the same committee.
     failed = sum(bool(row["error"]) for row in rows)
     again = predict_files([files], folders[::-1], out, progress=False)
-    assert again == {"predicted": 0, "kept": 5, "failed": failed}
+    assert again == {"predicted": 0, "kept": 8, "failed": failed}
     assert read(out) == rows
     # Another committee's table; the same model twice; another property; none.
     assert cli.main(["predict", str(files), "--out", str(out), *options[:4]]) == 2
@@ -312,3 +315,20 @@ def test_info_on_what_is_here_and_on_models(tmp_path, capsys) -> None:
     assert "target      target (no unit), mean over the atoms" in capsys.readouterr().out
     assert cli.main(["info", "nothing"]) == 2
     assert "no model 'nothing'" in capsys.readouterr().err
+
+
+def test_a_file_of_several_goes_on_where_it_was_cut(tmp_path) -> None:
+    """A CIF is read by a worker, which alone knows how many structures it has."""
+    for name in ("one.cif", "two.cif"):
+        write(tmp_path / name, bulk("NaCl", "rocksalt", a=5.64))
+    text = (tmp_path / "two.cif").read_text()
+    (tmp_path / "two.cif").write_text(text + text.replace("Na", "K"))
+    out = tmp_path / "t.csv"
+    predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)
+    whole = out.read_text()
+    names = [Path(row["name"]).name for row in read(out)]
+    assert names == ["one.cif", "two.cif#1", "two.cif#2"]
+    out.write_text(whole[: whole.rindex("\n", 0, -1) + 1])
+    again = predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)
+    assert again == {"predicted": 1, "kept": 2, "failed": 0}
+    assert [row["formula"] for row in read(out)] == ["NaCl", "NaCl", "KCl"]

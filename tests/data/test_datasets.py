@@ -371,9 +371,9 @@ def test_a_folder_with_id_prop_is_read(tmp_path) -> None:
         ("a,1,2\n", "a file and a target are needed"),
         ("a,high\n", r"line 1 \(a\.cif\): the target 'gap' is no number: 'high'"),
         ("a,\n", "none of the 1 rows has the target"),
-        ("bad.cif,1\n", r"bad\.cif cannot be read: ValueError: Invalid CIF file with no structures"),
+        ("bad.cif,1\n", r"bad\.cif cannot be read: there is no structure in it"),
         ("bad.vasp,1\n", r"bad\.vasp cannot be read"),
-        ("bad.xyz,1\n", r"bad\.xyz cannot be read"),
+        ("bad.xyz,1\n", r"bad\.xyz, frame 1: a number of atoms is due"),
     ],
 )
 def test_a_bad_folder_is_named(tmp_path, table, message) -> None:

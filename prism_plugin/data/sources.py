@@ -1,0 +1,74 @@
+"""Files and folders of structures, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TypeAlias
+
+from ase import Atoms
+
+from prism_plugin.data.structure_files import Frame, is_series, read_frames
+from prism_plugin.errors import PrismError
+from prism_plugin.files import shown
+
+__all__ = ["ABOUT", "Source", "iterate_structures", "named_frames", "read_structures"]
+
+ABOUT = ".model.json"  # what is kept beside a table of predictions, behind its name
+
+# What is found: a structure, a file that is not read yet, or the reason why there is none.
+Source: TypeAlias = Frame | Path | PrismError
+
+
+def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, Source]]:
+    """Iterate over files, the frames of trajectories and tables one by one.
+
+    Args:
+        paths: files of structures (CIF, POSCAR, pymatgen's ``.json``, whatever ASE reads, frame by frame ``.extxyz``,
+            ``.xyz``, ``.traj``, ``.db``, ``.jsonl``), or folders of such files, in which tables of ``prism predict``
+            are left out.
+
+    Yields:
+        A name (``path`` or ``path#number``) with a structure, a path that is not read yet, or an error.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from iterate_structures(sorted(file for file in path.iterdir() if _is_input(file)))
+        elif not path.is_file():
+            yield shown(path), PrismError("no such file")
+        elif is_series(path):
+            yield from named_frames(path, True)
+        else:
+            yield shown(path), path
+
+
+def _is_input(file: Path) -> bool:
+    if file.name.endswith(ABOUT) and file.with_name(file.name.removesuffix(ABOUT)).exists():
+        return False
+    is_table = file.with_name(file.name + ABOUT).exists()
+    return file.is_file() and not file.name.startswith(".") and not is_table
+
+
+def named_frames(path: Path, is_numbered: bool = False) -> Iterator[tuple[str, Frame | PrismError]]:
+    """Read a file; the only structure of one is called by its path, several by path and number."""
+    frames = read_frames(path)
+    first = list(islice(frames, 2))
+    if len(first) == 1 and not is_numbered:
+        yield shown(path), first[0]
+        return
+    for number, frame in enumerate(chain(first, frames), start=1):
+        yield f"{shown(path)}#{number}", frame
+
+
+def read_structures(paths: Iterable[str | Path]) -> Iterator[Atoms]:
+    """Read all structures of files and folders.
+
+    Raises:
+        ValueError: if one cannot be read; says where and why.
+    """
+    for _, source in iterate_structures(paths):
+        for name, frame in named_frames(source) if isinstance(source, Path) else [("", source)]:
+            if isinstance(frame, PrismError):
+                raise PrismError(f"{name}: {frame}")
+            yield frame.atoms

@@ -1,0 +1,334 @@
+"""Files of structures: one door, whatever their spelling, and nothing that a parser makes up."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+import time
+from pathlib import Path
+
+import ase.db
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from ase.io.trajectory import Trajectory
+from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.entries.computed_entries import ComputedStructureEntry
+from pymatgen.io.cif import CifWriter
+
+from prism_plugin.data import read_records, read_structure_file
+from prism_plugin.data.sources import iterate_structures, read_structures
+from prism_plugin.data.structure_files import read_frames
+from prism_plugin.errors import PrismError
+from prism_plugin.graph.structure import read_structure
+
+CELL = Lattice.cubic(4.2)
+
+
+def cif(*sites: tuple[str, float], name: str = "x") -> str:
+    """CIF of sites along the diagonal with occupancies."""
+    head = f"data_{name}\n_symmetry_space_group_name_H-M 'P 1'\n"
+    head += "".join(f"_cell_length_{axis} 6.0\n" for axis in "abc")
+    head += "".join(f"_cell_angle_{angle} 90\n" for angle in ("alpha", "beta", "gamma"))
+    columns = ("type_symbol", "label", "fract_x", "fract_y", "fract_z", "occupancy")
+    head += "loop_\n" + "".join(f"_atom_site_{column}\n" for column in columns)
+    rows = [
+        f"{symbol} {symbol}{n} {n / len(sites)} {n / len(sites)} {n / len(sites)} {part}"
+        for n, (symbol, part) in enumerate(sites)
+    ]
+    return head + "\n".join(rows) + "\n"
+
+
+def reasons(path: Path) -> list[str]:
+    return [str(found) for found in read_frames(path) if isinstance(found, PrismError)]
+
+
+OPENERS = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".GZ": gzip.open}
+
+
+@pytest.mark.parametrize("ending", OPENERS)
+@pytest.mark.parametrize("spelling", ["x.cif", "x.CIF", "x@2.Cif"])
+def test_a_cif_is_one_whatever_its_name(spelling: str, ending: str, tmp_path: Path) -> None:
+    for text, wanted in ((cif(("Na", 1), ("Cl", 1)), "NaCl"), (cif(("Cu", 0.51), ("Au", 1)), None)):
+        path = tmp_path / (spelling + ending)
+        with OPENERS[ending](path, "wt") as file:
+            file.write(text)
+        if wanted is None:
+            with pytest.raises(ValueError, match=r"(?i)x.*cif.* is disordered: site 'Cu:0.51'"):
+                read_structure_file(path)
+        else:
+            assert read_structure_file(path).get_chemical_formula() == "ClNa"
+
+
+@pytest.mark.parametrize("name", ["x.EXTXYZ", "x.XYZ", "x.xyz.gz", "x.extxyz.bz2", "x@:.extxyz"])
+def test_frames_are_frames_whatever_the_name(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "plain.extxyz", [bulk("Cu"), bulk("Al")])
+    ending = Path(name).suffix if Path(name).suffix in OPENERS else ""
+    with OPENERS[ending](tmp_path / name, "wt") as file:
+        file.write((tmp_path / "plain.extxyz").read_text())
+    assert [atoms.get_chemical_formula() for atoms in read_structures([tmp_path / name])] == ["Cu", "Al"]
+
+
+def poscar(path: Path) -> list[str]:
+    write(path, bulk("NaCl", "rocksalt", a=5.6), format="vasp")
+    return path.read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "CONTCAR", "x.vasp", "poscar_1", "x.poscar"])
+def test_a_poscar_without_symbols_is_refused(name: str, tmp_path: Path) -> None:
+    lines = poscar(tmp_path / name)
+    assert read_structure_file(tmp_path / name).get_chemical_formula() == "ClNa"
+    (tmp_path / name).write_text("\n".join([*lines[:5], *lines[6:]]))
+    with pytest.raises(ValueError, match=f"{name} cannot be read: the POSCAR names no elements"):
+        read_structure_file(tmp_path / name)
+    (tmp_path / name).write_text("\n".join([*lines[:5], "Na Cl O", *lines[6:]]))
+    with pytest.raises(ValueError, match="3 symbols"):
+        read_structure_file(tmp_path / name)
+
+
+def test_a_potcar_beside_a_poscar_changes_nothing(tmp_path: Path) -> None:
+    poscar(tmp_path / "POSCAR")
+    (tmp_path / "POTCAR").write_text("  PAW_PBE K 01Jan2000\n   9.0\n   VRHFIN =K: s1\n   TITEL = PAW_PBE K\n")
+    assert read_structure_file(tmp_path / "POSCAR").get_chemical_formula() == "ClNa"
+
+
+@pytest.mark.parametrize("name", ["x.cif", "x.cif.gz", "XDATCAR", "x.json", "x.db", "x.traj", "x.xsf", "x.pdb"])
+def test_all_structures_of_a_file_are_read(name: str, tmp_path: Path) -> None:
+    both = [bulk("NaCl", "rocksalt", a=a, cubic=True) for a in (5.6, 5.7)]
+    path = tmp_path / name
+    if "cif" in name:
+        with OPENERS[path.suffix if path.suffix != ".cif" else ""](path, "wt") as file:
+            file.write(
+                cif(("Na", 1), ("Cl", 1)) + "DATA_x\n" + cif(("K", 1), ("Cl", 1))[7:] + "data_note\n_note 'none'\n"
+            )
+    elif name in ("x.json", "x.db"):
+        with ase.db.connect(path) as rows:
+            for atoms in both:
+                rows.write(atoms, gap=1.0)
+    else:
+        write(path, both, **({"format": "vasp-xdatcar"} if name == "XDATCAR" else {}))
+    found = list(read_structures([path]))
+    assert len(found) == 2
+    assert found[0].get_volume() != found[1].get_volume() or found[0].numbers.tolist() != found[1].numbers.tolist()
+    with pytest.raises(ValueError, match="holds several structures"):
+        read_structure_file(path)
+
+
+def test_only_one_element_with_all_of_its_site_is_an_atom(tmp_path: Path) -> None:
+    mixed = Structure(CELL, [{"Fe2+": 0.5, "Fe3+": 0.5}, {"H": 0.3, "D": 0.7}], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    assert read_structure(mixed).numbers.tolist() == [26, 1]
+    for species, shown in (
+        ({"H": 0.99999}, "H:0.99999"),
+        ({"Cu": 0.5, "Au": 0.5}, "Cu:0.5, Au:0.5"),
+        ({"Cu": 0.9999999}, "Cu:0.9999999"),
+    ):
+        with pytest.raises(ValueError, match=f"site '{shown}' has partial occupancy"):
+            read_structure(Structure(CELL, [Composition(species)], [[0, 0, 0]]))
+    (tmp_path / "d.cif").write_text(cif(("Cu", 0.51), ("Au", 1)))
+    atoms = ase.io.read(tmp_path / "d.cif")
+    with pytest.raises(ValueError, match=r"Cu:0\.51.*delete atoms\.info"):
+        read_structure(atoms)
+    del atoms.info["occupancy"]
+    assert len(read_structure(atoms)) == 2
+    CifWriter(Structure(CELL, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])).write_file(tmp_path / "whole.cif")
+    assert len(read_structure(ase.io.read(tmp_path / "whole.cif"))) == 2
+
+
+def test_names_are_as_they_are_written(tmp_path: Path) -> None:
+    names = ["007", "10_1", "1e5", "T", "a b", "x=1"]
+    frames = []
+    for number, name in enumerate(names):
+        atoms = bulk("Cu", a=3.5 + number / 100)
+        atoms.info |= {"id": name, "gap": float(number)}
+        frames.append(atoms)
+    write(tmp_path / "x.extxyz", frames)
+    assert [record.name for record in read_records(tmp_path / "x.extxyz", "gap")] == names
+
+
+def test_a_name_that_stands_twice_is_said(tmp_path: Path) -> None:
+    rows = [{"lattice": (np.eye(3) * 3).tolist(), "species": ["Cu"], "frac_coords": [[0, 0, 0]], "gap": 1.0, "id": "a"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows * 2)))
+    with pytest.warns(UserWarning, match=r"x\.jsonl: 1 names stand there more than once, for example 'a'"):
+        assert len(read_records(tmp_path / "x.jsonl", "gap")) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [("T T F", [True, True, False]), (False, [False] * 3), ([1, 0, 1], [True, False, True]), ("false", [False] * 3)],
+)
+def test_periodic_flags_are_read(flags: object, wanted: list[bool], tmp_path: Path) -> None:
+    row = {"lattice": (np.eye(3) * 3).tolist(), "species": ["Cu"], "frac_coords": [[0, 0, 0]], "pbc": flags}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    assert next(read_structures([tmp_path / "x.jsonl"])).pbc.tolist() == wanted
+
+
+@pytest.mark.parametrize("flags", ["yes", "TTF", [True, True], 2, None, {}, "T T T T"])
+def test_bad_periodic_flags_are_refused(flags: object, tmp_path: Path) -> None:
+    row = {"lattice": (np.eye(3) * 3).tolist(), "species": ["Cu"], "frac_coords": [[0, 0, 0]], "pbc": flags}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    assert "pbc is true, false or three of these" in reasons(tmp_path / "x.jsonl")[0]
+
+
+def test_frames_behind_a_bad_one_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "x.extxyz", [bulk("LiH", "rocksalt", a=a) for a in (4.0, 4.1, 4.2)])
+    text = (tmp_path / "x.extxyz").read_text()
+    (tmp_path / "x.extxyz").write_text("\n" + text.replace("\nH ", "\nXx ", 1) + "\n\n")
+    found = list(read_frames(tmp_path / "x.extxyz"))
+    assert str(found[0]).startswith("x.extxyz, frame 1: KeyError")
+    assert [frame.atoms.cell.volume for frame in found[1:]] == pytest.approx([4.1**3 / 4, 4.2**3 / 4])
+    (tmp_path / "x.extxyz").write_text(text + "what\n" + text)
+    found = list(read_frames(tmp_path / "x.extxyz"))
+    assert len(found) == 4
+    assert "frame 4: a number of atoms is due, got 'what'; the rest of this file was not read" in str(found[3])
+
+
+def test_a_file_without_lattice_is_said_to_be_a_molecule(tmp_path: Path) -> None:
+    write(tmp_path / "x.xyz", molecule("H2O"), format="xyz")
+    (frame,) = read_frames(tmp_path / "x.xyz")
+    assert frame.doubts == ("the file has no lattice: taken as a molecule",)
+    write(tmp_path / "y.xyz", bulk("Cu"), format="extxyz")
+    (frame,) = read_frames(tmp_path / "y.xyz")
+    assert frame.doubts == ()
+
+
+def test_what_a_cif_lacks_is_a_doubt(tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text(
+        cif(("Na", 1), ("Cl", 1)).replace("loop_", "_chemical_formula_sum 'Na2 H4 Cl2'\nloop_")
+    )
+    (frame,) = read_frames(tmp_path / "x.cif")
+    assert "H" in " ".join(frame.doubts)
+
+
+def test_more_doors_for_data(tmp_path: Path) -> None:
+    salt = Structure(CELL, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    entry = ComputedStructureEntry(salt, -6.5, data={"gap": 5.0}, entry_id="mp-1")
+    plain = {"structure": salt.as_dict(), "gap": 4.0, "material_id": "mp-2"}
+    (tmp_path / "x.json").write_text(json.dumps([entry.as_dict(), plain]))
+    with gzip.open(tmp_path / "y.json.gz", "wt") as file:
+        json.dump([entry.as_dict(), plain], file)
+    for name in ("x.json", "y.json.gz"):
+        records = read_records(tmp_path / name, "gap")
+        assert [(record.name, record.target) for record in records] == [("mp-1", 5.0), ("mp-2", 4.0)]
+    assert read_records(tmp_path / "x.json", "energy", skip_missing=True)[0].target == -6.5
+    with ase.db.connect(tmp_path / "x.db") as rows:
+        rows.write(bulk("Cu"), gap=0.5, name="cu")
+    ((name, target),) = [(record.name, record.target) for record in read_records(tmp_path / "x.db", "gap")]
+    assert (name, target) == ("cu", 0.5)
+    atoms = bulk("Cu") * (2, 1, 1)
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((2, 3)), stress=np.zeros(6))
+    with Trajectory(tmp_path / "x.traj", "w") as trajectory:
+        trajectory.write(atoms)
+    (record,) = read_records(tmp_path / "x.traj", "pes")
+    assert (record.target, record.forces.shape, record.stress.shape) == (-1.0, (2, 3), (3, 3))
+
+
+def test_no_class_of_a_json_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "helper_of_nobody.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    salt = Structure(CELL, ["Na"], [[0, 0, 0]]).as_dict()
+    evil = {"@module": "helper_of_nobody", "@class": "Any"}
+    salt["sites"][0]["properties"] = {"a": evil}
+    salt["properties"] = {"a": evil}
+    (tmp_path / "x.json").write_text(json.dumps({"structure": salt, "data": {"b": evil}}))
+    assert read_structure_file(tmp_path / "x.json").get_chemical_formula() == "Na"
+    assert not Path("ran").exists()
+
+
+def test_a_table_beside_structures_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.cif", bulk("NaCl", "rocksalt", a=5.6))
+    write(tmp_path / "b.vasp", bulk("Cu"), format="vasp")
+    (tmp_path / "all.csv").write_bytes("\ufefffile,gap,split\na,5.0,train\nb.vasp,0,val\n".encode())
+    records = read_records(tmp_path / "all.csv", "gap")
+    assert [(record.name, record.target, record.split) for record in records] == [
+        ("a", 5.0, "train"),
+        ("b.vasp", 0.0, "val"),
+    ]
+    with pytest.raises(ValueError, match="no column 'energy' beside the first, of files; there are: gap, split"):
+        read_records(tmp_path / "all.csv", "energy")
+    (tmp_path / "id_prop.csv").write_text("file,gap\na,5.0\nb.vasp,0\n")
+    assert [record.target for record in read_records(tmp_path, "gap")] == [5.0, 0.0]
+
+
+@pytest.mark.parametrize("word", ["", "NaN", "na", "None", "null", "-"])
+def test_words_for_nothing_are_missing(word: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.cif", bulk("NaCl", "rocksalt", a=5.6))
+    (tmp_path / "t.csv").write_text(f"file,gap\na,1.0\na.cif,{word}\n")
+    with pytest.raises(ValueError, match="missing in 1 of 2 rows"):
+        read_records(tmp_path / "t.csv", "gap")
+    assert len(read_records(tmp_path / "t.csv", "gap", skip_missing=True)) == 1
+
+
+def test_keys_that_are_there_are_listed(tmp_path: Path) -> None:
+    atoms = bulk("Cu") * (2, 1, 1)
+    atoms.info |= {"REF_energy": -3.0, "REF_stress": np.eye(3) * 0.01}
+    atoms.arrays["REF_forces"] = np.ones((2, 3))
+    write(tmp_path / "x.extxyz", atoms)
+    with pytest.raises(ValueError, match=r"there are: .*REF_forces.*REF_energy"):
+        read_records(tmp_path / "x.extxyz", "pes")
+    keys = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
+    (record,) = read_records(tmp_path / "x.extxyz", "pes", keys=keys)
+    assert (record.target, record.forces[0, 0], record.stress[0, 0]) == (-3.0, 1.0, 0.01)
+
+
+def test_a_virial_is_read_as_a_stress(tmp_path: Path) -> None:
+    atoms = bulk("Cu") * (2, 1, 1)
+    atoms.info |= {"energy": -3.0, "virial": np.eye(3) * 2.0}
+    atoms.arrays["forces"] = np.zeros((2, 3))
+    write(tmp_path / "x.extxyz", atoms)
+    (record,) = read_records(tmp_path / "x.extxyz", "pes")
+    assert record.stress == pytest.approx(-np.eye(3) * 2.0 / atoms.get_volume())
+
+
+def test_a_target_beyond_reason_is_refused(tmp_path: Path) -> None:
+    row = {"lattice": (np.eye(3) * 3).tolist(), "species": ["Cu"], "frac_coords": [[0, 0, 0]], "gap": 1e30}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 1: the target 'gap' is 1e\+30: is it a fill value"):
+        read_records(tmp_path / "x.jsonl", "gap")
+
+
+def test_names_of_files_survive(tmp_path: Path) -> None:
+    text = cif(("Na", 1), ("Cl", 1))
+    for name in (b"caf\xe9.cif", b"a@1.cif", b"two\nlines.cif"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
+            file.write(text)
+    found = list(iterate_structures([tmp_path]))
+    assert sorted(Path(name).name for name, _ in found) == ["a@1.cif", "caf\\xe9.cif", "two\nlines.cif"]
+    assert [read_structure_file(path).get_chemical_formula() for _, path in found] == ["ClNa"] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.extxyz", '300000000\nLattice="3 0 0 0 3 0 0 0 3"\nCu 0 0 0\n'),
+        ("x.extxyz", "99999999999999999999\n\nCu 0 0 0\n"),
+        ("x.json", "[" * 100_000),
+        ("x.jsonl", "[" * 100_000),
+        ("x.json", '{"a": "' + "b" * 40_000_000),
+    ],
+    ids=["announced", "absurd", "nested json", "nested jsonl", "long value"],
+)
+def test_claims_of_size_cost_nothing(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    start = time.perf_counter()
+    (reason,) = reasons(tmp_path / name)
+    assert reason.startswith(name)
+    assert time.perf_counter() - start < 5
+
+
+def test_text_of_authors_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_bytes("# Müller\n".encode("latin-1") + cif(("Na", 1), ("Cl", 1)).encode())
+    assert read_structure_file(tmp_path / "x.cif").get_chemical_formula() == "ClNa"
+    (tmp_path / "y.jsonl").write_bytes('{"id": "Müller"}'.encode("latin-1"))
+    assert "no text in UTF-8" in reasons(tmp_path / "y.jsonl")[0]
+
+
+def test_an_isolated_atom_of_ase_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "x.traj", Atoms("He"))
+    assert next(read_structures([tmp_path / "x.traj"])).get_chemical_formula() == "He"
