@@ -12,9 +12,31 @@ import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.io import write
+from matplotlib.figure import Figure
 
 from prism_plugin import PRISM, PRISMPotential
 from prism_plugin.data.emt_alloys import emt_alloys
+
+_savefig = Figure.savefig
+_drawn = False
+
+
+def _savefig_if_looked_at(figure: Figure, path: object, *arguments: object, **named: object) -> None:
+    """Drawing takes longer than a small training: pictures are drawn in tests that look at them, else empty files."""
+    if _drawn:
+        _savefig(figure, path, *arguments, **named)
+    else:
+        Path(str(path)).touch()
+
+
+Figure.savefig = _savefig_if_looked_at
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Draw pictures in a test that is marked so, and in the fixtures that it is the first to ask for."""
+    global _drawn
+    _drawn = item.get_closest_marker("pictures") is not None
+
 
 torch.set_num_threads(1)  # the models are small: threads would only wait for each other
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import prism_plugin
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -123,16 +124,15 @@ def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:
     ],
 )
 def test_examples_run(example: str, tmp_path) -> None:
-    command = [sys.executable, str(ROOT / "examples" / example), "--dry-run"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = processes.run([ROOT / "examples" / example, "--dry-run"], tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
 
 
 def test_the_training_of_the_default_model_runs_and_resumes(shared_data, tmp_path) -> None:
     data = shared_data / "mp2018" / "tiny.jsonl.xz"
-    command = [sys.executable, str(ROOT / "examples" / "train_default_model.py"), str(data), str(tmp_path / "run")]
+    command = [ROOT / "examples" / "train_default_model.py", data, tmp_path / "run", "--dry-run"]
     for _ in range(2):  # the second time there is nothing left to train
-        result = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+        result = processes.run(command)
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "model" / "state.pt").exists()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +12,7 @@ from torch_sim.models.interface import validate_model_outputs
 
 from prism_plugin import PRISM, PRISMCalculator
 from prism_plugin.calculators.torch_sim import TorchSimPRISM
+from tests import processes
 from tests.conftest import crystal_zoo, random_potential, small_model
 
 
@@ -95,5 +93,5 @@ def test_what_cannot_be_computed_is_named() -> None:
 
 def test_without_torch_sim_the_extra_is_named() -> None:
     code = "import sys; sys.modules['torch_sim'] = None\nimport prism_plugin.calculators.torch_sim"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = processes.run(["-c", code])
     assert "ImportError: torch-sim is not installed: pip install 'prism-plugin[torchsim]'" in result.stderr

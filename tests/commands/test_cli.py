@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import matgl
@@ -15,6 +13,7 @@ import pytest
 
 from prism_plugin import cli
 from prism_plugin.commands.demo import run_demo
+from tests import processes
 from tests.conftest import alloy_file
 
 MODEL = [
@@ -102,27 +101,18 @@ def test_a_mistake_ends_in_one_line(data, tmp_path, capsys, extra, message) -> N
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(data, tmp_path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "prism_plugin.cli", *COMMON, "--data", str(data), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([*command, "--epochs", "100000"], stderr=subprocess.PIPE, text=True, env=environment)
-    signal.signal(signal.SIGINT, before)
-    try:
-        for _ in range(600):
-            if (out / "checkpoints" / "last.ckpt").exists():
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert f"interrupted; go on with: prism train --resume {out}" in error
-    assert "Traceback" not in error
+    command = ["-m", "prism_plugin.cli", *COMMON, "--data", data, "--out", out]
+    process = processes.start([*command, "--epochs", "100000"])
+    for _ in range(600):
+        if (out / "checkpoints" / "last.ckpt").exists():
+            break
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60).returncode == 130
+    assert f"interrupted; go on with: prism train --resume {out}" in process.stderr
+    assert "Traceback" not in process.stderr
     done = max(int(row.split(",")[0]) for row in (out / "log/version_0/metrics.csv").read_text().splitlines()[1:])
-    again = [*command[:3], "train", "--resume", str(out), "--epochs", str(done + 3)]
-    result = subprocess.run(again, capture_output=True, text=True, env=environment, check=False)
+    result = processes.run([*command[:2], "train", "--resume", out, "--epochs", done + 3])
     assert result.returncode == 0, result.stderr
     assert json.loads((out / "summary.json").read_text())["epochs"] == done + 3
 

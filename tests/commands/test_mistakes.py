@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from ase.build import bulk
 from ase.io import write
 
 from prism_plugin import cli
+from tests import processes
 from tests.conftest import alloy_file, small_model
 
 
@@ -81,12 +79,11 @@ def test_a_table_that_cannot_be_written_is_found_before_the_work(data: Path, tmp
 
 
 def test_a_terminal_without_our_letters_ends_no_work(data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "prism_plugin.cli", "train", "--data", str(data), "--target", "e", "--epochs", "1"]
-    sizes = ["--set", "dim=8", "--set", "num_layers=1", "--unit", "eV/Å", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    result = subprocess.run([*command, *sizes], capture_output=True, env=environment, check=False)
+    command = ["-m", "prism_plugin.cli", "train", "--data", data, "--target", "e", "--epochs", 1]
+    sizes = ["--set", "dim=8", "--set", "num_layers=1", "--unit", "eV/Å", "--out", tmp_path / "run"]
+    result = processes.run([*command, *sizes], PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
-    assert b"eV/" in result.stdout
+    assert r"eV/\xc5" in result.stdout
 
 
 def test_labels_in_other_units_are_refused(tmp_path: Path, capsys) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from prism_plugin.data.shards import read_frames, read_shards
 from prism_plugin.distillation.labelling import label_frames
 from prism_plugin.distillation.settings import LabelSettings
 from prism_plugin.distillation.teacher import Teacher
+from tests import processes
 from tests.distillation.conftest import EMT
 
 FRAMES = 60
@@ -72,9 +71,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(settings, labelled, tmp_path) ->
         "from prism_plugin.distillation.settings import LabelSettings\n"
         f"label_frames(LabelSettings(**{given!r}), {str(tmp_path)!r}, progress=False)"
     )
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    run = processes.start(["-c", code])
     until = time.monotonic() + 120
-    while not shards(tmp_path) and run.poll() is None and time.monotonic() < until:
+    while not shards(tmp_path) and run.returncode is None and time.monotonic() < until:
         time.sleep(0.01)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()

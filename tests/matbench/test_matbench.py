@@ -34,7 +34,9 @@ from prism_plugin.matbench import TASKS, TaskRun, assemble
 from prism_plugin.matbench import task_run as run_module
 from prism_plugin.matbench.official import check_results, fold_names, leaderboard, official_hash
 from prism_plugin.matbench.task_run import key_of
+from tests import processes
 from tests.data.test_datasets import put_matbench
+from tests.processes import Started
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "matbench"
@@ -43,10 +45,8 @@ SIZES = {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 
 SMALL = {"model": SIZES, "epochs": 1}
 
 
-def run_script(name: str, *arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **more)
+def run_script(name: str, *arguments: object, cwd: Path | None = None) -> Started:
+    return processes.run([SCRIPTS / name, *arguments], cwd)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,7 @@ def check_submission(folder: Path) -> None:
     assert benchmark.is_recorded
 
 
+@pytest.mark.pictures
 def test_a_submission_is_taken_and_its_numbers_are_right(finished, tmp_path) -> None:
     report = make(finished, tmp_path / "out", notes="Two cores.", algorithm="PRISM 1")
     folder = tmp_path / "out" / "matbench_v0.1_PRISM_1_local"
@@ -219,16 +220,12 @@ def test_a_run_killed_in_fold_3_ends_with_the_same_files(frame, tmp_path) -> Non
     assert undisturbed.returncode == 0, undisturbed.stderr
     (whole,) = (tmp_path / "whole").iterdir()
     killed = tmp_path / "killed" / whole.name
-    arguments = [sys.executable, str(SCRIPTS / "run.py"), *map(str, command), "--out", str(tmp_path / "killed")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-    ) as process:
-        checkpoint = killed / "fold-3" / "seed-0" / "checkpoints" / "last.ckpt"
-        while not checkpoint.exists() and process.poll() is None:
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    process = processes.start([SCRIPTS / "run.py", *command, "--out", tmp_path / "killed"])
+    checkpoint = killed / "fold-3" / "seed-0" / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists() and process.returncode is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert not (killed / "fold-3" / "seed-0.json").exists()
     done = {path: path.stat().st_mtime_ns for path in killed.glob("fold-[012]/seed-0.json")}
     assert len(done) == 3
@@ -530,7 +527,7 @@ def test_without_matbench_the_two_commands_are_named(frame) -> None:
         "import sys; sys.modules['matbench'] = None; sys.argv = ['run.py', '--task', 'matbench_jdft2d']\n"
         f"exec(compile(open({str(SCRIPTS / 'run.py')!r}).read(), 'run.py', 'exec'))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = processes.run(["-c", code])
     assert result.returncode == 1
     assert "pip install 'prism-plugin[matbench]' and pip install --no-deps matbench==0.6" in result.stderr
     assert "Traceback" not in result.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from prism_plugin.data import DATASETS
 from prism_plugin.preset import presets
 from prism_plugin.training import TrainingSettings
 from prism_plugin.training.job import Job, read_config
+from tests import processes
 from tests.conftest import SHARED, alloy_file
 
 # The rows of the supplement's tables, by what is written in their first column.
@@ -105,6 +104,7 @@ def data(tmp_path_factory) -> Path:
     return alloy_file(tmp_path_factory.mktemp("data"), 30)
 
 
+@pytest.mark.pictures
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(presets))
 def test_every_preset_trains(data, tmp_path, name) -> None:
@@ -218,7 +218,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_same_weights(data, tmp_path, op
     assert cli.main([*command, "--out", str(tmp_path / "whole")]) == 0
     run = tmp_path / "killed"
     # 24 training crystals are 6 batches an epoch: the 16th is in the middle of the third
-    dead = subprocess.run([sys.executable, "-c", KILL, "16", *command, "--out", str(run)], check=False)
+    dead = processes.run(["-c", KILL, 16, *command, "--out", run])
     assert dead.returncode == -signal.SIGKILL
     assert not (run / "model").exists()
     assert cli.main(["train", "--resume", str(run)]) == 0
