@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from prism_plugin.errors import PrismError
+from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 
-__all__ = ["check_committee", "mean_and_spread", "weights_digest"]
+__all__ = ["check_committee", "mean_and_spread"]
 
 
 def mean_and_spread(answers: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -26,14 +26,6 @@ def mean_and_spread(answers: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndar
     return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) if len(stacked) > 1 else None
 
 
-def weights_digest(model: PRISM) -> str:
-    """Compute the SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def check_committee(models: Sequence[PRISM]) -> None:
     """Refuse models that are no committee.
 
@@ -46,5 +38,6 @@ def check_committee(models: Sequence[PRISM]) -> None:
         raise PrismError(f"the models predict different things: {found}; give models of one property")
     if len(models) == 1:
         return
-    if len({(weights_digest(model), repr(sorted(model.arguments.items()))) for model in models}) < len(models):
+    different = {(weights_digest(model.state_dict()), repr(sorted(model.arguments.items()))) for model in models}
+    if len(different) < len(models):
         raise PrismError("a model is given twice, which makes the spread too small; give each once")

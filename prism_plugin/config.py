@@ -36,14 +36,18 @@ __all__ = [
 
 EXPERTS = ("atomistic", "cell", "multiscale", "similarity")
 
-_AtLeast1 = Annotated[Whole, annotated_types.Ge(1)]
-_Width = Annotated[Whole, annotated_types.Ge(2)]
+# Numbers of a model are bounded, so that a small file cannot ask for all memory: far above what anybody trains.
+_AtLeast1 = Annotated[Whole, annotated_types.Ge(1), annotated_types.Le(4096)]
+_Count = Annotated[Whole, annotated_types.Ge(1)]
+_Layers = Annotated[Whole, annotated_types.Ge(1), annotated_types.Le(64)]
+_Width = Annotated[Whole, annotated_types.Ge(2), annotated_types.Le(4096)]
+_Radius = Annotated[Positive, annotated_types.Le(100)]
 _Refs = Annotated[tuple[Number, ...], *Texts.__metadata__] | None
 _Betas = tuple[Fraction, Fraction]
 _AtomEncoder = Literal["prism", "cartnet", "elements"]
 _Cell = Literal["translations", "reciprocal"]
 _Multiscale = Literal["fused", "residual"]
-_Channels = Annotated[Whole, annotated_types.Ge(0)]
+_Channels = Annotated[Whole, annotated_types.Ge(0), annotated_types.Le(4096)]
 _Degree = Literal[1, 2, 3]
 
 # Options that models and potentials share, each said once.
@@ -88,10 +92,10 @@ class ModelOptions:
 
     element_types: Texts | None = _ELEMENT_TYPES
     dim: _Width = option("width of all features", default=256)
-    num_layers: _AtLeast1 = option("number of layers", default=4)
+    num_layers: _Layers = option("number of layers", default=4)
     num_rbf: _AtLeast1 = option("number of radial basis functions", default=64)
-    cutoff: Positive = _CUTOFF
-    cell_cutoff: Positive = _CELL_CUTOFF
+    cutoff: _Radius = _CUTOFF
+    cell_cutoff: _Radius = _CELL_CUTOFF
     similarity_cutoff: Positive = _SIMILARITY_CUTOFF
     experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=EXPERTS)
     atom_encoder: _AtomEncoder = _ATOM_ENCODER
@@ -146,10 +150,10 @@ class PotentialOptions:
 
     element_types: Texts | None = _ELEMENT_TYPES
     dim: _Width = option("width of all features", default=32)
-    num_layers: _AtLeast1 = option("number of layers", default=2)
+    num_layers: _Layers = option("number of layers", default=2)
     num_rbf: _AtLeast1 = option("number of radial basis functions", default=32)
-    cutoff: Positive = _CUTOFF
-    cell_cutoff: Positive = _CELL_CUTOFF
+    cutoff: _Radius = _CUTOFF
+    cell_cutoff: _Radius = _CELL_CUTOFF
     similarity_cutoff: Positive = _SIMILARITY_CUTOFF
     experts: Texts = option("any of atomistic, cell, multiscale, similarity", default=("atomistic",))
     std: Positive = option(
@@ -213,7 +217,7 @@ class ELRAOptions:
     retrace: Flag = option("go back where the loss rises too much", default=True)
     low_memory: Flag = option("keep the last point only", default=False)
     boost: Flag = option("evaluate at the mean of the accepted iterates of a cycle", default=True)
-    accumulate: _AtLeast1 = option("micro-batches per update at the start", default=1, of_callback=True)
+    accumulate: _Count = option("micro-batches per update at the start", default=1, of_callback=True)
     dynamic: Flag = option("let their number follow the losses", default=True, of_callback=True)
     gradient_decay: Flag = option("scale gradients with their number", default=False, of_callback=True)
 
@@ -229,9 +233,9 @@ class RodFlowOptions:
     beta1: Fraction = option("decay of the mean of gradients", default=0.9)
     beta2: Fraction = option("decay of the mean of squared gradients", default=0.999)
     eps: NonNegative = option("added to the root of the latter", default=1e-8)
-    substeps: _AtLeast1 = option("Euler steps of the flow per optimizer step", default=2)
+    substeps: _Count = option("Euler steps of the flow per optimizer step", default=2)
     form: Literal["signed", "outer"] = option("of the rod", default="signed")
-    warmup: _AtLeast1 = option("optimizer steps before the flow begins", default=10)
+    warmup: _Count = option("optimizer steps before the flow begins", default=10)
     floor: Flag = option("let rounding open a closed rod", default=True)
 
 

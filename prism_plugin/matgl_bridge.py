@@ -6,6 +6,7 @@ Reads a PyG ``Data`` or ``Batch``, as matgl's converters, loaders and ``Potentia
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 
-__all__ = ["SavedModel", "batch_from_matgl", "inside_potential"]
+__all__ = ["DIGEST", "SavedModel", "batch_from_matgl", "inside_potential", "weights_digest"]
+
+DIGEST = "sha256_of_weights"  # in the metadata of a saved model
 
 
 class SavedModel(MatGLModel):
@@ -48,14 +51,16 @@ class SavedModel(MatGLModel):
 
         Args:
             path: folder of the model.
-            metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements``.
+            metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements`` and
+                the SHA-256 of its weights.
             makedirs: make the folder if it is missing.
 
         Raises:
             FileNotFoundError: if the folder is missing and ``makedirs`` is False.
         """
-        if self.rare_elements and isinstance(metadata, dict | None):
-            metadata = {"rare_elements": dict(self.rare_elements), **(metadata or {})}
+        if isinstance(metadata, dict | None):
+            ours = {"rare_elements": dict(self.rare_elements)} if self.rare_elements else {}
+            metadata = {**ours, **(metadata or {}), DIGEST: weights_digest(self.state_dict())}
         folder = Path(path).resolve()
         if makedirs:
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,18 +78,49 @@ class SavedModel(MatGLModel):
         Args:
             path: as of matgl: a folder, a name, or the paths of the files by their names.
             **kwargs: of matgl's own.
+
+        Raises:
+            ValueError: if the weights are not those that were saved, not all that the model has, or not finite, or the
+                files name a class of another package.
         """
         files = path if isinstance(path, dict) else _get_file_paths(Path(path), **kwargs)
+        kept = json.loads(Path(files["model.json"]).read_text(encoding="utf-8")).get("metadata")
+        kept = kept if isinstance(kept, dict) else {}
+        weights = _read_weights(files, kept.get(DIGEST))
         user_dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)  # in bfloat16 the weights would be rounded
         try:
             model = super().load(files)
         finally:
             torch.set_default_dtype(user_dtype)
-        kept = json.loads(Path(files["model.json"]).read_text(encoding="utf-8")).get("metadata")
-        rare = kept.get("rare_elements") if isinstance(kept, dict) else None
+        differing = sorted(model.state_dict().keys() ^ weights.keys())
+        if differing:
+            raise PrismError(f"{len(differing)} weights are missing or too many, for example {differing[0]}")
+        rare = kept.get("rare_elements")
         model.rare_elements = rare if isinstance(rare, dict) else {}
         return model
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_weights(files: Mapping[str, Any], digest: str | None) -> dict[str, Tensor]:
+    """Read and check the weights of a saved model, and the arguments of its constructor."""
+    weights = torch.load(files["state.pt"], map_location="cpu", weights_only=True)
+    arguments = torch.load(files["model.pt"], map_location="cpu", weights_only=True)
+    if any(isinstance(value, dict) and "@module" in value for value in arguments.values()):
+        raise PrismError("an argument of the model names a class to be imported, which no PRISM has")
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise PrismError(f"{len(broken)} weights are not finite, for example {broken[0]}")
+    if digest is not None and weights_digest(weights) != digest:
+        raise PrismError("the weights are not those that were saved: their SHA-256 differs from that in model.json")
+    return weights
 
 
 def inside_potential(graph: Any) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from prism_plugin.committee import check_committee, mean_and_spread, weights_digest
+from prism_plugin.committee import check_committee, mean_and_spread
 from prism_plugin.data.sources import ABOUT, Source, iterate_structures, named_frames
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
@@ -31,6 +31,7 @@ from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import read_structure
+from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import load, model_folder
 
@@ -120,7 +121,7 @@ def predict_files(
 def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     """Make the table with its header, or check the one that is there; give the names it has, with their errors."""
     target, unit = models[0].target, models[0].unit
-    digests = sorted(map(weights_digest, models))
+    digests = sorted(weights_digest(model.state_dict()) for model in models)
     about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]

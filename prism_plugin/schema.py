@@ -164,7 +164,7 @@ def _with_bounds(kind: type, marks: Iterable[Any]) -> str:
     low, above = bounds.get(annotated_types.Ge), bounds.get(annotated_types.Gt)
     below, high = bounds.get(annotated_types.Lt), bounds.get(annotated_types.Le)
     if kind is float and above is not None and above.gt == 0:
-        return "a positive number"
+        return "a positive number" + (f" of at most {high.le:g}" if high is not None else "")
     words = [f"of at least {low.ge}"] if low is not None else []
     words += [f"below {below.lt}"] if below is not None else []
     words += [f"at most {high.le}"] if high is not None else []

@@ -25,6 +25,7 @@ from torch_geometric.data import Batch
 
 from prism_plugin import PRISM
 from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.matgl_bridge import weights_digest
 from tests.conftest import crystal_zoo, small_model
 
 PERIODIC = ("rocksalt", "cesium chloride", "skewed", "low symmetry", "outside the cell", "tiny cell", "one atom")
@@ -145,7 +146,8 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})
     assert matgl.load_model(tmp_path / "saved").arguments == arguments
-    assert json.loads((tmp_path / "saved" / "model.json").read_text())["metadata"] == {"note": "x"}
+    kept = json.loads((tmp_path / "saved" / "model.json").read_text())["metadata"]
+    assert kept == {"note": "x", "sha256_of_weights": weights_digest(model.state_dict())}
     numpy_arguments = PRISM(dim=np.int64(4), num_layers=1, cutoff=np.float64(3), mean=np.float32(1))
     numpy_arguments.save(tmp_path / "saved")  # in place of the first
     assert matgl.load_model(tmp_path / "saved").arguments["cutoff"] == 3.0

@@ -36,6 +36,7 @@ RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one
+_CLASSES = ("prism_plugin.model.PRISM", "prism_plugin.potential.PRISMPotential")
 _FILES = ("model.json", "model.pt", "state.pt")
 
 
@@ -95,7 +96,7 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
             "model.save(...) or prism train wrote (RUN/model)"
         )
     name = _saved_class(folder)
-    if name not in ("PRISM", "PRISMPotential"):
+    if name not in _CLASSES:
         raise PrismError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
     try:
         loaded = matgl.load_model(folder)
@@ -149,8 +150,10 @@ def saved_metadata(model: str | Path) -> dict[str, Any]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _saved_class(folder: Path) -> Any:
+def _saved_class(folder: Path) -> str:
+    """Path of the class that a folder says it holds; matgl imports it."""
     try:
-        return json.loads((folder / "model.json").read_text()).get("@class")
+        described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        return f"{described.get('@module')}.{described.get('@class')}"
     except (ValueError, AttributeError) as error:
         raise PrismError(f"{str(folder / 'model.json')!r} is damaged: {error}") from error

@@ -58,11 +58,11 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
         (TrainingSettings, {"rotate": 1}, "rotate must be True or False, got 1"),
         (TrainingSettings, {"weights": {"energy": -1.0}}, "the value of 'energy' in weights must be a number of at le"),
         (TrainingSettings, {"model": {"dmi": 3}}, "unknown model argument 'dmi'; did you mean 'dim'"),
-        (TrainingSettings, {"model": {"dim": 1}}, "dim must be a whole number of at least 2, got 1"),
+        (TrainingSettings, {"model": {"dim": 1}}, "dim must be a whole number of at least 2 and at most 4096, got 1"),
         (TrainingSettings, {"model": 3}, "model must be a table of named values, got 3"),
         (DataOptions, {"fold": -1}, "fold must be a whole number of at least 0, got -1"),
         (ModelOptions, {"experts": "cell"}, "experts must be a tuple, each a text, got 'cell'"),
-        (ModelOptions, {"cutoff": float("inf")}, "cutoff must be a positive number, got inf"),
+        (ModelOptions, {"cutoff": float("inf")}, "cutoff must be a positive number of at most 100, got inf"),
         (ModelOptions, {"fusion": "mean"}, "unknown fusion 'mean'; choose one of: 'scalar', 'gated'"),
     ],
 )

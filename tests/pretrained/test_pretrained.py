@@ -112,7 +112,7 @@ def test_a_rare_element_is_warned_of(tmp_path: Path) -> None:
     rare = json.loads((model_folder(DEFAULT_MODEL) / "model.json").read_text())["metadata"]["rare_elements"]
     assert set(rare) == {"Ar", "He", "Kr", "Xe"}
     assert all(count < 50 for count in rare.values())
-    xenon, salt = bulk("Xe", "fcc", a=6.1), bulk("NaCl", "rocksalt", a=5.64)
+    xenon, salt = bulk("Xe", "fcc", a=5.6), bulk("NaCl", "rocksalt", a=5.64)
     for predict in (load().predict_structure, lambda atoms: PRISMCalculator().predict([atoms])):
         with pytest.warns(UserWarning, match=r"few training crystals with Xe \(38\): do not trust"):
             predict(xenon)

@@ -149,10 +149,9 @@ def test_processes_divide_the_batches_of_one(two) -> None:
     ("launcher", "optimizer", "target"),
     [
         ("lightning", "adamw-schedulefree", "e"),
-        ("torchrun", "adamw-schedulefree", "e"),
-        ("lightning", "elra", "e"),
+        ("torchrun", "elra", "e"),
         ("lightning", "rod-flow", "e"),
-        ("lightning", "adam-onecycle", "pes"),
+        ("torchrun", "adam-onecycle", "pes"),
     ],
 )
 def test_two_processes_train_like_one(tmp_path, launcher, optimizer, target) -> None:
