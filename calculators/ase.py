@@ -6,8 +6,10 @@ of structures; from several models their mean and spread.
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +39,19 @@ __all__ = ["PRISMCalculator"]
 _UNKNOWN = ("error", "nan")
 _Results = dict[str, Any]
 _Answer = TypeVar("_Answer")
+
+
+# A forked child has the locks as they were, but not the threads that would release them: it takes new ones.
+_calculators: weakref.WeakSet[PRISMCalculator] = weakref.WeakSet()
+
+
+def _new_locks() -> None:
+    for calculator in list(_calculators):
+        calculator._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_locks)
 
 
 class PRISMCalculator(Calculator):
@@ -114,7 +129,7 @@ class PRISMCalculator(Calculator):
         self.batch_size = batch_size
         self.on_unknown_element = on_unknown_element
         self._warned: set[str] = set()
-        self._lock = threading.RLock()
+        self._take_lock()
         # On a CPU the search would only take time from the model: 3 % slower, measured on two cores.
         self._builds_ahead = self.model.device.type != "cpu"
         check_committee(self.models)
@@ -162,7 +177,11 @@ class PRISMCalculator(Calculator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a lock of its own."""
         self.__dict__.update(state)
+        self._take_lock()
+
+    def _take_lock(self) -> None:
         self._lock = threading.RLock()
+        _calculators.add(self)
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """Return one property; all of ASE's ``get_...`` methods come here.

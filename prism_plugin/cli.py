@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 70
     except KeyboardInterrupt as error:
         print(f"prism: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
+        return getattr(error, "status", 130)
     return 0
 
 

@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from prism_plugin.errors import PrismError
 
 __all__ = [
+    "locked",
     "open_text",
     "replaced",
     "shown",
@@ -86,9 +89,37 @@ def replaced(target: str | Path) -> Iterator[Path]:
     try:
         # The suffix stays, because writers choose the format by it.
         yield aside / target.name
+        _to_disk(aside / target.name)
         os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file is on the disk: else a machine that fails may have its new name and not its content."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(target: str | Path) -> Iterator[None]:
+    """Be the only process that writes a file or folder; beside it stays an empty ``.NAME.lock``.
+
+    Raises:
+        ValueError: if another process is at it.
+    """
+    target = Path(target).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise PrismError(f"another process writes {shown(target)!r}: wait for it, or choose another place") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -26,7 +26,7 @@ from prism_plugin.committee import check_committee, mean_and_spread
 from prism_plugin.data.sources import ABOUT, Source, iterate_structures, named_frames
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
-from prism_plugin.files import truncate_after_last_record, write_json, write_table
+from prism_plugin.files import locked, truncate_after_last_record, write_json, write_table
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
@@ -73,8 +73,8 @@ def predict_files(
     Raises:
         FileNotFoundError: if there is no such model.
         TypeError: if ``model`` is neither a name, a folder nor a list of them.
-        ValueError: if the table is another model's, the models predict different things or are twice the same, or an
-            argument is bad.
+        ValueError: if another process writes the table, it is another model's, the models predict different things or
+            are twice the same, or an argument is bad.
     """
     if devices < 1 or batch_size < 1:
         raise PrismError(f"devices and batch_size must be at least 1, got {devices} and {batch_size}")
@@ -86,7 +86,20 @@ def predict_files(
         raise PrismError("the list of models is empty; give at least one")
     loaded = [load(one) for one in given]
     check_committee(loaded)
-    out = Path(out)
+    with locked(out):
+        return _write_table(paths, loaded, given, Path(out), kind, devices, batch_size, progress)
+
+
+def _write_table(
+    paths: Iterable[str | Path],
+    loaded: Sequence[PRISM],
+    given: Sequence[str | Path],
+    out: Path,
+    kind: str,
+    devices: int,
+    batch_size: int,
+    progress: bool,
+) -> dict[str, int]:
     done = _open_table(out, loaded)
     counts = {"predicted": 0, "kept": 0, "failed": 0}
 

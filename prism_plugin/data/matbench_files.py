@@ -16,10 +16,10 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin.data.download import cache_home, fetch
+from prism_plugin.data.frame import as_atoms
 from prism_plugin.data.json_stream import stream_json
 from prism_plugin.data.named_rows import Row, Target, missing_extra, naming, records_of
 from prism_plugin.data.records import Record
-from prism_plugin.data.structure_files import as_atoms
 from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced, write_json_gz
 from prism_plugin.tasks.classification import Classification

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.data.frame import Frame, Read, reason_of
 from prism_plugin.data.records import Record
 from prism_plugin.data.shards import is_shard_folder, read_shards
 from prism_plugin.data.splits import SPLITS
-from prism_plugin.data.structure_files import Frame, Read, read_frames, read_structure_file
+from prism_plugin.data.structure_files import read_frames, read_only_frame
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown
 from prism_plugin.tasks import task_of_target
@@ -89,7 +90,10 @@ def _gather(rows: Iterator[Read], path: Path, target: str, skip_missing: bool, k
         doubts.update(frame.doubts)
         there |= dict.fromkeys(frame.values)
         row = {**frame.values, **{name: frame.values.get(key) for name, key in keys.items()}}
-        value, gradients = task.read_label(row, target, frame.atoms)
+        try:
+            value, gradients = task.read_label(row, target, frame.atoms)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise PrismError(f"{frame.place}: {reason_of(error)}") from error
         if _is_missing(value):
             missing.append(frame.place)
             continue
@@ -102,6 +106,9 @@ def _gather(rows: Iterator[Read], path: Path, target: str, skip_missing: bool, k
         except ValueError as error:
             raise PrismError(f"{frame.place}: {error}") from error
     wanted, hint = task.label_words(target)
+    for name, key in keys.items():
+        if key not in there:
+            raise PrismError(f"{shown(path)}: no row has {key!r} for its {name}; there are: {_listed(there)}")
     if missing and not records:
         raise PrismError(
             f"{shown(path)}: none of the {len(missing)} rows has the {wanted}; there are: {_listed(there)}{hint}"
@@ -138,6 +145,8 @@ def _is_missing(value: Any) -> bool:
 
 def _number(value: Any, place: str, target: str) -> float:
     try:
+        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+            raise ValueError("Python's own ways to write a number")
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise PrismError(f"{place}: the target {target!r} is no number: {value!r}") from error
@@ -158,11 +167,15 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
     columns = ["", target]
     if lines and (header or _is_header(path.parent, lines[0][1])):
         columns = [cell.strip() for cell in lines.pop(0)[1]]
+        columns = ["split" if column.lower() == "split" else column for column in columns]
         if target not in columns[1:]:
             raise PrismError(
                 f"{shown(path)} has no column {target!r} beside the first, of files; there are: "
                 f"{', '.join(columns[1:])}"
             )
+    if len(set(columns)) < len(columns):
+        raise PrismError(f"{shown(path)}: a column stands twice: {', '.join(columns)}")
+    files: dict[Path, int] = {}
     for number, row in lines:
         place = f"{path.name}, line {number}"
         if len(row) != len(columns):
@@ -173,8 +186,11 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
         if found is None:
             raise PrismError(f"{place}: there is no {name!r} and no '{name}.cif' in {shown(path.parent)!r}")
         values = {column: cell.strip() for column, cell in zip(columns[1:], row[1:], strict=True)}
-        atoms = read_structure_file(found)
-        yield Frame(f"{place} ({shown(found.name)})", name, atoms, values)
+        if found in files:
+            raise PrismError(f"{place}: {shown(found.name)} stands in line {files[found]} already")
+        files[found] = number
+        frame = read_only_frame(found)
+        yield Frame(f"{place} ({shown(found.name)})", name, frame.atoms, values, frame.doubts)
 
 
 def _is_header(folder: Path, row: Sequence[str]) -> bool:

@@ -66,7 +66,7 @@ class Record:
                 continue
             try:
                 values = np.array(given, dtype=np.float64)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise PrismError(f"in {name} there is something else than numbers: {error}") from error
             if values.shape not in shapes:
                 needed = " or ".join(map(str, shapes))
@@ -75,6 +75,8 @@ class Record:
                 raise PrismError(f"a number in {name} is not finite; remove the crystal")
             if name == "stress":
                 values = voigt_6_to_full_3x3_stress(values) if values.shape == (6,) else values.reshape(3, 3)
+                if not np.allclose(values, values.T, rtol=0, atol=1e-6 + 1e-3 * np.abs(values).max()):
+                    raise PrismError(f"the stress is not symmetric: {values.tolist()}")
             object.__setattr__(self, name, values)
 
 
@@ -88,12 +90,19 @@ def count_crystals(records: Iterable[Record]) -> Counter[str]:
     return Counter(symbol for record in records for symbol in set(record.atoms.symbols))
 
 
-def fingerprint(parts: Mapping[str, Sequence[Record]]) -> str:
-    """Hash names, sizes and targets of all crystals, with forces and stresses, by which a run knows its own data."""
+def fingerprint(parts: Mapping[str, Sequence[Record]], structures: bool = False) -> str:
+    """Hash names, sizes and labels of all crystals, by which a run knows its own data.
+
+    Args:
+        parts: crystals by the name of their part.
+        structures: whether elements, positions and cells are hashed, too.
+    """
     digest = hashlib.sha256()
     for split in sorted(parts):
         for record in parts[split]:
             digest.update(f"{split} {record.name} {len(record.atoms)} {record.target!r}\n".encode())
-            for values in (record.forces, record.stress):
+            atoms = record.atoms
+            geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc) if structures else ()
+            for values in (record.forces, record.stress, *geometry):
                 digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

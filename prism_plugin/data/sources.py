@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 from ase import Atoms
 
-from prism_plugin.data.structure_files import Frame, is_series, read_frames
+from prism_plugin.data.frame import Frame
+from prism_plugin.data.structure_files import is_series, read_frames
 from prism_plugin.errors import PrismError
 from prism_plugin.files import shown
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,11 @@ def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
     """
     try:
         with open_text(path) as file:
-            listed = json.load(file)
+            listed = json.load(file, object_pairs_hook=_once)
         names = [(str(name), part) for part in SPLITS for name in listed.get(part, listed.get(f"id_{part}", []))]
-    except (ValueError, TypeError, AttributeError) as error:
+    except PrismError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise PrismError(f"{path}: no JSON object with lists of names under {', '.join(SPLITS)}: {error}") from error
     part_of = dict(names)
     if len(names) > len(part_of):
@@ -41,6 +44,17 @@ def assign_splits(records: Sequence[Record], path: str | Path) -> list[Record]:
     if unknown:
         raise PrismError(f"{path}: {len(unknown)} names are in no record, for example {', '.join(unknown[:3])}")
     return [replace(record, split=part_of[record.name]) for record in records if record.name in part_of]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the object of a file of splits: each part once, and nothing else."""
+    parts = [key.removeprefix("id_") for key, _ in pairs]
+    unknown = [key for (key, _), part in zip(pairs, parts, strict=True) if part not in SPLITS]
+    if unknown:
+        raise PrismError(f"the splits have an unknown part {unknown[0]!r}; choose one of: {', '.join(SPLITS)}")
+    if len(set(parts)) < len(parts) or not all(isinstance(names, list) for _, names in pairs):
+        raise PrismError("the splits must be lists of names, each part once")
+    return dict(pairs)
 
 
 def split_records(

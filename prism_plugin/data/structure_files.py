@@ -11,12 +11,10 @@ import itertools
 import json
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import ase.db
 import ase.io
@@ -24,50 +22,20 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import read_xyz
 from pymatgen.core import IMolecule, IStructure, Molecule, Structure
-from pymatgen.io.cif import CifParser
-from pymatgen.io.vasp import Poscar
 
-from prism_plugin.errors import PrismError
+from prism_plugin.data.crystal_files import read_cif, read_poscar
+from prism_plugin.data.frame import Frame, Read, as_atoms, reason_of
+from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown, uncompressed_name
 from prism_plugin.graph.structure import read_structure
 
-__all__ = ["Frame", "as_atoms", "is_series", "read_frames", "read_structure_file"]
+__all__ = ["Frame", "as_atoms", "is_series", "read_frames", "read_only_frame", "read_structure_file"]
 
-
-@dataclass(frozen=True)
-class Frame:
-    """One structure of a file.
-
-    Attributes:
-        place: where it stands, for messages.
-        name: what the file calls it, as it is written there; its number where it has no name.
-        atoms: the structure.
-        values: whatever else the file says of it, by name.
-        doubts: what should be looked at.
-    """
-
-    place: str
-    name: str
-    atoms: Atoms
-    values: Mapping[str, Any] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
-
-
-# A frame, or the reason why there is none.
-Read: TypeAlias = "Frame | PrismError"
 
 _MOLECULE = "the file has no lattice: taken as a molecule"
-_RAW = r"""(?:^|\s){}\s*=\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|\{{([^}}]*)\}}|\[([^\]]*)\]|(\S+))"""
 _NAMES = ("id", "name", "material_id", "entry_id")
-
-
-def as_atoms(structure: Any) -> Atoms:
-    """Turn a pymatgen structure into ASE atoms.
-
-    Raises:
-        ValueError: if it is bad (see :func:`~prism_plugin.graph.structure.read_structure`).
-    """
-    return read_structure(structure).atoms()
+# A word of a comment line of extended XYZ: key=value, the value quoted in one of four ways, or a bare key.
+_WORD = re.compile(r"""([^\s="'{\[]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S*)|\S+""")
 
 
 def read_structure_file(path: str | Path) -> Atoms:
@@ -77,6 +45,14 @@ def read_structure_file(path: str | Path) -> Atoms:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read, the structure is bad, or there are several.
     """
+    frame = read_only_frame(path)
+    for doubt in frame.doubts:
+        warn(f"{frame.place}: {doubt}")
+    return frame.atoms
+
+
+def read_only_frame(path: str | Path) -> Frame:
+    """Read the only structure of a file, checked; raises as :func:`read_structure_file`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no structure file {shown(path)!r}")
     found = list(itertools.islice(read_frames(path), 2))
@@ -84,7 +60,11 @@ def read_structure_file(path: str | Path) -> Atoms:
         raise found[0]
     if len(found) > 1:
         raise PrismError(f"{shown(Path(path).name)} holds several structures where one is due; give a file of each")
-    return found[0].atoms
+    try:
+        read_structure(found[0].atoms)
+    except ValueError as error:
+        raise PrismError(f"{found[0].place}: {error}") from error
+    return found[0]
 
 
 def is_series(path: Path) -> bool:
@@ -108,11 +88,11 @@ def read_frames(path: str | Path) -> Iterator[Read]:
         ".jsonl": _jsonl,
         ".extxyz": _extxyz,
         ".xyz": _extxyz,
-        ".cif": _cif,
-        ".mcif": _cif,
+        ".cif": read_cif,
+        ".mcif": read_cif,
         ".json": _json,
         ".db": _db,
-        "poscar": _poscar,
+        "poscar": read_poscar,
     }
     number = 0
     try:
@@ -121,14 +101,10 @@ def read_frames(path: str | Path) -> Iterator[Read]:
             yield found
     except Exception as error:  # noqa: BLE001  # libraries raise whatever their parsers meet: name the file, whatever it was
         rest = f" after {number} structures, and the rest was not read" if number else ""
-        yield PrismError(f"{shown(path.name)} cannot be read{rest}: {_reason(error)}")
+        yield PrismError(f"{shown(path.name)} cannot be read{rest}: {reason_of(error)}")
     else:
         if not number:
             yield PrismError(f"{shown(path.name)} cannot be read: there is no structure in it")
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, PrismError) else f"{type(error).__name__}: {error}"
 
 
 def _kind(path: Path) -> str:
@@ -149,21 +125,65 @@ def _jsonl(path: Path) -> Iterator[Read]:
             try:
                 atoms, row = _parse_jsonl(line)
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-                yield PrismError(f"{place}: {_reason(error)}")
+                yield PrismError(f"{place}: {reason_of(error)}")
             else:
-                yield Frame(place, str(row.get("id", number)), atoms, row)
+                yield Frame(place, _name_in(row, number), atoms, row)
+
+
+def _name_in(values: Mapping[str, Any], number: int) -> str:
+    """Return what a structure is called by its values; its number where it has no name."""
+    return next(
+        (str(values[name]) for name in _NAMES if isinstance(values.get(name), (str, int, np.integer))), str(number)
+    )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, of whose keys each may stand once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise PrismError(
+            "a key stands twice: "
+            + ", ".join(sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}))
+        )
+    return found
+
+
+def _numbers(row: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array of numbers, in its shape or flat."""
+    try:
+        values = np.asarray(row[key])
+        if values.dtype.kind in "US" and any("_" in one for one in values.ravel().tolist()):
+            raise PrismError(f"{key} has an underscore in a number")
+        values = values.astype(float)
+    except (TypeError, OverflowError) as error:
+        raise PrismError(f"{key} has something else than numbers: {error}") from error
+    except PrismError:
+        raise
+    except ValueError as error:
+        raise PrismError(f"{key} must be numbers of the shape {shape}: {error}") from error
+    if values.shape not in (shape, (int(np.prod(shape)),)):
+        raise PrismError(f"the shape of {key} is {values.shape}; needed is {shape}")
+    return values.reshape(shape)
 
 
 def _parse_jsonl(line: str) -> tuple[Atoms, dict[str, Any]]:
-    row = json.loads(line)
+    row = json.loads(line, object_pairs_hook=_once)
     if not isinstance(row, dict):
         raise PrismError(f"a crystal is an object with lattice, species and frac_coords, got {line.strip()[:40]!r}")
+    for key in ("PBC", "periodic"):
+        if key in row:
+            raise PrismError(f"the key {key!r} is not known: write pbc, with true, false or three of these")
     try:
+        species = row["species"]
+        odd = [one for one in species if isinstance(one, bool) or not isinstance(one, (str, int))]
+        if not isinstance(species, str) and odd:
+            raise PrismError(f"species are symbols or atomic numbers, got {odd[0]!r}")
+        symbols = Atoms(symbols=species).numbers
         with np.errstate(invalid="ignore"):  # what is not finite is refused by name later
             atoms = Atoms(
-                symbols=row["species"],
-                scaled_positions=np.asarray(row["frac_coords"], dtype=float).reshape(-1, 3),
-                cell=np.asarray(row["lattice"], dtype=float).reshape(3, 3),
+                numbers=symbols,
+                scaled_positions=_numbers(row, "frac_coords", (len(symbols), 3)),
+                cell=_numbers(row, "lattice", (3, 3)),
                 pbc=_flags(row.get("pbc", True)),
             )
     except KeyError as error:
@@ -193,11 +213,16 @@ def _extxyz(path: Path) -> Iterator[Read]:
                 return
             comment, text = found
             try:
+                words = _words(comment)
+                _check_columns(words.get("Properties", ""))
                 (atoms,) = read_xyz(StringIO(text), slice(0, 1))
+                if "pbc" in words:
+                    atoms.pbc = _flags(words["pbc"])
             except Exception as error:  # noqa: BLE001  # ASE raises whatever its parser meets
-                yield PrismError(f"{place}: {_reason(error)}")
+                yield PrismError(f"{place}: {reason_of(error)}")
             else:
-                yield _frame(place, number, atoms, _raw(comment, ("id", "split")))
+                raw = {name: words[name] for name in (*_NAMES, "split") if name in words}
+                yield _frame(place, number, atoms, {**_values_of(atoms), **raw})
 
 
 def _cut_xyz(file: IO[str]) -> Iterator[tuple[str, str] | PrismError]:
@@ -224,61 +249,61 @@ def _cut_xyz(file: IO[str]) -> Iterator[tuple[str, str] | PrismError]:
         count = after
 
 
-def _raw(comment: str, names: Iterable[str]) -> dict[str, str]:
-    """Words of a comment line as they are written: ASE makes 7 of ``007`` and True of ``T``."""
-    found = {name: re.search(_RAW.format(name), comment) for name in names}
-    return {
-        name: next(group for group in match.groups() if group is not None)
-        for name, match in found.items()
-        if match is not None
-    }
+def _words(comment: str) -> dict[str, str]:
+    """Words of a comment line as they are written: ASE makes 7 of ``007``, True of ``T``, and "yes" is true to it.
+
+    Raises:
+        ValueError: if a key stands twice, or a matrix that must be symmetric is not.
+    """
+    found: dict[str, str] = {}
+    for match in _WORD.finditer(comment):
+        key, value = match.groups()
+        if key is None:
+            continue
+        if key in found:
+            raise PrismError(f"the key {key!r} stands twice")
+        found[key] = value[1:-1] if value[:1] in ("'", '"', "{", "[") else value
+    for key in ("PBC", "periodic"):
+        if key in found:
+            raise PrismError(f"the key {key!r} is not known: write pbc, with three of T and F")
+    for key in ("stress", "virial"):
+        numbers = found.get(key, "").replace(",", " ").split()
+        if len(numbers) == 9:
+            matrix = np.array(numbers, dtype=float).reshape(3, 3)
+            if not np.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-6 + 1e-3 * np.abs(matrix).max()):
+                raise PrismError(f"the {key} is not symmetric: {matrix.tolist()}")
+    return found
 
 
-def _frame(place: str, number: int, atoms: Atoms, more: Mapping[str, Any]) -> Frame:
-    """Make a frame of ASE's atoms, which have their labels in three places."""
+def _check_columns(properties: str) -> None:
+    """Raise ValueError unless the columns have elements and Cartesian positions, each once."""
+    if not properties:
+        return
+    columns = properties.split(":")[::3]
+    elements = [name for name in ("species", "Z") if name in columns]
+    if "pos" not in columns or len(elements) != 1:
+        raise PrismError(
+            f"the columns are {', '.join(columns)}; needed are pos, and one of species and Z: "
+            "Properties=species:S:1:pos:R:3"
+        )
+
+
+def _values_of(atoms: Atoms) -> dict[str, Any]:
+    """Return what ASE's atoms have beside their structure, in three places; of an energy twice, the calculator's."""
     computed = {} if atoms.calc is None else atoms.calc.results
     arrays = {name: values for name, values in atoms.arrays.items() if name not in ("numbers", "positions")}
-    values = {**arrays, **atoms.info, **computed, **more}
-    name = next((str(values[name]) for name in _NAMES if isinstance(values.get(name), (str, int))), str(number))
+    return {**arrays, **atoms.info, **computed}
+
+
+def _frame(place: str, number: int, atoms: Atoms, values: Mapping[str, Any]) -> Frame:
     no_lattice = not atoms.pbc.any() and not atoms.cell.rank
-    return Frame(place, name, atoms, values, (_MOLECULE,) if no_lattice else ())
-
-
-def _cif(path: Path) -> Iterator[Read]:
-    with open_text(path, errors="replace") as file:  # names of authors are in whatever encoding
-        blocks = re.split(r"^\s*data_", f"\n{file.read()}", flags=re.MULTILINE | re.IGNORECASE)[1:]
-    of_atoms = [(number, block) for number, block in enumerate(blocks, start=1) if "_atom_site_" in block.lower()]
-    for number, block in of_atoms:
-        place = shown(path.name) if len(of_atoms) == 1 else f"{shown(path.name)}, block {number}"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they are among the parser's
-                parser: Any = CifParser.from_str(f"data_{block}")
-                (structure,) = parser.parse_structures(primitive=False, on_error="raise")
-            doubts = tuple(" ".join(text.split()) for text in parser.warnings if "rounded to ideal" not in text)
-            yield Frame(place, str(number), as_atoms(structure), doubts=doubts)
-        except Exception as error:  # noqa: BLE001  # pymatgen raises whatever its parser meets
-            yield PrismError(f"{place} cannot be read: {_reason(error)}")
-
-
-def _poscar(path: Path) -> Iterator[Read]:
-    with open_text(path, errors="replace") as file:
-        text = file.read()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        poscar = Poscar.from_str(text)
-    if not poscar.true_names:
-        raise PrismError("the POSCAR names no elements (VASP 4); write their symbols in a line above their numbers")
-    symbols, numbers = (text.splitlines()[line].split() for line in (5, 6))
-    if not symbols[0].isdecimal() and numbers[0].isdecimal() and len(symbols) != len(numbers):
-        raise PrismError(f"the POSCAR has {len(symbols)} symbols, {symbols}, and {len(numbers)} numbers, {numbers}")
-    yield Frame(shown(path.name), "1", as_atoms(poscar.structure))
+    return Frame(place, _name_in(values, number), atoms, values, (_MOLECULE,) if no_lattice else ())
 
 
 def _json(path: Path) -> Iterator[Read]:
     with open_text(path) as file:
         text = file.read()
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=_once)
     if isinstance(content, dict) and "ids" in content and "nextid" in content:  # a database of ASE
         with tempfile.TemporaryDirectory() as folder:
             plain = Path(folder) / "plain.json"
@@ -289,11 +314,15 @@ def _json(path: Path) -> Iterator[Read]:
     for number, item in enumerate(items, start=1):
         place = f"{shown(path.name)}, structure {number}"
         try:
-            values = {**item, **(item.get("data") or {})}
-            name = next((str(values[name]) for name in _NAMES if name in values), str(number))
-            yield Frame(place, name, as_atoms(_from_pymatgen(item.get("structure", item))), values)
+            values = {**(item.get("data") or {}), **item}
+            if item.get("correction"):  # what "energy" means is then anybody's guess
+                values["uncorrected_energy"] = values.pop("energy")
+                values["corrected_energy"] = values["uncorrected_energy"] + item["correction"]
+            structure = _from_pymatgen(item.get("structure", item))
+            doubts = (_MOLECULE,) if isinstance(structure, IMolecule) else ()
+            yield Frame(place, _name_in(values, number), as_atoms(structure), values, doubts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield PrismError(f"{place}: {_reason(error)}")
+            yield PrismError(f"{place}: {reason_of(error)}")
 
 
 def _from_pymatgen(content: Mapping[str, Any]) -> IStructure | IMolecule:
@@ -313,16 +342,62 @@ def _rows(file: str, path: Path) -> Iterator[Read]:
     for number, row in enumerate(ase.db.connect(str(path), type=path.suffix[1:].lower()).select(), start=1):
         place = f"{file}, row {row.id}"
         try:
-            yield _frame(place, number, row.toatoms(), {**row.data, **row.key_value_pairs})
+            atoms = row.toatoms()
+            yield _frame(place, number, atoms, {**row.data, **row.key_value_pairs, **_values_of(atoms)})
         except (ValueError, KeyError, TypeError) as error:
-            yield PrismError(f"{place}: {_reason(error)}")
+            yield PrismError(f"{place}: {reason_of(error)}")
 
 
 def _by_ase(path: Path) -> Iterator[Read]:
     kind = ase.io.formats.filetype(str(path))
     if kind in ("vasp", "cif"):  # by content or another name
-        yield from (_poscar if kind == "vasp" else _cif)(path)
+        yield from (read_poscar if kind == "vasp" else read_cif)(path)
         return
+    if kind in _IGNORES:
+        with open_text(path, errors="replace") as file:
+            _IGNORES[kind](file.read())
     frames = ase.io.iread(str(path), index=":", format=kind, do_not_split_by_at_sign=True)
     for number, atoms in enumerate(frames, start=1):
-        yield _frame(f"{shown(path.name)}, frame {number}", number, atoms, {})
+        yield _frame(f"{shown(path.name)}, frame {number}", number, atoms, _values_of(atoms))
+
+
+def _check_lammps(text: str) -> None:
+    """ASE takes the types of a dump for atomic numbers."""
+    columns = re.findall(r"ITEM: ATOMS (.*)", text)
+    if not columns or not all("element" in one.split() for one in columns):
+        raise PrismError("LAMMPS' types are no elements: write a column element (dump_modify element), or extxyz")
+
+
+def _check_pdb(text: str) -> None:
+    """ASE reads neither symmetry nor alternatives, and loses the lattice of a second model."""
+    rows = [line for line in text.splitlines() if line.startswith(("ATOM", "HETATM"))]
+    group = next((line[55:66].strip() for line in text.splitlines() if line.startswith("CRYST1")), "")
+    if group.replace(" ", "") not in ("", "P1", "1"):
+        raise PrismError(f"the symmetry {group!r} of a PDB is not read: write all atoms with P 1, or a CIF")
+    if any(line[16:17].strip() for line in rows) or any(
+        line[54:60].strip() not in ("", "1.00", "1.0") for line in rows
+    ):
+        raise PrismError("the PDB has alternate locations or parts of atoms: choose one of them, or write a CIF")
+    if len(re.findall(r"^MODEL", text, re.MULTILINE)) > 1:
+        raise PrismError("a PDB of several models has their lattice once: write extxyz")
+
+
+def _check_shelx(text: str) -> None:
+    """ASE reads no symmetry of SHELX."""
+    if re.search(r"^SYMM", text, re.MULTILINE | re.IGNORECASE) or not re.search(
+        r"^LATT\s+-1\s*$", text, re.MULTILINE | re.IGNORECASE
+    ):
+        raise PrismError("the symmetry of a SHELX file (LATT, SYMM) is not read: write a CIF")
+
+
+def _check_lammps_data(text: str) -> None:
+    raise PrismError("LAMMPS' types are no elements: write extxyz")
+
+
+# What ASE's reader of a format passes over in silence.
+_IGNORES: dict[str, Callable[[str], None]] = {
+    "lammps-dump-text": _check_lammps,
+    "lammps-data": _check_lammps_data,
+    "proteindatabank": _check_pdb,
+    "res": _check_shelx,
+}

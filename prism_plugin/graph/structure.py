@@ -25,6 +25,8 @@ SHORTEST_DISTANCE = 0.1
 _SHORTEST_PART = 0.25
 # Beyond these (Å^3 per atom, Å) a cell is in another unit than Å; a molecule in a box of 50 Å is far from them.
 _LARGEST_VOLUME = 1e6
+_SMALLEST_VOLUME = 0.5  # Å^3 per atom; diamond has 5.7
+_LARGEST_BOX = 1e8  # Å^3 around atoms that do not repeat
 _LONGEST_VECTOR = 1e4
 # Beyond this (Å) a position has too few digits left.
 _FARTHEST = 1e10
@@ -179,10 +181,21 @@ def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.nda
             f"the cell has {abs(np.linalg.det(lattice)) / len(numbers):.4g} Å^3 per atom, more than "
             f"{_LARGEST_VOLUME:.0f}: is it in Å?"
         )
+    if pbc.all() and abs(np.linalg.det(lattice)) < _SMALLEST_VOLUME * len(numbers):
+        raise PrismError(
+            f"the cell has {abs(np.linalg.det(lattice)) / len(numbers):.4g} Å^3 per atom, less than "
+            f"{_SMALLEST_VOLUME}: is it in Å?"
+        )
     if np.abs(positions).max() > _FARTHEST:
         raise PrismError(
             f"an atom is {np.abs(positions).max():.4g} Å from the origin, where its position has no digits left; "
             "wrap it into the cell"
+        )
+    extent = np.ptp(positions, axis=0)
+    if not pbc.any() and np.prod(extent + 1) > _LARGEST_BOX:
+        raise PrismError(
+            f"the atoms spread over {' x '.join(f'{one:.0f}' for one in extent)} Å; are the positions in Å? If so, "
+            "give the fragments one by one"
         )
     if not pbc.all() and np.ptp(positions, axis=0).max() > _LARGEST_EXTENT:
         raise PrismError(

@@ -113,7 +113,7 @@ class Potential(Task):
     def read_label(self, row: Mapping[str, Any], target: str, atoms: Atoms) -> tuple[Any, dict[str, Any]]:
         """Read energy, forces and stress of a crystal from the values of its row."""
         gradients = {key: row.get(key) for key in ("forces", "stress")}
-        virial = row.get("virial", row.get("virials"))
+        virial = next((row[key] for key in ("virial", "virials") if row.get(key) is not None), None)
         if virial is not None and gradients["stress"] is None:
             if not atoms.cell.volume:
                 raise PrismError("a virial needs a cell with a volume")

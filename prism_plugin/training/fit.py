@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from prism_plugin.config import OPTIMIZER_OPTIONS
@@ -30,25 +31,32 @@ from prism_plugin.data.records import count_crystals, elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.distributed import has_group
 from prism_plugin.errors import PrismError
-from prism_plugin.files import write_json
+from prism_plugin.files import locked, write_json
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
+from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
-from prism_plugin.training.run_folder import (
-    CHECKPOINTS,
-    LAST,
-    SETTINGS,
-    changeable,
-    check_folder,
-    describe_settings,
-    read_checkpoint,
-)
+from prism_plugin.training.run_folder import CRYSTALS, SETTINGS, changeable, check_folder, describe_settings
+from prism_plugin.training.stopping import SignalReceived, StopBetweenSteps
 
-__all__ = ["check_runnable", "train"]
+__all__ = ["Interrupted", "check_runnable", "train"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that a user or a scheduler has ended.
+
+    Attributes:
+        status: the usual exit status.
+    """
+
+    def __init__(self, how: str, folder: Path, is_saved: bool, status: int) -> None:
+        kept = f"go on with: prism train --resume {folder}" if is_saved else "nothing is kept yet"
+        super().__init__(f"{how}; {kept}")
+        self.status = status
 
 
 def train(
@@ -68,7 +76,7 @@ def train(
         settings: what to do.
         parts: records of ``"train"``, ``"val"`` and, if there is one, ``"test"``.
         folder: the run folder; made if missing.
-        resume: go on from its last checkpoint. False refuses a folder that has one.
+        resume: go on from its newest whole checkpoint. False refuses a folder that has one.
         init: start from a copy of this model, with its elements and sizes, not from random weights; mean and spread are
             kept where the target is the same, else taken from the new data.
         progress: whether there are progress bars.
@@ -81,16 +89,40 @@ def train(
         empty in all processes but the first.
 
     Raises:
+        KeyboardInterrupt: if Ctrl-C, SIGTERM or SIGUSR1 came; the last epoch that was whole is kept.
         ValueError: if the folder holds a run and ``resume`` is False, or one of other settings, other data or another
             place and it is True; if ``settings.model`` contradicts ``init``; if the data are bad.
     """
     folder = Path(folder)
+    first = not _launched(settings)
+    with locked(folder) if first else nullcontext():
+        return _train(settings, parts, folder, first, resume, init, progress, callbacks, cache, on_start)
+
+
+def _train(
+    settings: TrainingSettings,
+    parts: Mapping[str, Sequence[Record]],
+    folder: Path,
+    first: bool,
+    resume: bool,
+    init: PRISM | None,
+    progress: bool,
+    callbacks: Sequence[Callback],
+    cache: str | Path | None,
+    on_start: Callable[[Path], None] | None,
+) -> dict[str, Any]:
     task = task_of(settings, init)
     device = check_runnable(settings)
-    described = {**describe_settings(settings), "data": fingerprint(parts)}
-    first = not _launched(settings)
+    described = {
+        **describe_settings(settings),
+        "data": fingerprint(parts),
+        CRYSTALS: fingerprint(parts, structures=True),
+    }
     if first:  # else the first process has looked, and begun to write
-        check_folder(folder, described, resume, changeable(settings))
+        start = check_folder(folder, described, resume, changeable(settings))
+    else:
+        found = newest_checkpoint(folder) if resume else None
+        start = None if found is None else found[0]
     task.check_records(settings, parts)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
         torch.manual_seed(settings.seed)
@@ -121,11 +153,12 @@ def train(
                 module,
                 make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed),
                 make_loader(datasets["val"], settings.batch_size),
-                ckpt_path=last if resume and last.exists() else None,
+                ckpt_path=start,
             )
         except SystemExit:  # what Lightning makes of Ctrl-C
-            kept = f"go on with: prism train --resume {folder}" if last.exists() else "nothing is kept yet"
-            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+            raise Interrupted("interrupted", folder, last.exists(), 130) from None
+        except SignalReceived as stop:
+            raise Interrupted(f"ended by {stop}", folder, last.exists(), 128 + stop.number) from None
     best = read_checkpoint(place / "best.ckpt")
     module.load_state_dict(best["state_dict"])
     module.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
@@ -155,6 +188,8 @@ def _trainer(
     # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
     every_epoch = ModelCheckpoint(place, "last", enable_version_counter=False)
     bar = [TQDMProgressBar()] if progress else []
+    # Lightning would save on its own, and begin the next run of whatever settings with that.
+    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     with _quiet():
         return L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -164,7 +199,9 @@ def _trainer(
             strategy=DDPStrategy(find_unused_parameters=True) if settings.processes > 1 else "auto",
             use_distributed_sampler=False,
             max_epochs=settings.epochs,
-            callbacks=[*callbacks, *bar, best, every_epoch],
+            callbacks=[*callbacks, *bar, best, every_epoch, StopBetweenSteps()],
+            default_root_dir=place.parent,
+            plugins=[WholeCheckpoints(), *cluster],
             logger=CSVLogger(place.parent, name="log"),
             log_every_n_steps=1,
             enable_progress_bar=progress,

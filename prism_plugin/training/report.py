@@ -18,8 +18,9 @@ from prism_plugin.schema import as_dict
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of_records
 from prism_plugin.tasks.scores import Scores
+from prism_plugin.training.checkpoints import CHECKPOINTS
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
-from prism_plugin.training.run_folder import CHECKPOINTS, SETTINGS
+from prism_plugin.training.run_folder import SETTINGS
 
 __all__ = ["evaluate", "write_summary"]
 

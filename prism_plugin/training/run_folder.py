@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from prism_plugin.errors import PrismError
+from prism_plugin.errors import PrismError, warn
 from prism_plugin.schema import as_dict, resumable
 from prism_plugin.settings import TrainingSettings
+from prism_plugin.training.checkpoints import CHECKPOINTS, newest_checkpoint
 
-__all__ = ["CHECKPOINTS", "LAST", "SETTINGS", "changeable", "check_folder", "describe_settings", "read_checkpoint"]
+__all__ = ["CRYSTALS", "SETTINGS", "changeable", "check_folder", "describe_settings"]
 
-CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
 SETTINGS = "settings.json"
+CRYSTALS = "crystals"  # hash of all structures and labels; runs of 0.1.0 have that of names and labels only
 
 
 def describe_settings(settings: TrainingSettings) -> dict[str, Any]:
@@ -35,20 +32,29 @@ def changeable(settings: TrainingSettings) -> set[str]:
     return names if settings.has_schedule else names | {"epochs"}
 
 
-def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Collection[str]) -> None:
-    """Raise ValueError unless the folder is free, or holds a run that differs in ``free`` settings only.
+def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Collection[str]) -> Path | None:
+    """Find the checkpoint from which a run goes on.
 
     Args:
         folder: the run folder.
         now: settings and data of the training that would go on, as JSON has them.
         resume: whether it is to go on.
         free: names that may differ.
+
+    Returns:
+        Its newest whole checkpoint; None for a run that begins.
+
+    Raises:
+        ValueError: if the folder holds a run and ``resume`` is False, one that differs in more than ``free`` settings,
+            or one without a whole checkpoint.
     """
-    last = folder / CHECKPOINTS / LAST
-    if not last.exists():
-        return
-    if not resume:
+    if not resume and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise PrismError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
+    found = newest_checkpoint(folder)
+    if found is None:
+        if (folder / SETTINGS).exists() and resume:
+            warn(f"the run in {str(folder)!r} has no checkpoint yet: it begins anew")
+        return None
     # A run from before there was a setting has its default.
     try:
         kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -56,14 +62,14 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
         raise PrismError(
             f"{str(folder / SETTINGS)!r} is missing or damaged ({error}); start in another folder"
         ) from error
-    before = {**describe_settings(TrainingSettings()), **kept}
+    before = {**describe_settings(TrainingSettings()), CRYSTALS: now[CRYSTALS], **kept}
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
         raise PrismError(
             f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
         )
-    saved = read_checkpoint(last)
+    last, saved = found
     callbacks, done = saved["callbacks"], int(saved["epoch"]) + 1
     if now["epochs"] < done:
         raise PrismError(f"the run in {str(folder)!r} has {done} epochs already, {now['epochs']} are asked for")
@@ -73,15 +79,4 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
             f"the run was started in {', '.join(map(repr, places))}; move the folder back there to resume it, or "
             "delete it"
         )
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; ValueError if it is damaged."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        saved["callbacks"], saved["state_dict"], int(saved["epoch"])
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise PrismError(
-            f"the checkpoint {str(path)!r} is damaged ({error}); start again in another folder, or delete this one"
-        ) from error
-    return saved
+    return last

@@ -139,7 +139,7 @@ def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"is no saved model: it lacks model.json, model.pt, state.pt"):
         load(tmp_path)
     MEGNet(nblocks=1).save(tmp_path / "megnet")
-    with pytest.raises(ValueError, match="holds a matgl.*MEGNet, not a PRISM"):
+    with pytest.raises(ValueError, match=r"holds a matgl.*MEGNet, not a PRISM"):
         load(tmp_path / "megnet")
     small_model().save(tmp_path / "damaged")
     (tmp_path / "damaged" / "model.json").write_text("{")

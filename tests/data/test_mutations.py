@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from prism_plugin.data import Record, assign_splits, read_records
-from prism_plugin.data.structure_files import Frame, read_frames
+from prism_plugin.data.frame import Frame
+from prism_plugin.data.structure_files import read_frames
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.build import build_graph
 from prism_plugin.training.job import Job, read_config

@@ -22,7 +22,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 from pymatgen.io.cif import CifWriter
 
-from prism_plugin.data import read_records, read_structure_file
+from prism_plugin.data import assign_splits, read_records, read_structure_file
 from prism_plugin.data.sources import iterate_structures, read_structures
 from prism_plugin.data.structure_files import read_frames
 from prism_plugin.errors import PrismError
@@ -98,7 +98,7 @@ def test_a_potcar_beside_a_poscar_changes_nothing(tmp_path: Path) -> None:
     assert read_structure_file(tmp_path / "POSCAR").get_chemical_formula() == "ClNa"
 
 
-@pytest.mark.parametrize("name", ["x.cif", "x.cif.gz", "XDATCAR", "x.json", "x.db", "x.traj", "x.xsf", "x.pdb"])
+@pytest.mark.parametrize("name", ["x.cif", "x.cif.gz", "XDATCAR", "x.json", "x.db", "x.traj", "x.xsf"])
 def test_all_structures_of_a_file_are_read(name: str, tmp_path: Path) -> None:
     both = [bulk("NaCl", "rocksalt", a=a, cubic=True) for a in (5.6, 5.7)]
     path = tmp_path / name
@@ -259,7 +259,8 @@ def test_a_table_beside_structures_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["", "NaN", "na", "None", "null", "-"])
 def test_words_for_nothing_are_missing(word: str, tmp_path: Path) -> None:
     write(tmp_path / "a.cif", bulk("NaCl", "rocksalt", a=5.6))
-    (tmp_path / "t.csv").write_text(f"file,gap\na,1.0\na.cif,{word}\n")
+    write(tmp_path / "b.cif", bulk("NaCl", "rocksalt", a=5.6))
+    (tmp_path / "t.csv").write_text(f"file,gap\na,1.0\nb.cif,{word}\n")
     with pytest.raises(ValueError, match="missing in 1 of 2 rows"):
         read_records(tmp_path / "t.csv", "gap")
     assert len(read_records(tmp_path / "t.csv", "gap", skip_missing=True)) == 1
@@ -332,3 +333,213 @@ def test_text_of_authors_in_another_encoding_does_not_matter(tmp_path: Path) -> 
 def test_an_isolated_atom_of_ase_is_read(tmp_path: Path) -> None:
     write(tmp_path / "x.traj", Atoms("He"))
     assert next(read_structures([tmp_path / "x.traj"])).get_chemical_formula() == "He"
+
+
+# --- what parsers pass over in silence --------------------------------------------------------------------------------
+
+SODIUM = cif(("Na", 1), ("Cl", 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("Na Na0 0.0 0.0 0.0 1", "Na Na0 0.0 0.0 . 1", "a coordinate z is '.'"),
+        ("Na Na0 0.0 0.0 0.0 1", "Na Na0 0.0 0.0 0.0 0", "an occupancy of 0"),
+        ("Na Na0", "Va Na0", "the type symbol 'Va' is no element"),
+        ("Na Na0", "H2O Na0", "the type symbol 'H2O' is no element"),
+        ("Na Na0", "T Na0", "the type symbol 'T' is no element"),
+        ("_cell_length_a 6.0", "_cell_length_a 6.0\n_cell_length_a 9.0", "_cell_length_a stands twice"),
+        ("loop_", "loop_\n_atom_site_label\n_atom_site_fract_x\nNa 0.0\nloop_", "stands twice in one block"),
+    ],
+)
+def test_what_a_cif_means_is_not_guessed(old: str, new: str, reason: str, tmp_path: Path) -> None:
+    assert old in SODIUM
+    (tmp_path / "x.cif").write_text(SODIUM.replace(old, new, 1))
+    with pytest.raises(ValueError, match=f"x.cif cannot be read: {reason}|x.cif cannot be read: .*{reason}"):
+        read_structure_file(tmp_path / "x.cif")
+
+
+def test_a_default_occupancy_is_one(tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text(SODIUM.replace("0.0 0.0 0.0 1", "0.0 0.0 0.0 .", 1))
+    assert read_structure_file(tmp_path / "x.cif").get_chemical_formula() == "ClNa"
+
+
+def of_group(name: str, number: int, cell: tuple[float, ...], site: str) -> str:
+    tags = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    head = f"data_x\n_symmetry_space_group_name_H-M '{name}'\n_symmetry_Int_Tables_number {number}\n"
+    head += "".join(f"_cell_{tag} {value}\n" for tag, value in zip(tags, cell, strict=True))
+    columns = ("label", "type_symbol", "fract_x", "fract_y", "fract_z")
+    return head + "loop_\n" + "".join(f"_atom_site_{column}\n" for column in columns) + site + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        of_group("F d -3 m :2", 227, (5.43, 5.43, 5.43, 90, 90, 90), "Si1 Si 0.125 0.125 0.125"),
+        of_group("P 21/n", 14, (6, 7, 8, 90, 100, 90), "Na1 Na 0.1 0.2 0.3"),
+    ],
+    ids=["origin", "setting"],
+)
+def test_a_setting_that_no_operations_tell_is_a_doubt(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text(text)
+    found = list(read_frames(tmp_path / "x.cif"))
+    assert "no symmetry operations: those of the standard setting of" in " ".join(found[0].doubts)
+
+
+def test_long_empty_stretches_of_a_cif_cost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text(SODIUM + " \n" * 50_000)
+    start = time.perf_counter()
+    read_structure_file(tmp_path / "x.cif")
+    assert time.perf_counter() - start < 5
+
+
+POSCAR = ["x", "-57.0", "1 0 0", "0 1 0", "0 0 1", "Cs Cl", "1 1", "Cartesian", "0 0 0", "0.5 0.5 0.5"]
+
+
+def test_a_negative_scale_is_the_volume_of_cartesian_positions_too(tmp_path: Path) -> None:
+    (tmp_path / "POSCAR").write_text("\n".join(POSCAR))
+    atoms = read_structure_file(tmp_path / "POSCAR")
+    assert atoms.get_volume() == pytest.approx(57.0)
+    assert atoms.get_scaled_positions()[1] == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([*POSCAR, "0.2 0.2 0.2"], "2 atoms are announced, but more lines follow"),
+        ([*POSCAR, *POSCAR], "more lines follow"),
+        ([*POSCAR[:5], *POSCAR[6:8], "0 0 0 T T T", "0.5 0.5 0.5 T T T"], "names no elements"),
+        ([*POSCAR[:8], "0 0 0 Cs", "0.5 0.5 0.5 K"], "a row of the POSCAR says 'K', its head 'Cl'"),
+    ],
+)
+def test_what_a_poscar_means_is_not_guessed(lines: list[str], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "POSCAR").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=reason):
+        read_structure_file(tmp_path / "POSCAR")
+
+
+FRAME = '2\nLattice="4 0 0 0 4 0 0 0 4" {}\nNa 0 0 0\nCl 2 2 2\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ('pbc="yes yes no"', "pbc is true, false or three"),
+        ('PBC="T T F"', "the key 'PBC' is not known"),
+        ('stress="1 6 5 0 2 4 0 0 3"', "the stress is not symmetric"),
+        ("gap=1 gap=2", "the key 'gap' stands twice"),
+        ("Properties=species:S:1:frac_pos:R:3", "needed are pos"),
+        ("Properties=species:S:1:pos:R:3:Z:I:1", "one of species and Z"),
+    ],
+)
+def test_what_a_comment_line_means_is_not_guessed(words: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.extxyz").write_text(FRAME.format(words))
+    assert reason in reasons(tmp_path / "x.extxyz")[0]
+
+
+def test_words_within_quotes_are_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "x.extxyz").write_text(FRAME.format('note="has id=5 split=test inside" name=007 pbc="T F T"'))
+    (frame,) = read_frames(tmp_path / "x.extxyz")
+    assert (frame.name, frame.values.get("split"), frame.atoms.pbc.tolist()) == ("007", None, [True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"frac_coords": [[0, 0.5], [0, 0.5], [0, 0.5]]}, r"the shape of frac_coords is (3, 2); needed is (2, 3)"),
+        ({"species": [11.7, 17.2]}, "species are symbols or atomic numbers, got 11.7"),
+        ({"species": [True, True]}, "species are symbols or atomic numbers"),
+        ({"lattice": [["3_5", 0, 0], [0, 4, 0], [0, 0, 4]]}, "an underscore in a number"),
+        ({"periodic": False}, "the key 'periodic' is not known"),
+    ],
+)
+def test_what_a_row_means_is_not_guessed(changes: dict[str, object], reason: str, tmp_path: Path) -> None:
+    row = {"lattice": (np.eye(3) * 4).tolist(), "species": ["Na", "Cl"], "frac_coords": [[0, 0, 0], [0.5] * 3]}
+    (tmp_path / "x.jsonl").write_text(json.dumps({**row, **changes}))
+    assert reason in reasons(tmp_path / "x.jsonl")[0]
+    (tmp_path / "y.jsonl").write_text(json.dumps(row)[:-1] + ', "gap": 1, "gap": 2}')
+    assert "a key stands twice: gap" in reasons(tmp_path / "y.jsonl")[0]
+
+
+def test_what_stands_beside_a_structure_wins_over_its_data(tmp_path: Path) -> None:
+    salt = Structure(CELL, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    (tmp_path / "x.json").write_text(json.dumps({"structure": salt.as_dict(), "gap": 1, "data": {"gap": 9}}))
+    assert read_records(tmp_path / "x.json", "gap")[0].target == 1
+    entry = ComputedStructureEntry(salt, -6.5, correction=-1.0)
+    (tmp_path / "y.json").write_text(json.dumps(entry.as_dict()))
+    with pytest.raises(ValueError, match=r"there are: .*uncorrected_energy, corrected_energy"):
+        read_records(tmp_path / "y.json", "energy")
+    assert read_records(tmp_path / "y.json", "corrected_energy")[0].target == -7.5
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("x.lammpstrj", "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n1\nITEM: BOX BOUNDS pp pp pp\n0 4\n0 4\n0 4\n"
+         "ITEM: ATOMS id type x y z\n1 3 0 0 0\n", "types are no elements"),
+        ("x.pdb", "CRYST1    6.000    7.000    8.000  90.00  90.00  90.00 P 1 21 1\n"
+         "ATOM      1 NA   MOL     1       0.000   0.000   0.000  1.00  0.00          NA\n", "is not read"),
+        ("x.pdb", "CRYST1    6.000    7.000    8.000  90.00  90.00  90.00 P 1\n"
+         "ATOM      1 NA   MOL     1       0.000   0.000   0.000  0.50  0.00          NA\n", "parts of atoms"),
+        ("x.res", "TITL x\nCELL 1 6 7 8 90 100 90\nLATT 1\nSYMM -X,Y,-Z\nSFAC Na\nNa 1 0 0 0\nEND\n", "SHELX"),
+    ],
+    ids=["types", "symmetry", "occupancy", "shelx"],
+)  # fmt: skip
+def test_what_ase_passes_over_is_refused(name: str, text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert reason in reasons(tmp_path / name)[0]
+
+
+def test_a_key_that_no_row_has_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.extxyz").write_text(FRAME.format("energy=-1"))
+    with pytest.raises(ValueError, match=r"no row has 'REF_stress' for its stress; there are: .*energy"):
+        read_records(tmp_path / "x.extxyz", "energy", keys={"stress": "REF_stress"})
+
+
+@pytest.mark.parametrize("virial", ["abc", [[1, 0], [0, 1, 0]], {"xx": 1}, 10**400])
+def test_bad_labels_name_their_place(virial: object, tmp_path: Path) -> None:
+    row = {"lattice": (np.eye(3) * 4).tolist(), "species": ["Na"], "frac_coords": [[0, 0, 0]], "energy": -1.0}
+    (tmp_path / "x.jsonl").write_text(json.dumps({**row, "forces": [[0, 0, 0]], "virial": virial}))
+    with pytest.raises(PrismError, match=r"x\.jsonl, line 1"):
+        read_records(tmp_path / "x.jsonl", "pes")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"train": ["a"], "val": ["b"], "Test": []}',
+        '{"train": ["a"], "id_train": ["b"]}',
+        '{"train": "ab"}',
+        "[" * 100_000,
+    ],
+)
+def test_bad_splits_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(PrismError, match=r"splits|lists of names"):
+        assign_splits([], tmp_path / "s.json")
+
+
+def test_a_file_that_stands_twice_in_a_table_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.cif", bulk("NaCl", "rocksalt", a=5.6))
+    (tmp_path / "t.csv").write_text("file,gap\na,1.0\na.cif,2.0\n")
+    with pytest.raises(ValueError, match=r"line 3: a\.cif stands in line 2 already"):
+        read_records(tmp_path / "t.csv", "gap")
+    (tmp_path / "t.csv").write_text("file,gap,gap\na,1.0,2.0\n")
+    with pytest.raises(ValueError, match="a column stands twice"):
+        read_records(tmp_path / "t.csv", "gap")
+
+
+def test_two_parsers_that_differ_are_a_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.cif").write_text(SODIUM)
+    (frame,) = read_frames(tmp_path / "x.cif")
+    assert frame.doubts == ()
+    other = frame.atoms.copy()
+    other.positions[1, 0] += 0.5
+    monkeypatch.setattr(ase.io, "read", lambda *arguments, **named: other)
+    (frame,) = read_frames(tmp_path / "x.cif")
+    assert "read different positions" in frame.doubts[0]
+    other.symbols[0] = "K"
+    (frame,) = read_frames(tmp_path / "x.cif")
+    assert "pymatgen reads NaCl (2 atoms) from this CIF, ASE KCl (2)" in frame.doubts[0].replace(
+        "ClNa", "NaCl"
+    ).replace("ClK", "KCl")
