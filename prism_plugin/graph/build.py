@@ -32,7 +32,7 @@ def build_graph(structure: Any, cutoff: float = 5.0, cell_cutoff: float = 15.0) 
     Raises:
         TypeError: if ``structure`` is of another class.
         ValueError: if a cutoff is not positive, or the structure is empty, disordered, not finite, flat, of unknown
-            elements, in another unit than Å, or has two atoms within a quarter of the sum of their covalent radii.
+            elements, in another unit than Å, or has two atoms within 0.15 of the sum of their covalent radii.
 
     Example:
         >>> from ase.build import bulk

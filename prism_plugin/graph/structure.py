@@ -22,7 +22,7 @@ __all__ = ["Structure", "check_distances", "read_structure"]
 SHORTEST_DISTANCE = 0.1
 # In 5,700 crystals of Materials Project no pair is nearer than 0.63 times the sum of its covalent radii; in its cores
 # no formula for crystals holds.
-_SHORTEST_PART = 0.25
+_SHORTEST_PART = 0.15
 # Beyond these (Å^3 per atom, Å) a cell is in another unit than Å; a molecule in a box of 50 Å is far from them.
 _LARGEST_VOLUME = 1e6
 _SMALLEST_VOLUME = 0.5  # Å^3 per atom; diamond has 5.7

@@ -46,7 +46,7 @@ def test_doubts_are_of_their_kind(atoms: Atoms, wanted: set[str]) -> None:
 @pytest.mark.parametrize(
     ("atoms", "reason"),
     [
-        (Atoms("Cu", cell=[0.6] * 2 + [3], pbc=True), "atom 0 .Cu. lies on top of its own image, 0.6000 Å away"),
+        (Atoms("Cu", cell=[0.35] * 2 + [5], pbc=True), "atom 0 .Cu. lies on top of its own image, 0.3500 Å away"),
         (Atoms("Cu", cell=[0.5] * 3, pbc=True), r"0\.125 Å\^3 per atom, less than 0\.5"),
         (Atoms("C2", positions=[[0, 0, 0], [0.11, 0, 0]]), "atoms 0 and 1 lie on top of each other .C and C, 0.1100 Å"),
         (bulk("CsCl", "cesiumchloride", a=0.412), r"Å\^3 per atom, less than 0\.5"),  # in nm

@@ -549,6 +549,7 @@ def write_rows(path, rows: list, opener=open) -> None:
             file.write((row if isinstance(row, str) else json.dumps(row)) + "\n")
 
 
+@pytest.mark.filterwarnings("ignore:.*names stand there more than once")
 @pytest.mark.parametrize(("suffix", "opener"), [("", open), (".xz", lzma.open), (".gz", gzip.open)])
 def test_jsonl_is_read_also_compressed(tmp_path, suffix, opener) -> None:
     path = tmp_path / f"data.jsonl{suffix}"
@@ -559,6 +560,7 @@ def test_jsonl_is_read_also_compressed(tmp_path, suffix, opener) -> None:
     assert second.atoms.pbc.tolist() == [True, True, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*names stand there more than once")
 def test_extxyz_is_read(tmp_path) -> None:
     atoms = bulk("Cu")
     atoms.info.update(e=-3.5, id="copper")
@@ -577,16 +579,16 @@ def test_mlearn_energies_are_read(shared_data) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{not json", r"data.jsonl, line 2: Expecting property name"),
+        ("{not json", r"data.jsonl, line 2: JSONDecodeError: Expecting property name"),
         ({**ROW, "species": ["Xq"]}, r"data.jsonl, line 2: 'Xq' is neither a key of the row nor an element"),
         ({k: v for k, v in ROW.items() if k != "lattice"}, r"line 2: 'lattice' is neither"),
-        ({**ROW, "lattice": [[1, 0], [0, 1]]}, r"line 2: cannot reshape"),
-        ({**ROW, "frac_coords": [["x", 0, 0]]}, r"line 2: could not convert"),
+        ({**ROW, "lattice": [[1, 0], [0, 1]]}, r"line 2: the shape of lattice is \\(2, 2\\)"),
+        ({**ROW, "frac_coords": [["x", 0, 0]]}, r"line 2: frac_coords must be numbers"),
         ("[1, 2]", r"line 2: a crystal is an object with lattice"),
         ({**ROW, "frac_coords": [[float("inf"), 0, 0]]}, r"line 2: the position of atom 0 is not finite"),
         ({**ROW, "e": 10**400}, r"line 2: the target 'e' is no number"),
         ({**ROW, "e": "much"}, r"line 2: the target 'e' is no number: 'much'"),
-        ({**ROW, "e": float("nan")}, r"line 2: the target 'e' is not finite"),
+        ({**ROW, "e": float("nan")}, r"the target 'e' is missing in 1 of 2 rows .first: data.jsonl, line 2"),
         (
             {**ROW, "e": None},
             r"the target 'e' is missing in 1 of 2 rows \(first: data.jsonl, line 2\); .*--skip-missing",
@@ -605,7 +607,7 @@ def test_bad_files_are_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no data file"):
         read_records(tmp_path / "nothing.jsonl", "e")
     (tmp_path / "data.db").write_text("x")
-    with pytest.raises(ValueError, match=r"unknown kind of data file 'data.db'; choose one of: .extxyz, .jsonl, .xyz"):
+    with pytest.raises(ValueError, match=r"data.db cannot be read"):
         read_records(tmp_path / "data.db", "e")
     (tmp_path / "data.extxyz").write_text("2\nLattice\nCu 0 0\n")
     with pytest.raises(ValueError, match=r"data.extxyz, frame 1"):
