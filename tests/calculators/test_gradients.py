@@ -116,7 +116,7 @@ def test_relaxations_of_ase_run(default) -> None:
     constants = np.linspace(5.4, 5.8, 81)
     energies = [result["energy"] for result in default.predict([bulk("NaCl", "rocksalt", a=a) for a in constants])]
     np.testing.assert_allclose(atoms.cell.lengths(), constants[np.argmin(energies)], atol=0.01)
-    atoms = crystal_zoo()["low symmetry"]
+    atoms = crystal_zoo()["wire"]
     atoms.calc = PRISMCalculator(energy_model(), compute_forces=True)
     before = atoms.get_potential_energy()
     assert FIRE(atoms, logfile=None).run(fmax=0.05, steps=500)
