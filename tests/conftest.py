@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import matgl
@@ -32,15 +33,18 @@ def _savefig_if_looked_at(figure: Figure, path: object, *arguments: object, **na
 Figure.savefig = _savefig_if_looked_at
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Draw pictures in a test that is marked so, and in the fixtures that it is the first to ask for."""
-    global _drawn
-    _drawn = item.get_closest_marker("pictures") is not None
-
-
 torch.set_num_threads(1)  # the models are small: threads would only wait for each other
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def pictures() -> Iterator[None]:
+    """Draw pictures in this test, not in fixtures that others share."""
+    global _drawn
+    _drawn = True
+    yield
+    _drawn = False
 
 
 @pytest.fixture(scope="session")

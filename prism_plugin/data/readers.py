@@ -145,8 +145,8 @@ def _is_missing(value: Any) -> bool:
 
 def _number(value: Any, place: str, target: str) -> float:
     try:
-        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
-            raise ValueError("Python's own ways to write a number")
+        if isinstance(value, str) and "_" in value:
+            raise ValueError("Python's own way to write a number")
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise PrismError(f"{place}: the target {target!r} is no number: {value!r}") from error

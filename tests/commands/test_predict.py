@@ -209,7 +209,7 @@ def test_two_processes_write_the_table_of_one(files, tmp_path) -> None:
 # --- evaluate -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.pictures
+@pytest.mark.usefixtures("pictures")
 def test_evaluate_scores_a_file_or_a_part(tmp_path, capsys) -> None:
     records = emt_alloys(30)
     frames = []
@@ -280,7 +280,7 @@ def test_edges_are_counted_per_expert_and_layer() -> None:
         count_edges([], model, progress=False)
 
 
-@pytest.mark.pictures
+@pytest.mark.usefixtures("pictures")
 def test_prism_scaling_writes_table_fits_and_picture(tmp_path, capsys) -> None:
     line = np.arange(6)[:, None] * [2.5, 0, 0]
     frames = [Atoms("Cu" * n, positions=line[:n], cell=[2.5 * n, 5, 5], pbc=True) for n in range(1, 7)]

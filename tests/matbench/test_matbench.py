@@ -167,7 +167,7 @@ def check_submission(folder: Path) -> None:
     assert benchmark.is_recorded
 
 
-@pytest.mark.pictures
+@pytest.mark.usefixtures("pictures")
 def test_a_submission_is_taken_and_its_numbers_are_right(finished, tmp_path) -> None:
     report = make(finished, tmp_path / "out", notes="Two cores.", algorithm="PRISM 1")
     folder = tmp_path / "out" / "matbench_v0.1_PRISM_1_local"

@@ -183,29 +183,32 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
+HUB = """
+import huggingface_hub.constants, prism_plugin, sys
+for offline in (False, True):
+    huggingface_hub.constants.HF_HUB_OFFLINE = offline
+    model = prism_plugin.load("some/model")
+    print(model.target, model.training)
+huggingface_hub.constants.HF_HUB_OFFLINE = False
+prism_plugin.load("no/such")
+"""
+
+
 def test_a_model_is_downloaded_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     address, asked = hub
-    code = "import sys, prism_plugin; model = prism_plugin.load(sys.argv[1]); print(model.target, model.training)"
-
-    def run(name: str, endpoint: str, **more: str) -> subprocess.CompletedProcess[str]:
-        settings = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
-        environment = {name: value for name, value in os.environ.items() if name not in settings}
-        environment |= {"HF_ENDPOINT": endpoint, "HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        environment |= {"NO_PROXY": "127.0.0.1", **more}
-        return subprocess.run(
-            [sys.executable, "-c", code, name], capture_output=True, text=True, env=environment, cwd=tmp_path
-        )
-
-    first = run("some/model", address)
-    assert first.stdout == "gap False\n", first.stderr
+    settings = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
+    environment = {name: value for name, value in os.environ.items() if name not in settings}
+    environment |= {"HF_ENDPOINT": address, "HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"NO_PROXY": "127.0.0.1"}
+    found = subprocess.run(
+        [sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert found.stdout == "gap False\ngap False\n", found.stderr
     files = {one.rsplit("/", 1)[1] for one in asked if one.startswith("GET /some/model/")}
     assert files == {"model.json", "model.pt", "state.pt"}
     assert (tmp_path / ".cache" / "matgl").is_dir()  # where matgl keeps its own
-    again = run("some/model", address, HF_HUB_OFFLINE="1")
-    assert again.stdout == "gap False\n", again.stderr
-    unknown = run("no/such", address)
-    assert "no folder 'no/such' is here, and no such model could be had from the Hugging Face Hub" in unknown.stderr
-    assert "FileNotFoundError" in unknown.stderr
+    assert "no folder 'no/such' is here, and no such model could be had from the Hugging Face Hub" in found.stderr
+    assert "FileNotFoundError" in found.stderr
 
 
 def test_a_missing_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

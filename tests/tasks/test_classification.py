@@ -108,7 +108,7 @@ def test_scores_of_classes_are_those_of_scikit_learn() -> None:
     )  # certain and wrong: no infinity
 
 
-@pytest.mark.pictures
+@pytest.mark.usefixtures("pictures")
 def test_a_training_learns_classes_and_reports_on_them(tmp_path) -> None:
     parts = split_records(coppery(160), seed=0)
     settings = TrainingSettings("coppery", model={**SMALL, "task_type": "classification"}, lr=1e-2, epochs=10)

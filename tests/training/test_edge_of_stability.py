@@ -301,7 +301,7 @@ def test_what_disturbs_rod_flow_in_lightning_is_refused() -> None:
             fit(Digits(rod_flow), loader(64), **settings)
 
 
-@pytest.mark.pictures
+@pytest.mark.usefixtures("pictures")
 def test_prism_train_with_rod_flow(tmp_path, capsys) -> None:
     run = tmp_path / "run"
     options = ["--option", "like=heavy-ball", "--option", "beta1=0.5", "--option", "warmup=3", "--lr", "0.05"]

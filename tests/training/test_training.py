@@ -304,7 +304,7 @@ def run(parts, tmp_path_factory):
     return folder, train(with_settings(epochs=4), parts, folder, progress=False)
 
 
-@pytest.mark.pictures
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_model_log_predictions_plots_and_summary(run, parts) -> None:
     folder, summary = run
     for name in ("settings.json", "predictions.csv", "parity.png", "learning_curve.png", "summary.json"):
