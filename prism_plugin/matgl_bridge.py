@@ -18,16 +18,29 @@ from typing import Any
 import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
-from matgl.models import MatGLModel
-from matgl.utils.io import _get_file_paths
 from torch import Tensor
 from torch_geometric.data import Data
 
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
+from prism_plugin.home import writable_home
 
-__all__ = ["DIGEST", "SavedModel", "batch_from_matgl", "inside_potential", "weights_digest"]
+with writable_home():  # matgl makes a folder there when it is imported
+    from matgl import load_model
+    from matgl.config import MATGL_CACHE
+    from matgl.models import MatGLModel
+    from matgl.utils.io import _get_file_paths
+
+__all__ = [
+    "DIGEST",
+    "MATGL_CACHE",
+    "SavedModel",
+    "batch_from_matgl",
+    "inside_potential",
+    "load_model",
+    "weights_digest",
+]
 
 DIGEST = "sha256_of_weights"  # in the metadata of a saved model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -43,6 +44,13 @@ def test_everything_but_dgl_graphs_works_without_dgl() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch.Size([])" in out
     assert "pip install 'dgl==1.1.3'" in out
+
+
+def test_a_home_that_cannot_be_written_does_not_matter() -> None:
+    code = "import os, prism_plugin; print(prism_plugin.load().target, os.environ['HOME'])"
+    environment = {**os.environ, "HOME": "/proc/nobody"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert out.stdout == "formation_energy /proc/nobody\n", out.stderr
 
 
 def test_public_names_exist() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.commands.options import add_options, table_values
+from prism_plugin.config import OPTIMIZER_OPTIONS
 from prism_plugin.errors import PrismError
 from prism_plugin.settings import DataOptions, TrainingSettings
 
@@ -68,6 +69,9 @@ def add_parser(commands: Any) -> None:
     )
     add_options(place, TrainingSettings, ("seed", "device", "devices", "nodes"))
     add_options(place, DataOptions, ("cache",))
+    place.add_argument(
+        "--trust", action="store_true", help="import the optimizer's class that a config file or a run names"
+    )
     add_training_options(train)
 
 
@@ -80,6 +84,15 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("how to train"), TrainingSettings, _HOW, _EXAMPLES)
 
 
+def check_importable(optimizer: str) -> None:
+    """Raise ValueError if a file names an optimizer whose import would run code that nobody asked for."""
+    if optimizer not in OPTIMIZER_OPTIONS and not optimizer.startswith("torch.optim."):
+        raise PrismError(
+            f"a file names the optimizer {optimizer!r}, which would be imported: pass --trust if you know what that "
+            "does, or --optimizer"
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Train, or go on with a training."""
     from prism_plugin.pretrained import load
@@ -88,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.training.fit import check_runnable
     from prism_plugin.training.job import Job, read_config
 
-    own = ("command", "config", "out", "resume", "run", "traceback")
+    own = ("command", "config", "out", "resume", "run", "traceback", "trust")
     given = table_values({name: value for name, value in vars(arguments).items() if name not in own})
     resume = hasattr(arguments, "resume")
     if resume:
@@ -97,6 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
         job = Job.resumed(arguments.resume, given)
     else:
         job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)
+    if "optimizer" not in given and not hasattr(arguments, "trust"):
+        check_importable(job.settings.optimizer)
     out = arguments.resume if resume else arguments.out
     check_runnable(job.settings)  # before data are fetched
     init = None if job.values.get("init") is None else load(job.values["init"])

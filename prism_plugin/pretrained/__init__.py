@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import matgl
 import torch
 from huggingface_hub import hf_hub_download
-from matgl.config import MATGL_CACHE
 
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
+from prism_plugin.matgl_bridge import MATGL_CACHE, load_model
 from prism_plugin.model import PRISM
 
 __all__ = [
@@ -99,7 +98,7 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
     if name not in _CLASSES:
         raise PrismError(f"{str(folder)!r} holds a {name}, not a PRISM; load it with matgl.load_model")
     try:
-        loaded = matgl.load_model(folder)
+        loaded = load_model(folder)
     except (RuntimeError, ValueError) as error:  # all that matgl raises, whatever it met
         raise PrismError(f"the model in {str(folder)!r} is damaged: {error.__cause__ or error}") from error
     loaded.eval()

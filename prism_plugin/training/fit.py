@@ -111,6 +111,9 @@ def _train(
     cache: str | Path | None,
     on_start: Callable[[Path], None] | None,
 ) -> dict[str, Any]:
+    for name in ("train", "val"):
+        if not parts.get(name):
+            raise PrismError(f"the part {name!r} is missing or empty: a training needs train and val")
     task = task_of(settings, init)
     device = check_runnable(settings)
     described = {

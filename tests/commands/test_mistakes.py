@@ -99,3 +99,18 @@ def test_labels_in_other_units_are_refused(tmp_path: Path, capsys) -> None:
     assert "none of the 12 rows has the pair 'energy' and 'forces'; there are: REF_forces" in capsys.readouterr().err
     assert cli.main([*command, "--energy-key", "REF_energy", "--forces-key", "REF_forces"]) == 2
     assert "has a stress of 7 eV/Å^3: is it in GPa or kbar?" in capsys.readouterr().err
+
+
+def test_an_optimizer_that_a_file_names_is_not_imported_unasked(
+    data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "nobodys.py").write_text("open('ran', 'w').close()\nfrom torch.optim import SGD as Fast\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "c.toml").write_text('optimizer = "nobodys.Fast"\nlr = 0.01\nepochs = 1\n')
+    command = ["train", "--config", "c.toml", "--data", str(data), "--target", "e", "--out", str(tmp_path / "run")]
+    assert cli.main(command) == 2
+    assert "a file names the optimizer 'nobodys.Fast', which would be imported" in capsys.readouterr().err
+    assert not Path("ran").exists()
+    assert cli.main([*command, "--trust", "--set", "dim=8", "--set", "num_layers=1"]) == 0
+    assert Path("ran").exists()

@@ -508,7 +508,7 @@ def test_bad_values_are_named(frame, tmp_path) -> None:
         with pytest.raises(ValueError, match=message):
             run.run(tmp_path, folds, seeds, progress=False)
     assert not list(tmp_path.rglob("seed*"))
-    with pytest.raises(ValueError, match="dim must be a whole number of at least 2, got 'wide'"):
+    with pytest.raises(ValueError, match="dim must be a whole number of at least 2 and at most 4096, got 'wide'"):
         TaskRun.prepare(JDFT2D, {**SMALL, "model": {**SIZES, "dim": "wide"}}, frame)
     assert not list(tmp_path.rglob("configuration.json"))  # nothing that could be taken for a run
 

@@ -195,7 +195,7 @@ def test_the_attention_readout_begins_as_the_mean_and_weighs_like_its_slow_twin(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"angular": -1}, "angular must be a whole number of at least 0, got -1"),
+        ({"angular": -1}, "angular must be a whole number of at least 0 and at most 4096, got -1"),
         ({"angular": 4, "angular_order": 4}, "unknown angular_order 4; choose one of: 1, 2, 3"),
         ({"angular": 4, "experts": ("multiscale",)}, "it needs the atomistic expert"),
         ({"readout": "max"}, "choose one of: 'mean', 'sum', 'attention'"),

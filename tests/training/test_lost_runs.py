@@ -174,6 +174,11 @@ def test_a_run_goes_on_with_its_own_crystals_only(run: Path) -> None:
         train(settings(3), moved, run, resume=True, progress=False)
 
 
+def test_a_training_without_a_part_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the part 'val' is missing or empty"):
+        train(settings(1), {"train": PARTS["train"]}, tmp_path / "run", progress=False)
+
+
 def test_two_writers_of_one_place_are_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = [FileLock(tmp_path / f".{name}.lock") for name in ("run", "t.csv")]
     for lock in held:
