@@ -34,7 +34,6 @@ __all__ = [
     "write_table",
 ]
 
-_BLOCK = 1 << 16
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 

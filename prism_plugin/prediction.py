@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
-from prism_plugin.data.sources import ABOUT, Source, iterate_structures, named_frames
+from prism_plugin.data.sources import ABOUT, Source, frames_of, iterate_structures
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
 from prism_plugin.files import locked, truncate_after_last_record, write_json, write_table
@@ -39,6 +39,7 @@ __all__ = ["predict_files"]
 
 _Row = tuple[str, ...]  # with the error at its end
 _CHUNK = 64
+_NOT_FINITE = "the prediction is not finite: the model is damaged, or cannot treat this structure"
 
 
 def predict_files(
@@ -215,19 +216,17 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
         raise RuntimeError("the worker process has no model")
     graphs: dict[tuple[float, float], list[CrystalGraph]] = {model.cutoffs: [] for model in models}
     about: list[tuple[str, ...]] = []  # name, formula, atoms, doubts, why there is no prediction
-    for name, frame in chain.from_iterable(
-        named_frames(source) if isinstance(source, Path) else [(name, source)] for name, source in chunk
-    ):
+    for name, frame in chain.from_iterable(starmap(frames_of, chunk)):
         try:
             if isinstance(frame, PrismError):
                 raise frame
             structure = read_structure(frame.atoms)
             built = {cutoffs: build_graph(structure, *cutoffs) for cutoffs in graphs}
-            doubts = list(frame.doubts)
+            doubts = [*frame.doubts, *chain.from_iterable(doubts_of(graph).values() for graph in built.values())]
             for model in models:
-                model.check_elements(built[model.cutoffs].crystals.elements)
-                doubts += doubts_of(built[model.cutoffs]).values()
-                doubts += filter(None, [model.rare_among(built[model.cutoffs].crystals.elements)])
+                elements = built[model.cutoffs].crystals.elements
+                model.check_elements(elements)
+                doubts += filter(None, [model.rare_among(elements)])
         except (ValueError, OSError, MemoryError) as error:
             reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
             about.append((name, "", "", "", " ".join(reason[:500].split())))
@@ -242,12 +241,9 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
     ]
     values = iter(np.transpose(columns).tolist())
     rows: list[_Row] = []
-    for name, formula, atoms, of_structure, reason in about:
-        numbers = [float("nan")] * len(columns) if reason else next(values)
-        if reason or np.isfinite(numbers).all():
-            why = reason
-        else:
-            why = "the prediction is not finite: the model is damaged, or cannot treat this structure"
-        texts = [""] * len(columns) if why else [f"{number:.8g}" for number in numbers]
-        rows.append((name, formula, atoms, *texts, of_structure, why))
+    for *of_structure, doubt, reason in about:
+        numbers = [] if reason else next(values)
+        problem = reason if np.isfinite(numbers).all() else _NOT_FINITE
+        texts = [""] * len(columns) if problem else [f"{number:.8g}" for number in numbers]
+        rows.append((*of_structure, *texts, doubt, problem))
     return rows

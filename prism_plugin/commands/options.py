@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 from prism_plugin.schema import described
+from prism_plugin.settings import DataOptions
 
 __all__ = ["DEFAULT_MODEL", "TABLE_FLAGS", "add_model", "add_options", "add_parts", "named_value", "table_values"]
 
@@ -88,8 +89,7 @@ def add_parts(parser: Any) -> None:
         help='JSON with the names of each part: {"train": [...], "val": [...], "test": [...]}',
     )
     add("--skip-missing", action="store_true", help="leave out rows without the target")
-    for name in ("energy", "forces", "stress"):
-        add(f"--{name}-key", metavar="KEY", help=f"what a file calls its {name}")
+    add_options(parser, DataOptions, ("energy_key", "forces_key", "stress_key"))
 
 
 def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:

@@ -84,7 +84,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("how to train"), TrainingSettings, _HOW, _EXAMPLES)
 
 
-def check_importable(optimizer: str) -> None:
+def _check_importable(optimizer: str) -> None:
     """Raise ValueError if a file names an optimizer whose import would run code that nobody asked for."""
     if optimizer not in OPTIMIZER_OPTIONS and not optimizer.startswith("torch.optim."):
         raise PrismError(
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         job = Job.make(given, read_config(arguments.config) if hasattr(arguments, "config") else None)
     if "optimizer" not in given and not hasattr(arguments, "trust"):
-        check_importable(job.settings.optimizer)
+        _check_importable(job.settings.optimizer)
     out = arguments.resume if resume else arguments.out
     check_runnable(job.settings)  # before data are fetched
     init = None if job.values.get("init") is None else load(job.values["init"])

@@ -25,6 +25,7 @@ __all__ = ["read_cif", "read_poscar"]
 
 _ELEMENTS = {symbol for symbol, number in atomic_numbers.items() if number > 0} | {"D"}
 _HARMLESS = "rounded to ideal|Spacegroup from|Skipping relative stoichiometry"  # the second is said better below
+_NAMELESS = "the POSCAR names no elements (VASP 4); write their symbols in a line above their numbers"
 _COMPARED = 400  # atoms; a comparison takes their square
 
 
@@ -136,7 +137,7 @@ def read_poscar(path: Path) -> Iterator[Read]:
         warnings.simplefilter("ignore")
         poscar = Poscar.from_str("\n".join(lines))
     if not poscar.true_names:
-        raise PrismError("the POSCAR names no elements (VASP 4); write their symbols in a line above their numbers")
+        raise PrismError(_NAMELESS)
     _check_counts(lines, len(poscar.structure))
     yield Frame(shown(path.name), "1", as_atoms(poscar.structure))
 
@@ -155,7 +156,8 @@ def _check_counts(lines: Sequence[str], atoms: int) -> None:
     """Raise ValueError unless there are as many symbols as numbers, and as many rows as atoms."""
     symbols, numbers = lines[5].split(), lines[6].split()
     named = not symbols[0].isdecimal()
-    if named and numbers[0].isdecimal() and len(symbols) != len(numbers):
+    on_two_lines = named and numbers[0].isdecimal()  # many symbols take more
+    if on_two_lines and len(symbols) != len(numbers):
         raise PrismError(f"the POSCAR has {len(symbols)} symbols, {symbols}, and {len(numbers)} numbers, {numbers}")
     mode = next(
         number for number, line in enumerate(lines[6:], start=6) if line.strip()[:1].lower() in ("d", "c", "k", "s")
@@ -164,14 +166,14 @@ def _check_counts(lines: Sequence[str], atoms: int) -> None:
     first = mode + 1 + selective
     rows = [line.split() for line in lines[first : first + atoms]]
     if not named and any(len(row) != (7 if selective else 4) for row in rows):
-        raise PrismError("the POSCAR names no elements (VASP 4); write their symbols in a line above their numbers")
+        raise PrismError(_NAMELESS)
     behind = lines[first + atoms].strip() if len(lines) > first + atoms else ""
     if behind and not behind.lower().startswith("lattice"):
         raise PrismError(f"{atoms} atoms are announced, but more lines follow, the first {behind[:40]!r}")
-    if named and numbers[0].isdecimal():
+    if on_two_lines and not selective:
         of_atoms = [
             one.split("/")[0].split("_")[0] for one, n in zip(symbols, numbers, strict=True) for _ in range(int(n))
         ]
         for row, symbol in zip(rows, of_atoms, strict=True):
-            if not selective and len(row) == 4 and row[3] in _ELEMENTS and row[3] != symbol:
+            if len(row) == 4 and row[3] in _ELEMENTS and row[3] != symbol:
                 raise PrismError(f"a row of the POSCAR says {row[3]!r}, its head {symbol!r}")

@@ -14,7 +14,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.structure import Structure, read_structure
 
-__all__ = ["Record", "count_crystals", "elements_of", "fingerprint"]
+__all__ = ["Record", "check_symmetric", "count_crystals", "elements_of", "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,14 @@ class Record:
                 raise PrismError(f"a number in {name} is not finite; remove the crystal")
             if name == "stress":
                 values = voigt_6_to_full_3x3_stress(values) if values.shape == (6,) else values.reshape(3, 3)
-                if not np.allclose(values, values.T, rtol=0, atol=1e-6 + 1e-3 * np.abs(values).max()):
-                    raise PrismError(f"the stress is not symmetric: {values.tolist()}")
+                check_symmetric(name, values)
             object.__setattr__(self, name, values)
+
+
+def check_symmetric(name: str, matrix: np.ndarray) -> None:
+    """Raise ValueError if a stress or virial is not symmetric to a thousandth of its largest component."""
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=1e-6 + 1e-3 * np.abs(matrix).max()):
+        raise PrismError(f"the {name} is not symmetric: {matrix.tolist()}")
 
 
 def elements_of(records: Iterable[Record]) -> list[str]:

@@ -14,7 +14,7 @@ from prism_plugin.data.structure_files import is_series, read_frames
 from prism_plugin.errors import PrismError
 from prism_plugin.files import shown
 
-__all__ = ["ABOUT", "Source", "iterate_structures", "named_frames", "read_structures"]
+__all__ = ["ABOUT", "Source", "frames_of", "iterate_structures", "read_structures"]
 
 ABOUT = ".model.json"  # what is kept beside a table of predictions, behind its name
 
@@ -39,7 +39,7 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, Sourc
         elif not path.is_file():
             yield shown(path), PrismError("no such file")
         elif is_series(path):
-            yield from named_frames(path, True)
+            yield from _named_frames(path, True)
         else:
             yield shown(path), path
 
@@ -51,7 +51,15 @@ def _is_input(file: Path) -> bool:
     return file.is_file() and not file.name.startswith(".") and not is_table
 
 
-def named_frames(path: Path, is_numbered: bool = False) -> Iterator[tuple[str, Frame | PrismError]]:
+def frames_of(name: str, source: Source) -> Iterator[tuple[str, Frame | PrismError]]:
+    """Read what :func:`iterate_structures` found, if it is a file; give the structures with their names."""
+    if isinstance(source, Path):
+        yield from _named_frames(source, False)
+    else:
+        yield name, source
+
+
+def _named_frames(path: Path, is_numbered: bool) -> Iterator[tuple[str, Frame | PrismError]]:
     """Read a file; the only structure of one is called by its path, several by path and number."""
     frames = read_frames(path)
     first = list(islice(frames, 2))
@@ -68,8 +76,8 @@ def read_structures(paths: Iterable[str | Path]) -> Iterator[Atoms]:
     Raises:
         ValueError: if one cannot be read; says where and why.
     """
-    for _, source in iterate_structures(paths):
-        for name, frame in named_frames(source) if isinstance(source, Path) else [("", source)]:
+    for found in iterate_structures(paths):
+        for name, frame in frames_of(*found):
             if isinstance(frame, PrismError):
                 raise PrismError(f"{name}: {frame}")
             yield frame.atoms

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
@@ -25,13 +26,15 @@ from pymatgen.core import IMolecule, IStructure, Molecule, Structure
 
 from prism_plugin.data.crystal_files import read_cif, read_poscar
 from prism_plugin.data.frame import Frame, Read, as_atoms, reason_of
+from prism_plugin.data.records import check_symmetric
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown, uncompressed_name
 from prism_plugin.graph.structure import read_structure
 
-__all__ = ["Frame", "as_atoms", "is_series", "read_frames", "read_only_frame", "read_structure_file"]
+__all__ = ["is_series", "read_frames", "read_only_frame", "read_structure_file"]
 
 
+_SERIES = (".jsonl", ".extxyz", ".xyz", ".db", ".traj")
 _MOLECULE = "the file has no lattice: taken as a molecule"
 _NAMES = ("id", "name", "material_id", "entry_id")
 # A word of a comment line of extended XYZ: key=value, the value quoted in one of four ways, or a bare key.
@@ -69,7 +72,7 @@ def read_only_frame(path: str | Path) -> Frame:
 
 def is_series(path: Path) -> bool:
     """Whether a file is one of many structures by its kind, which are read one by one."""
-    return _kind(path) in (".jsonl", ".extxyz", ".xyz", ".db", ".traj")
+    return _kind(path) in _SERIES
 
 
 def read_frames(path: str | Path) -> Iterator[Read]:
@@ -112,7 +115,7 @@ def _kind(path: Path) -> str:
     name = uncompressed_name(path)
     suffix = Path(name).suffix.lower()
     if suffix in (".vasp", ".poscar", ".contcar") or re.search("poscar|contcar", name, re.IGNORECASE):
-        return suffix if suffix in (".cif", ".json", ".jsonl", ".xyz", ".extxyz", ".db", ".traj") else "poscar"
+        return suffix if suffix in (*_SERIES, ".cif", ".json") else "poscar"
     return suffix
 
 
@@ -141,10 +144,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of JSON, of whose keys each may stand once."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise PrismError(
-            "a key stands twice: "
-            + ", ".join(sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1}))
-        )
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise PrismError(f"a key stands twice: {', '.join(sorted(twice))}")
     return found
 
 
@@ -269,9 +270,7 @@ def _words(comment: str) -> dict[str, str]:
     for key in ("stress", "virial"):
         numbers = found.get(key, "").replace(",", " ").split()
         if len(numbers) == 9:
-            matrix = np.array(numbers, dtype=float).reshape(3, 3)
-            if not np.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-6 + 1e-3 * np.abs(matrix).max()):
-                raise PrismError(f"the {key} is not symmetric: {matrix.tolist()}")
+            check_symmetric(key, np.array(numbers, dtype=float).reshape(3, 3))
     return found
 
 
@@ -308,7 +307,7 @@ def _json(path: Path) -> Iterator[Read]:
         with tempfile.TemporaryDirectory() as folder:
             plain = Path(folder) / "plain.json"
             plain.write_text(text, encoding="utf-8")
-            yield from _rows(shown(path.name), plain)
+            yield from _db(plain, shown(path.name))
         return
     items = content if isinstance(content, list) else [content]
     for number, item in enumerate(items, start=1):
@@ -334,13 +333,9 @@ def _from_pymatgen(content: Mapping[str, Any]) -> IStructure | IMolecule:
     return (Structure if "lattice" in content else Molecule).from_dict({**plain, "sites": sites})
 
 
-def _db(path: Path) -> Iterator[Read]:
-    yield from _rows(shown(path.name), path)
-
-
-def _rows(file: str, path: Path) -> Iterator[Read]:
+def _db(path: Path, called: str | None = None) -> Iterator[Read]:
     for number, row in enumerate(ase.db.connect(str(path), type=path.suffix[1:].lower()).select(), start=1):
-        place = f"{file}, row {row.id}"
+        place = f"{called or shown(path.name)}, row {row.id}"
         try:
             atoms = row.toatoms()
             yield _frame(place, number, atoms, {**row.data, **row.key_value_pairs, **_values_of(atoms)})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from prism_plugin.data.sources import iterate_structures, named_frames
+from prism_plugin.data.sources import frames_of, iterate_structures
 from prism_plugin.data.structure_files import is_series
 from prism_plugin.errors import PrismError
 
@@ -101,9 +101,8 @@ def _why_not(split: str | None, atoms: Atoms, elements: Collection[str], max_ato
 
 def _rows(path: Path) -> Iterator[tuple[str, str | None, Atoms]]:
     """Names, splits and structures."""
-    for source_name, source in iterate_structures([path]):
-        frames = named_frames(source) if isinstance(source, Path) else [(source_name, source)]
-        for name, frame in frames:
+    for found in iterate_structures([path]):
+        for name, frame in frames_of(*found):
             if isinstance(frame, PrismError):
                 raise frame
             yield (frame.name if is_series(path) else Path(name).name), frame.values.get("split"), frame.atoms

@@ -41,13 +41,11 @@ def doubts_of(graph: CrystalGraph) -> Mapping[str, str]:
     if not index.shape[1]:
         return found
     radii = covalent_radii[numbers]
-    positions = crystals.positions.detach().cpu().double().numpy()
-    lattice = crystals.lattice[0].detach().cpu().double().numpy()
-    vector = positions[index[1]] + crystals.edge_image.cpu().numpy() @ lattice - positions[index[0]]
-    ratio = np.linalg.norm(vector, axis=1) / (radii[index[0]] + radii[index[1]])
+    length = graph.edge_distance.detach().cpu().double().numpy()
+    ratio = length / (radii[index[0]] + radii[index[1]])
     nearest = int(ratio.argmin())
     pair = "-".join(chemical_symbols[numbers[atom]] for atom in index[:, nearest])
-    distance = f"{np.linalg.norm(vector[nearest]):.3f} Å"
+    distance = f"{length[nearest]:.3f} Å"
     if ratio[nearest] < _SHORT:
         found["short"] = f"{pair} are {distance} apart, {ratio[nearest]:.2f} times the sum of their covalent radii"
     if ratio[nearest] > _LONG and not np.isin(numbers, _NOBLE).any():

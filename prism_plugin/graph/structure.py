@@ -19,7 +19,7 @@ from prism_plugin.graph.lattice import reduced_basis
 __all__ = ["Structure", "check_distances", "read_structure"]
 
 # Two atoms nearer than this (Å) are one atom entered twice; the shortest bond known, H-H, has 0.74 Å.
-SHORTEST_DISTANCE = 0.1
+_SHORTEST_DISTANCE = 0.1
 # In 5,700 crystals of Materials Project no pair is nearer than 0.63 times the sum of its covalent radii; in its cores
 # no formula for crystals holds.
 _SHORTEST_PART = 0.15
@@ -166,26 +166,21 @@ def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.nda
             f"the lattice is periodic along {np.flatnonzero(pbc).tolist()} but spans no volume there: "
             f"{lattice[pbc].tolist()}; give linearly independent lattice vectors or switch pbc off"
         )
-    if len(rows) and np.linalg.norm(rows, axis=1).min() < SHORTEST_DISTANCE:
+    lengths = np.linalg.norm(rows, axis=1)
+    if len(rows) and lengths.min() < _SHORTEST_DISTANCE:
         raise PrismError(
-            f"every atom lies on top of its own image, {np.linalg.norm(rows, axis=1).min():.4f} Å away: the lattice "
+            f"every atom lies on top of its own image, {lengths.min():.4f} Å away: the lattice "
             f"{lattice[pbc].tolist()} is too small; is it in Å?"
         )
-    if len(rows) and np.linalg.norm(rows, axis=1).max() > _LONGEST_VECTOR:
+    if len(rows) and lengths.max() > _LONGEST_VECTOR:
         raise PrismError(
-            f"the lattice has a vector of {np.linalg.norm(rows, axis=1).max():.4g} Å, more than {_LONGEST_VECTOR:.0f} "
-            "Å: is it in Å?"
+            f"the lattice has a vector of {lengths.max():.4g} Å, more than {_LONGEST_VECTOR:.0f} Å: is it in Å?"
         )
-    if pbc.all() and abs(np.linalg.det(lattice)) > _LARGEST_VOLUME * len(numbers):
-        raise PrismError(
-            f"the cell has {abs(np.linalg.det(lattice)) / len(numbers):.4g} Å^3 per atom, more than "
-            f"{_LARGEST_VOLUME:.0f}: is it in Å?"
-        )
-    if pbc.all() and abs(np.linalg.det(lattice)) < _SMALLEST_VOLUME * len(numbers):
-        raise PrismError(
-            f"the cell has {abs(np.linalg.det(lattice)) / len(numbers):.4g} Å^3 per atom, less than "
-            f"{_SMALLEST_VOLUME}: is it in Å?"
-        )
+    if pbc.all():
+        volume = abs(np.linalg.det(lattice)) / len(numbers)
+        if not _SMALLEST_VOLUME <= volume <= _LARGEST_VOLUME:
+            bound = f"more than {_LARGEST_VOLUME:.0f}" if volume > _LARGEST_VOLUME else f"less than {_SMALLEST_VOLUME}"
+            raise PrismError(f"the cell has {volume:.4g} Å^3 per atom, {bound}: is it in Å?")
     if np.abs(positions).max() > _FARTHEST:
         raise PrismError(
             f"an atom is {np.abs(positions).max():.4g} Å from the origin, where its position has no digits left; "
@@ -197,9 +192,9 @@ def _check_structure(numbers: np.ndarray, positions: np.ndarray, lattice: np.nda
             f"the atoms spread over {' x '.join(f'{one:.0f}' for one in extent)} Å; are the positions in Å? If so, "
             "give the fragments one by one"
         )
-    if not pbc.all() and np.ptp(positions, axis=0).max() > _LARGEST_EXTENT:
+    if not pbc.all() and extent.max() > _LARGEST_EXTENT:
         raise PrismError(
-            f"the atoms spread over {np.ptp(positions, axis=0).max():.0f} Å, more than {_LARGEST_EXTENT:.0f} Å along a "
+            f"the atoms spread over {extent.max():.0f} Å, more than {_LARGEST_EXTENT:.0f} Å along a "
             "direction; are the positions in Å? If so, give the fragments one by one"
         )
 
@@ -222,7 +217,7 @@ def check_distances(numbers: np.ndarray, index: np.ndarray, distance: np.ndarray
         distance: Å, shape ``(pairs,)``.
     """
     radii = covalent_radii[numbers]
-    least = np.maximum(_SHORTEST_PART * (radii[index[0]] + radii[index[1]]), SHORTEST_DISTANCE)
+    least = np.maximum(_SHORTEST_PART * (radii[index[0]] + radii[index[1]]), _SHORTEST_DISTANCE)
     if not (distance < least).any():
         return
     pair = int(np.argmin(distance / least))
