@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matgl
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 
 from prism_plugin import PRISM, PRISMPotential
 from prism_plugin.data.emt_alloys import emt_alloys
+from tests.processes import empty_picture
 
 _savefig = Figure.savefig
 _drawn = False
@@ -27,7 +29,7 @@ def _savefig_if_looked_at(figure: Figure, path: object, *arguments: object, **na
     if _drawn:
         _savefig(figure, path, *arguments, **named)
     else:
-        Path(str(path)).touch()
+        empty_picture(figure, path)
 
 
 Figure.savefig = _savefig_if_looked_at
@@ -38,13 +40,22 @@ torch.set_num_threads(1)  # the models are small: threads would only wait for ea
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw pictures within the block."""
+    global _drawn
+    _drawn, before = True, _drawn
+    try:
+        yield
+    finally:
+        _drawn = before
+
+
 @pytest.fixture
 def pictures() -> Iterator[None]:
     """Draw pictures in this test, not in fixtures that others share."""
-    global _drawn
-    _drawn = True
-    yield
-    _drawn = False
+    with drawing():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ itself is the matter, a test starts Python.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,6 +28,11 @@ _SERVER.set_forkserver_preload(
 )
 
 
+def empty_picture(figure: Figure, path: object, *arguments: object, **named: object) -> None:
+    """Write an empty file in place of a picture that nobody looks at."""
+    Path(str(path)).touch()
+
+
 class Started:
     """A process that was started; ``stdout`` and ``stderr`` are what it has written so far."""
 
@@ -33,6 +40,7 @@ class Started:
         self.process = process
         self.pid: int = process.pid
         self._folder = folder
+        atexit.register(process.kill)  # a test that failed meanwhile leaves nothing behind that is waited for
 
     @property
     def returncode(self) -> int | None:
@@ -50,14 +58,18 @@ class Started:
         return (self._folder / "stderr").read_text(errors="replace")
 
     def wait(self, seconds: float | None = None) -> Started:
-        """Wait for its end, no longer than some seconds."""
+        """Wait for its end; after some seconds, end it."""
         self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
         return self
 
 
 def start(arguments: Sequence[object], cwd: str | Path | None = None, **environment: str) -> Started:
     """Start what ``python ARGUMENTS`` starts: a script, ``-m MODULE`` or ``-c CODE``."""
     folder = Path(tempfile.mkdtemp(prefix="process-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in ("stdout", "stderr"):
         (folder / name).touch()
     process = _SERVER.Process(
@@ -84,7 +96,7 @@ def _run(arguments: list[str], folder: str, cwd: str, environment: Mapping[str, 
         os.dup2(descriptor, number)
         setattr(sys, name, os.fdopen(number, "w", encoding=encoding, buffering=1, closefd=False))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    Figure.savefig = lambda figure, path, **named: Path(path).touch()  # as in conftest.py
+    Figure.savefig = empty_picture
     warnings.resetwarnings()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     kind, *rest = arguments

@@ -311,7 +311,7 @@ def test_eight_threads_get_their_own_answers() -> None:
     wrong: list[str] = []
 
     def work(number: int) -> None:
-        for call in range(50):
+        for call in range(200):
             atoms = crystals[(number + call) % len(crystals)].copy()
             expected = right[(number + call) % len(crystals)]
             atoms.calc = calculator

@@ -149,9 +149,10 @@ def test_processes_divide_the_batches_of_one(two) -> None:
     ("launcher", "optimizer", "target"),
     [
         ("lightning", "adamw-schedulefree", "e"),
-        ("torchrun", "elra", "e"),
+        ("torchrun", "adamw-schedulefree", "e"),
+        ("lightning", "elra", "e"),
         ("lightning", "rod-flow", "e"),
-        ("torchrun", "adam-onecycle", "pes"),
+        ("lightning", "adam-onecycle", "pes"),
     ],
 )
 def test_two_processes_train_like_one(tmp_path, launcher, optimizer, target) -> None:
