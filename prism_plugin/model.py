@@ -392,7 +392,7 @@ class PRISM(SavedModel):
         distance = vector.norm(dim=1)
         harmonics = real_harmonics(vector / distance.unsqueeze(1), self.angular_order)
         radial = self.atomistic_encoder.rbf(distance) if self.has_radial_angles else None
-        return EdgeAngles(harmonics, batch.reverse, radial)
+        return EdgeAngles.of(harmonics, batch.neighbors, batch.reverse, radial)
 
     @torch.no_grad()
     def calibrate(self, structures: Sequence[Any]) -> None:

@@ -22,7 +22,7 @@ from prism_plugin.graph.batching import EDGES_PER_BATCH, crystal_of_rows, cut, p
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
 from prism_plugin.graph.lattice import reduced_bases, times_matrix
 from prism_plugin.graph.reciprocal import Waves, make_waves
-from prism_plugin.graph.reverse import reverse_edges
+from prism_plugin.graph.reverse import NeighborTable, neighbor_table, reverse_edges
 
 if TYPE_CHECKING:
     import dgl
@@ -123,6 +123,11 @@ class CrystalBatch:
     def reverse(self) -> Tensor:
         """The edge from the other end of each atomistic edge, ``edges`` where there is none, shape ``(edges,)``."""
         return reverse_edges(self.edge_index, self.edge_image, len(self.atomic_numbers))
+
+    @cached_property
+    def neighbors(self) -> NeighborTable:
+        """The atomistic edges in a table by their receivers."""
+        return neighbor_table(self.edge_index, len(self.atomic_numbers))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
@@ -226,7 +231,7 @@ class CrystalBatch:
 
 def _with_counted(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
     """Copy what was counted before for a batch with the same edges and waves."""
-    for name in ("waves", "reverse"):
+    for name in ("waves", "reverse", "neighbors"):
         if name in vars(before):
             vars(batch)[name] = getattr(before, name).to(batch.lattice.device)
     return batch

@@ -1,11 +1,58 @@
-"""Which edge is the same one seen from its other end."""
+"""Which edge is the same one seen from its other end, and a table of the edges of each atom."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["reverse_edges"]
+__all__ = ["ROW", "NeighborTable", "neighbor_table", "reverse_edges"]
+
+ROW = 16
+
+
+class NeighborTable(NamedTuple):
+    """Edges by their receivers, in rows of :data:`ROW` places; an atom has as many rows as it needs.
+
+    How many rows there are depends on the numbers of atoms and edges alone, so that nothing asks a device; some are
+    empty.
+
+    Attributes:
+        place: of each edge in the table, row after row, shape ``(edges,)``.
+        atom: receiver of each row's edges, shape ``(rows,)``; 0 where there is none.
+    """
+
+    place: Tensor
+    atom: Tensor
+
+    def to(self, device: torch.device) -> NeighborTable:
+        """Move to a device."""
+        return NeighborTable(self.place.to(device), self.atom.to(device))
+
+
+def neighbor_table(edge_index: Tensor, atoms: int) -> NeighborTable:
+    """Give each edge a place in a table of edges by receivers.
+
+    Args:
+        edge_index: receiver and sender of each edge, shape ``(2, edges)``, in any order.
+        atoms: number of atoms.
+
+    Example:
+        >>> neighbor_table(torch.tensor([[0, 2, 0], [1, 0, 2]]), 3)
+        NeighborTable(place=tensor([ 0, 16,  1]), atom=tensor([0, 2, 0]))
+    """
+    receiver = edge_index[0].long()
+    counts = receiver.new_zeros(atoms).index_add(0, receiver, torch.ones_like(receiver))
+    rows = torch.div(counts + ROW - 1, ROW, rounding_mode="floor")
+    order = torch.argsort(receiver, stable=True)
+    first_edge, first_row = counts.cumsum(0) - counts, rows.cumsum(0) - rows
+    of_edge = receiver.index_select(0, order)
+    rank = torch.arange(len(receiver), device=receiver.device) - first_edge.index_select(0, of_edge)
+    place = torch.empty_like(receiver).scatter(0, order, first_row.index_select(0, of_edge) * ROW + rank)
+    atom = receiver.new_zeros(atoms + len(receiver) // ROW)
+    return NeighborTable(place, atom.scatter(0, place // ROW, receiver))
+
 
 # A coefficient of an image takes 21 bits of a key, so that three fit into 64.
 _HALF = 2**20

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prism_plugin.graph.reverse import ROW, NeighborTable
 from prism_plugin.nn.autograd_mode import as_weight
 from prism_plugin.nn.norm import FeatureNorm
-from prism_plugin.nn.tiling import in_tiles, tiles
 
 __all__ = ["AngularBlock", "EdgeAngles", "real_harmonics"]
 
@@ -29,15 +29,23 @@ class EdgeAngles(NamedTuple):
     """What the layers need to know of the edges' directions; the same in each.
 
     Attributes:
-        harmonics: of each edge's direction, shape ``(edges, order (order + 2))``.
+        harmonics: of the edges' directions, by receivers, shape ``(rows, ROW, order (order + 2))``; 0 where there is no
+            edge.
+        neighbors: what the rows are.
         reverse: the edge from the other end, shape ``(edges,)``; ``edges`` where there is none.
         radial: radial functions of each edge's length, shape ``(edges, num_rbf)``; None where a norm makes the features
             of the edges be read in their place.
     """
 
     harmonics: Tensor
+    neighbors: NeighborTable
     reverse: Tensor
     radial: Tensor | None
+
+    @classmethod
+    def of(cls, harmonics: Tensor, neighbors: NeighborTable, reverse: Tensor, radial: Tensor | None) -> EdgeAngles:
+        """Sort the harmonics of the edges, shape ``(edges, order (order + 2))``, by receivers."""
+        return cls(_in_rows(harmonics, neighbors), neighbors, reverse, radial)
 
 
 def real_harmonics(directions: Tensor, order: int) -> Tensor:
@@ -126,15 +134,16 @@ class AngularBlock(nn.Module):
             Updated e, and what joins the sums of the messages, shape ``(atoms, dim)``, or None.
         """
         with torch.autocast(atoms.device.type, enabled=False):  # sums over neighbors keep their digits
-            receiver, sender = index
+            sender = index[1]
             read = cast("Tensor", angles.radial) if self.norm is None else edges
             weight = functional.linear(read, as_weight(self.of_edge.weight))
             weight = weight * self.of_sender(atoms).index_select(0, sender)
             if self.norm is not None:
                 weight = self.norm(weight) * _SCALE
-            density = self._density(angles.harmonics, weight * envelope.unsqueeze(1), receiver, len(atoms))
+            density = self._density(angles, weight * envelope.unsqueeze(1), len(atoms))
             mixed = self._by_degree(density, as_weight(self.mix))
-            q = in_tiles(_project, (angles.harmonics, receiver), (mixed,), mixed[0].numel())
+            q = angles.harmonics @ mixed.index_select(0, angles.neighbors.atom)
+            q = q.flatten(0, 1).index_select(0, angles.neighbors.place)
             reverse = torch.cat([q, q.new_zeros(1, self.channels)]).index_select(0, angles.reverse)
             weights = as_weight(self.to_edge.weight), as_weight(self.to_edge.bias)
             edges = edges + functional.linear(torch.cat([q, reverse], dim=1), *weights)
@@ -144,14 +153,10 @@ class AngularBlock(nn.Module):
                 return edges, self.to_node(torch.cat(parts, dim=1))
             return edges, None
 
-    def _density(self, harmonics: Tensor, weight: Tensor, receiver: Tensor, atoms: int) -> Tensor:
+    def _density(self, angles: EdgeAngles, weight: Tensor, atoms: int) -> Tensor:
         """A_i, shape ``(atoms, order (order + 2), channels)``."""
-        width = harmonics.shape[1] * self.channels
-        density = weight.new_zeros(atoms, width)
-        for part in tiles(len(weight), width, weight.device):
-            products = harmonics[part].unsqueeze(2) * weight[part].unsqueeze(1)
-            density = density.index_add(0, receiver[part], products.flatten(1))
-        density = density.view(atoms, -1, self.channels)
+        rows = angles.harmonics.mT @ _in_rows(weight, angles.neighbors)
+        density = rows.new_zeros(atoms, *rows.shape[1:]).index_add(0, angles.neighbors.atom, rows)
         if self.norm is not None:
             return density
         if self.calibrating:
@@ -167,6 +172,8 @@ class AngularBlock(nn.Module):
         return [2 * degree + 1 for degree in range(1, self.order + 1)]
 
 
-def _project(harmonics: Tensor, receiver: Tensor, density: Tensor) -> Tensor:
-    """Contract the harmonics of each edge with what its receiver gathered."""
-    return (harmonics.unsqueeze(2) * density.index_select(0, receiver)).sum(dim=1)
+def _in_rows(values: Tensor, neighbors: NeighborTable) -> Tensor:
+    """Sort values of edges by receivers: ``(edges, n)`` -> ``(rows, ROW, n)``."""
+    rows = len(neighbors.atom)
+    table = values.new_zeros(rows * ROW, values.shape[1])
+    return table.index_add(0, neighbors.place, values).view(rows, ROW, values.shape[1])

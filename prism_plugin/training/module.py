@@ -125,6 +125,11 @@ class PropertyTraining(L.LightningModule):
             self.log(f"train_{self.metric}", shown, batch_size=len(crystals), **how)
         return error
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate by the weights alone: positions, whose gradients a potential takes, need none of the loss."""
+        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        loss.backward(*args, **{**kwargs, "inputs": weights})
+
     def _check_finite(self, error: Tensor, batch_idx: int) -> bool:
         """Raise ValueError if a loss is not finite: this one or, where a device computes it, the one before.
 

@@ -76,7 +76,7 @@ def test_the_block_has_the_derivatives_of_finite_differences(many_tiles, norm: s
 
     def function(atoms: Tensor, features: Tensor, vector: Tensor) -> Tensor:
         directions = vector / vector.norm(dim=1, keepdim=True)
-        angles = EdgeAngles(real_harmonics(directions, 3), batch.reverse, radial)
+        angles = EdgeAngles.of(real_harmonics(directions, 3), batch.neighbors, batch.reverse, radial)
         told, joins = block(atoms, features, batch.edge_index, envelope, angles)
         return told.sin().sum(dim=0) + (0 if joins is None else joins.sin().sum(dim=0))
 
