@@ -166,6 +166,7 @@ class PotentialOptions:
     multiscale: _Multiscale = _MULTISCALE
     angular: _Channels = _ANGULAR
     angular_order: _Degree = _ANGULAR_ORDER
+    repulsion: Literal["zbl"] | None = option("pair energy at distances that no training crystal has", default=None)
 
 
 @options_class

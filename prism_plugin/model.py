@@ -134,8 +134,7 @@ class PRISM(SavedModel):
         super().__init__()
         given = locals()
         options = ModelOptions(**{name: given[name] for name in described(ModelOptions)})
-        # In plain types, as a saved model holds them; matgl keeps those that are the arguments of the class.
-        self.save_args(vars(options))
+        self.save_args(vars(options))  # in plain types, as a saved model holds them
         element_types = tuple(chemical_symbols[1:119]) if options.element_types is None else options.element_types
         dim, num_layers, num_rbf = options.dim, options.num_layers, options.num_rbf
         cutoff, cell_cutoff, similarity_cutoff = options.cutoff, options.cell_cutoff, options.similarity_cutoff

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prism_plugin.config import PotentialOptions
 from prism_plugin.model import PRISM
+from prism_plugin.nn.repulsion import ZBLRepulsion
+from prism_plugin.schema import described
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from torch import Tensor
+
+    from prism_plugin.graph.crystals import CrystalBatch
 
 __all__ = ["PRISMPotential", "element_shares", "fit_element_refs"]
 
@@ -46,6 +52,8 @@ class PRISMPotential(PRISM):
         angular: channels of a block that gives edges the angles between them; 0: none. Call :meth:`calibrate` with the
             first frames before training.
         angular_order: largest degree of its Legendre polynomials, 1 to 3.
+        repulsion: ``"zbl"`` for a pair energy between nuclei that are closer than their covalent radii
+            (:class:`~prism_plugin.nn.repulsion.ZBLRepulsion`), as trainings have it; None without.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -79,8 +87,11 @@ class PRISMPotential(PRISM):
         multiscale: str = "fused",
         angular: int = 0,
         angular_order: int = 3,
+        repulsion: str | None = None,
     ) -> None:
-        super().__init__(  # keeps the arguments that are this class's
+        given = locals()
+        options = PotentialOptions(**{name: given[name] for name in described(PotentialOptions)})
+        super().__init__(
             element_types,
             dim,
             num_layers,
@@ -106,6 +117,17 @@ class PRISMPotential(PRISM):
             angular=angular,
             angular_order=angular_order,
         )
+        self.save_args(vars(options))  # in plain types, as a saved model holds them
+        self.repulsion = None if repulsion is None else ZBLRepulsion(cutoff)
+
+    def atom_outputs(self, batch: CrystalBatch) -> Tensor:
+        """Compute the energy of each atom, eV, shape ``(atoms,)``."""
+        outputs = super().atom_outputs(batch)
+        if self.repulsion is not None:
+            distance = batch.edge_vector.norm(dim=1)
+            outputs = outputs + self.repulsion(batch.atomic_numbers, batch.edge_index, distance)
+            self.feature_dict["readout"] = outputs.detach()
+        return outputs
 
     @property
     def task(self) -> str:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["ELEMENT_FEATURES", "element_features"]
+__all__ = ["ELEMENT_FEATURES", "covalent_radii", "element_features"]
 
 # Of each number its column, and whether its logarithm is taken; "number" is Z itself.
 _NUMBERS = (
@@ -67,8 +67,7 @@ def element_features() -> np.ndarray:
         >>> element_features().shape
         (119, 43)
     """
-    with Path(__file__).with_name("elements.csv").open(newline="") as file:
-        rows = [{**row, "number": str(number)} for number, row in enumerate(csv.DictReader(file), start=1)]
+    rows = _rows()
     table = np.zeros((len(rows) + 1, ELEMENT_FEATURES))
     for column, (name, logarithm) in enumerate(_NUMBERS):
         known = [number for number, row in enumerate(rows, start=1) if row[name]]
@@ -83,3 +82,14 @@ def element_features() -> np.ndarray:
         start += len(choices)
     table.setflags(write=False)
     return table
+
+
+def covalent_radii() -> np.ndarray:
+    """Return covalent radii in Å, shape ``(119,)``, by atomic number; beyond curium, where none is known, curium's."""
+    known = [float(row["covalent_radius"]) for row in _rows() if row["covalent_radius"]]
+    return np.array([0.0, *known, *[known[-1]] * (118 - len(known))])
+
+
+def _rows() -> list[dict[str, str]]:
+    with Path(__file__).with_name("elements.csv").open(newline="") as file:
+        return [{**row, "number": str(number)} for number, row in enumerate(csv.DictReader(file), start=1)]

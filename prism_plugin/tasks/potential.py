@@ -176,7 +176,7 @@ class Potential(Task):
         if init is not None:
             return self._from_initial(settings, init, crystals, energies)
         elements = tuple(settings.model.get("element_types") or elements)
-        arguments: dict[str, Any] = {"element_types": elements}
+        arguments: dict[str, Any] = {"element_types": elements, "repulsion": "zbl"}
         if settings.normalize:
             refs = fit_element_refs(crystals, energies, elements)
             sizes = np.array([len(atoms) for atoms in crystals])
