@@ -26,7 +26,14 @@ from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
 from prism_plugin.errors import PrismError, warn
-from prism_plugin.forces import EDGES_WITH_GRADIENTS, EnergyGradients, energies_with_gradients, plain_computation
+from prism_plugin.forces import (
+    EDGES_WITH_GRADIENTS,
+    EnergyGradients,
+    energies_with_gradients,
+    learned_forces,
+    plain_computation,
+    warn_of_forces,
+)
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
@@ -59,16 +66,17 @@ class PRISMCalculator(Calculator):
 
     With the default model, ``energy`` is the number of atoms times the formation energy per atom of Materials Project
     release 2018.6.1 in eV, with the corrections of that time: relative to the elements, not to free atoms. It was
-    trained on relaxed crystals only: its forces and stress are exact gradients of its energy, which nobody has
-    validated as physics; that is why they must be asked for. Of elements with fewer than 50 training crystals (He, Ar,
-    Kr, Xe) it warns. Its card says how large its errors are and what it must not be used for
+    trained on relaxed crystals only: its forces and stress are exact gradients of its energy, but not what relaxes a
+    crystal; that is why they must be asked for, and come with a warning. Of elements with fewer than 50 training
+    crystals (He, Ar, Kr, Xe) it warns. Its card says how large its errors are and what it must not be used for
     (``prism_plugin/pretrained/prism-mp2018-eform/README.md``).
 
     A model whose unit is ``"eV/atom"`` (or ``"eV"`` with ``readout="sum"``) answers ``energy``, ``free_energy`` and
-    ``energies`` (per atom; they sum to ``energy``), with ``compute_forces=True`` also ``forces`` (eV/Å) and, where the
-    cell has three vectors, ``stress`` (Voigt, eV/Å^3). A model of another property answers under its own name through
-    ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean, and as ``energy_std``
-    (or the property's name with ``_std``) the standard deviation of their answers, that of the whole cell.
+    ``energies`` (per atom; they sum to ``energy``), a potential, and any with ``compute_forces=True``, also ``forces``
+    (eV/Å) and, where the cell has three vectors, ``stress`` (Voigt, eV/Å^3). A model of another property answers under
+    its own name through ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean,
+    and as ``energy_std`` (or the property's name with ``_std``) the standard deviation of their answers, that of the
+    whole cell.
     ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds. Its
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
@@ -84,7 +92,8 @@ class PRISMCalculator(Calculator):
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
         dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device,
             or in train mode, is copied, not changed.
-        compute_forces: whether there are forces and stress.
+        compute_forces: whether there are forces and stress; None: of potentials, which are trained on forces. Of other
+            models of energies it warns.
         batch_size: most crystals that :meth:`predict` computes together.
         on_unknown_element: ``"error"``, or ``"nan"`` for a warning and NaN as the answer.
 
@@ -111,7 +120,7 @@ class PRISMCalculator(Calculator):
         model: str | Path | PRISM | Sequence[str | Path | PRISM] = DEFAULT_MODEL,
         device: str = "auto",
         dtype: str = "auto",
-        compute_forces: bool = False,
+        compute_forces: bool | None = None,
         batch_size: int = 64,
         on_unknown_element: str = "error",
     ) -> None:
@@ -125,7 +134,8 @@ class PRISMCalculator(Calculator):
             raise PrismError("the list of models is empty; leave it out for the default model")
         self.models = [load_on(one, device, dtype) for one in given]
         self.model: PRISM = self.models[0]
-        self.compute_forces = bool(compute_forces)
+        trained_on_forces = all(learned_forces(one) for one in self.models)
+        self.compute_forces = trained_on_forces if compute_forces is None else bool(compute_forces)
         self.batch_size = batch_size
         self.on_unknown_element = on_unknown_element
         self._warned: set[str] = set()
@@ -135,6 +145,8 @@ class PRISMCalculator(Calculator):
         check_committee(self.models)
         # A list of this instance: the class's own one is shared by every calculator of the process.
         self.implemented_properties = self._properties()
+        if self.compute_forces and not trained_on_forces:
+            warn_of_forces(self.model)
 
     def _properties(self) -> list[str]:
         """Names of what this calculator answers."""
@@ -196,11 +208,14 @@ class PRISMCalculator(Calculator):
             raise TypeError(f"give an ase.Atoms, got {type(given).__name__}; predict([...]) takes pymatgen, too")
         if name not in self.implemented_properties:
             if name in ("forces", "stress") and self._gives_energy:
-                raise PropertyNotImplementedError(
-                    f"no {name}, unless they are asked for: PRISMCalculator(..., compute_forces=True). They are "
-                    "gradients of the energy; a model that was trained on relaxed crystals only, as the default one, "
-                    "has never been tested on them"
+                why = (
+                    "it was made with compute_forces=False"
+                    if learned_forces(self.model)
+                    else "this model was trained on energies of relaxed crystals, and a relaxation with its gradients "
+                    "ends far from where it should; take a potential (prism train --target pes). The gradients "
+                    "themselves: PRISMCalculator(..., compute_forces=True)"
                 )
+                raise PropertyNotImplementedError(f"no {name}: {why}")
             raise PropertyNotImplementedError(
                 f"this model predicts {self.model.target} ({self.model.unit or 'no unit'}), not {name}; ask for: "
                 f"{', '.join(self.implemented_properties)}"

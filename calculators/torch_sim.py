@@ -14,7 +14,7 @@ from ase import Atoms
 from torch import Tensor
 
 from prism_plugin.errors import PrismError
-from prism_plugin.forces import energies_with_gradients, plain_computation
+from prism_plugin.forces import energies_with_gradients, plain_computation, warn_of_forces
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import batch_graphs
 from prism_plugin.model import PRISM
@@ -61,6 +61,7 @@ class TorchSimPRISM(ModelInterface):
                 f"this model predicts {self.prism.target} ({self.prism.unit or 'no unit'}), which is no energy: "
                 "torch-sim needs a model whose unit is 'eV/atom'"
             )
+        warn_of_forces(self.prism)
         self._device = self.prism.device
         self._dtype = self.prism.dtype
         self._compute_forces = True

@@ -15,12 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_plugin.errors import warn
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import times_matrix
 from prism_plugin.model import PRISM, evaluation
 from prism_plugin.nn.autograd_mode import gradients_of_inputs
 
-__all__ = ["EDGES_WITH_GRADIENTS", "EnergyGradients", "energies_with_gradients", "plain_computation"]
+__all__ = [
+    "EDGES_WITH_GRADIENTS",
+    "EnergyGradients",
+    "energies_with_gradients",
+    "learned_forces",
+    "plain_computation",
+    "warn_of_forces",
+]
 
 # With gradients every layer's activations are kept: a tenth of the edges that a batch without them may have.
 EDGES_WITH_GRADIENTS = 20_000
@@ -53,6 +61,21 @@ class EnergyGradients:
     def stress(self) -> Tensor:
         """Virial over the volume of the true cell, eV/Å^3, shape ``(crystals, 3, 3)``; NaN where there is none."""
         return self.virial.double() / self.crystals.volume.view(-1, 1, 1)
+
+
+def learned_forces(model: PRISM) -> bool:
+    """Whether a model is a potential, which is trained on forces."""
+    return model.task == "potential"
+
+
+def warn_of_forces(model: PRISM) -> None:
+    """Warn of the forces of a model that was not trained on them."""
+    if not learned_forces(model):
+        warn(
+            f"forces and stress of this model ({model.target}) are gradients of an energy that was not trained on "
+            "forces: a relaxation or dynamics with them ends far from where it should. Take a potential (prism train "
+            "--target pes)"
+        )
 
 
 @contextmanager

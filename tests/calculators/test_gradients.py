@@ -502,3 +502,14 @@ def test_what_are_no_atoms_is_refused_at_every_door(given) -> None:
 def test_the_default_model_is_the_shipped_one() -> None:
     (one,) = PRISMCalculator().predict([bulk("MgO", "rocksalt", a=4.25)])
     assert one["energy"] / 2 == pytest.approx(float(load().predict_structure(bulk("MgO", "rocksalt", a=4.25))))
+
+
+def test_forces_come_with_a_potential_and_elsewhere_with_a_warning() -> None:
+    atoms = bulk("Si", cubic=True)
+    atoms.calc = PRISMCalculator(random_potential())
+    assert atoms.get_forces().shape == (8, 3)
+    assert atoms.get_stress().shape == (6,)
+    assert "forces" not in PRISMCalculator(random_potential(), compute_forces=False).implemented_properties
+    with pytest.warns(UserWarning, match=r"formation_energy.* not trained on forces.*Take a potential"):
+        PRISMCalculator(compute_forces=True)
+    assert "forces" not in PRISMCalculator().implemented_properties
