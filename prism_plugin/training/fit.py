@@ -175,7 +175,8 @@ def _train(
     if init is not None:
         model.rare_elements = _still_rare(init, parts["train"])
     seconds = time.perf_counter() - started
-    return write_summary(settings, task, model, datasets, folder, seconds, int(best["epoch"]), progress)
+    done = trainer.fit_loop.epoch_progress.current.completed
+    return write_summary(settings, task, model, datasets, folder, seconds, (done, int(best["epoch"])), progress)
 
 
 def _trainer(

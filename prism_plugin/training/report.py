@@ -32,10 +32,13 @@ def write_summary(
     datasets: Mapping[str, GraphDataset],
     folder: Path,
     seconds: float,
-    best_epoch: int,
+    epochs: tuple[int, int],
     progress: bool,
 ) -> dict[str, Any]:
-    """Report on the best model of a run; write it, the pictures of the training, and the summary."""
+    """Report on the best model of a run; write it, the pictures of the training, and the summary.
+
+    ``epochs``: how many were done, and the number of the best.
+    """
     mean = float(datasets["train"].targets.mean())
     scores = task.report(model, datasets, folder, settings.batch_size, progress, mean)
     weights = model.fusion_weights()
@@ -43,8 +46,8 @@ def write_summary(
         "target": settings.target,
         "unit": model.unit,
         "scores": scores,
-        "best_epoch": best_epoch,
-        "epochs": settings.epochs,
+        "best_epoch": epochs[1],
+        "epochs": epochs[0],
         "seed": settings.seed,
         "seconds_of_this_session": round(seconds, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

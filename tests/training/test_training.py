@@ -91,6 +91,17 @@ def fit(parts, tmp_path, epochs=2):
     return trainer, module, watch, data
 
 
+def test_the_summary_has_the_epochs_that_were_done(parts, tmp_path) -> None:
+    class Enough(Callback):
+        def on_train_epoch_end(self, trainer, module) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    settings = with_settings(epochs=4)
+    assert train(settings, parts, tmp_path / "run", progress=False, callbacks=[Enough()])["epochs"] == 2
+    assert train(settings, parts, tmp_path / "run", progress=False, resume=True)["epochs"] == 4
+    assert train(settings, parts, tmp_path / "run", progress=False, resume=True)["epochs"] == 4
+
+
 def test_schedulefree_is_in_the_right_mode_at_every_event(parts, tmp_path) -> None:
     _, _, watch, _ = fit(parts, tmp_path)
     assert watch.modes["update"] == {True}
