@@ -134,7 +134,7 @@ class PRISMCalculator(Calculator):
             raise PrismError("the list of models is empty; leave it out for the default model")
         self.models = [load_on(one, device, dtype) for one in given]
         self.model: PRISM = self.models[0]
-        trained_on_forces = all(learned_forces(one) for one in self.models)
+        trained_on_forces = all(map(learned_forces, self.models))
         self.compute_forces = trained_on_forces if compute_forces is None else bool(compute_forces)
         self.batch_size = batch_size
         self.on_unknown_element = on_unknown_element
@@ -145,8 +145,8 @@ class PRISMCalculator(Calculator):
         check_committee(self.models)
         # A list of this instance: the class's own one is shared by every calculator of the process.
         self.implemented_properties = self._properties()
-        if self.compute_forces and not trained_on_forces:
-            warn_of_forces(self.model)
+        for one in self.models if self.compute_forces else ():
+            warn_of_forces(one)
 
     def _properties(self) -> list[str]:
         """Names of what this calculator answers."""
@@ -215,7 +215,7 @@ class PRISMCalculator(Calculator):
                     "ends far from where it should; take a potential (prism train --target pes). The gradients "
                     "themselves: PRISMCalculator(..., compute_forces=True)"
                 )
-                raise PropertyNotImplementedError(f"no {name}: {why}")
+                raise PropertyNotImplementedError(f"no {name}: {why}")  # what ASE expects of a calculator without
             raise PropertyNotImplementedError(
                 f"this model predicts {self.model.target} ({self.model.unit or 'no unit'}), not {name}; ask for: "
                 f"{', '.join(self.implemented_properties)}"

@@ -110,6 +110,7 @@ def test_doctests(name: str) -> None:
         ("docs/potential.md", 2),
     ],
 )
+# torch-sim's word for the few steps that docs/potential.md takes.
 @pytest.mark.filterwarnings("ignore:Optimize has reached max steps")
 def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

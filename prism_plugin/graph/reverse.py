@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = ["ROW", "NeighborTable", "neighbor_table", "reverse_edges"]
 
+# Edges in a row: 8, 16 and 32 took the same time where atoms have some 30; fewer leave less of a row empty.
 ROW = 16
 
 

@@ -513,3 +513,6 @@ def test_forces_come_with_a_potential_and_elsewhere_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"formation_energy.* not trained on forces.*Take a potential"):
         PRISMCalculator(compute_forces=True)
     assert "forces" not in PRISMCalculator().implemented_properties
+    mixed = [random_potential(), small_model(target="energy", unit="eV", readout="sum")]
+    with pytest.warns(UserWarning, match="not trained on forces"):  # whichever of a committee it is
+        PRISMCalculator(mixed, compute_forces=True)
