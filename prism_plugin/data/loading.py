@@ -194,11 +194,16 @@ class BatchSampler(Sampler[list[int]]):
     A shuffled order is for training: each batch is divided, so that all processes together see the batches that one
     alone would see. A last batch with fewer crystals than processes is left out, because some would get none. Any other
     order is for validation: it is divided before it is cut, so that every crystal has its turn.
+
+    Attributes:
+        first: the batch with which the next iteration begins; those after it begin with 0.
+        given: how many batches of the present iteration are given out.
     """
 
     def __init__(self, sampler: EpochSampler | range, batch_size: int) -> None:
         self.sampler = sampler  # Lightning looks for it here, to tell it the epoch
         self.batch_size = batch_size
+        self.first = self.given = 0
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -213,16 +218,34 @@ class BatchSampler(Sampler[list[int]]):
         rank, processes = rank_and_size()
         shuffled = isinstance(self.sampler, EpochSampler)
         order = list(self.sampler) if shuffled else list(self.sampler)[rank::processes]
-        for number in range(len(self)):
+        first, self.first = self.first, 0
+        for number in range(first, len(self)):
+            self.given = number + 1
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield batch[rank::processes] if shuffled else batch
 
 
-def make_loader(dataset: GraphDataset, batch_size: int, shuffle_seed: int | None = None) -> DataLoader:
+class ResumableLoader(DataLoader):
+    """A loader of whole batches that a training which is resumed within an epoch goes on with."""
+
+    def __init__(self, dataset: GraphDataset, batches: BatchSampler) -> None:
+        # The data set makes whole batches: nothing is left to collate.
+        super().__init__(dataset, batch_sampler=batches, collate_fn=_as_it_is)
+        self.batches = batches
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the batch that comes next; Lightning puts it into checkpoints."""
+        return {"batch": self.batches.given % len(self.batches)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration with the batch that would have come."""
+        self.batches.first = self.batches.given = state["batch"]
+
+
+def make_loader(dataset: GraphDataset, batch_size: int, shuffle_seed: int | None = None) -> ResumableLoader:
     """Make a loader; with a ``shuffle_seed`` it shuffles anew every epoch."""
     order = range(len(dataset)) if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed)
-    # The data set makes whole batches: nothing is left to collate.
-    return DataLoader(dataset, batch_sampler=BatchSampler(order, batch_size), collate_fn=_as_it_is)
+    return ResumableLoader(dataset, BatchSampler(order, batch_size))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -6,12 +6,14 @@ They have ``train()``, which puts the moving weights into the model, and ``eval(
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
-__all__ = ["save_average", "switch_mode"]
+__all__ = ["MOVING", "put_weights", "save_average", "switch_mode"]
 
 
 def switch_mode(trainer: L.Trainer, mode: str) -> None:
@@ -21,15 +23,31 @@ def switch_mode(trainer: L.Trainer, mode: str) -> None:
             getattr(optimizer, mode)()
 
 
+MOVING = "moving_weights"
+
+
 def save_average(trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Put the average into a checkpoint that is written inside an epoch: go there, copy, come back."""
+    """Put the average into a checkpoint that is written inside an epoch: go there, copy, come back to the same bits.
+
+    The moving weights lie beside it: computed from the average they would differ in the last digit.
+    """
     if not any(group.get("train_mode") for optimizer in trainer.optimizers for group in optimizer.param_groups):
         return
+    moving = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     switch_mode(trainer, "eval")
     checkpoint["state_dict"] = _cloned(module.state_dict())
     if "optimizer_states" in checkpoint:
         checkpoint["optimizer_states"] = [_cloned(optimizer.state_dict()) for optimizer in trainer.optimizers]
+    checkpoint[MOVING] = moving
     switch_mode(trainer, "train")
+    put_weights(module, moving)
+
+
+@torch.no_grad()
+def put_weights(module: L.LightningModule, weights: Mapping[str, Tensor]) -> None:
+    """Set the weights of a module by their names."""
+    for name, weight in module.named_parameters():
+        weight.copy_(weights[name])
 
 
 def _cloned(state: Any) -> Any:

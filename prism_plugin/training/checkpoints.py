@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import replaced, write_json
 
-__all__ = ["CHECKPOINTS", "LAST", "WholeCheckpoints", "newest_checkpoint", "read_checkpoint"]
+__all__ = ["CHECKPOINTS", "LAST", "WholeCheckpoints", "is_within_epoch", "newest_checkpoint", "read_checkpoint"]
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
@@ -28,7 +28,7 @@ _KEPT = 8  # digests; a run has three checkpoints
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place, on the same file system, and renames it when it is on the disk.
 
-    A killed process or a full disk leaves the checkpoint that was there. That of the epoch before stays as
+    A killed process or a full disk leaves the checkpoint that was there. The one before stays as
     ``previous.ckpt``. The SHA-256 of what is written is kept first, by which a later run finds a damaged one.
     """
 
@@ -93,7 +93,8 @@ def newest_checkpoint(run: Path) -> tuple[Path, Mapping[str, Any]] | None:
             continue
         if reasons or name != LAST:
             why = f" ({reasons[0]})" if reasons else ""
-            warn(f"{LAST} is missing or damaged{why}: the run goes on after epoch {saved['epoch']}, from {name}")
+            where = f"{'within' if is_within_epoch(saved) else 'after'} epoch {saved['epoch']}"
+            warn(f"{LAST} is missing or damaged{why}: the run goes on {where}, from {name}")
         return path, saved
     if reasons:
         raise PrismError(f"{reasons[0]}; no other is whole: start again in another folder, or delete them")
@@ -108,3 +109,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise PrismError(f"the checkpoint {str(path)!r} is damaged ({error})") from error
     return saved
+
+
+def is_within_epoch(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was saved between an epoch's steps, and not after its validation."""
+    try:
+        return not saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
+    except KeyError:
+        return False

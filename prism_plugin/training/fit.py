@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoint
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
 from prism_plugin.training.run_folder import CRYSTALS, SETTINGS, changeable, check_folder, describe_settings
-from prism_plugin.training.stopping import SignalReceived, StopBetweenSteps
+from prism_plugin.training.stopping import SaveBetweenSteps, SignalReceived
 
 __all__ = ["Interrupted", "check_runnable", "train"]
 
@@ -89,7 +90,7 @@ def train(
         empty in all processes but the first.
 
     Raises:
-        KeyboardInterrupt: if Ctrl-C, SIGTERM or SIGUSR1 came; the last epoch that was whole is kept.
+        KeyboardInterrupt: if Ctrl-C, SIGTERM or SIGUSR1 came; what was done is kept.
         ValueError: if the folder holds a run and ``resume`` is False, or one of other settings, other data or another
             place and it is True; if ``settings.model`` contradicts ``init``; if the data are bad.
     """
@@ -146,7 +147,9 @@ def _train(
         datasets = _on_device(datasets, device)
     module = _module(settings, task, model, datasets["train"])
     place = (folder / CHECKPOINTS).resolve()
-    trainer = _trainer(settings, task, module.metric, place, device, progress, callbacks)
+    loader = make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed)
+    saving = SaveBetweenSteps(place / LAST, loader)
+    trainer = _trainer(settings, task, module.metric, place, device, progress, [*callbacks, saving])
     started = time.perf_counter()
     grouped = has_group()
     last = place / LAST
@@ -154,14 +157,15 @@ def _train(
         try:
             trainer.fit(
                 module,
-                make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed),
+                loader,
                 make_loader(datasets["val"], settings.batch_size),
                 ckpt_path=start,
             )
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise Interrupted("interrupted", folder, last.exists(), 130) from None
         except SignalReceived as stop:
-            raise Interrupted(f"ended by {stop}", folder, last.exists(), 128 + stop.number) from None
+            how = "interrupted" if stop.number == signal.SIGINT else f"ended by {stop}"
+            raise Interrupted(how, folder, last.exists(), 128 + stop.number) from None
     best = read_checkpoint(place / "best.ckpt")
     module.load_state_dict(best["state_dict"])
     module.to(trainer.strategy.root_device)  # Lightning's teardown moves it to the CPU
@@ -203,7 +207,7 @@ def _trainer(
             strategy=DDPStrategy(find_unused_parameters=True) if settings.processes > 1 else "auto",
             use_distributed_sampler=False,
             max_epochs=settings.epochs,
-            callbacks=[*callbacks, *bar, best, every_epoch, StopBetweenSteps()],
+            callbacks=[*callbacks, *bar, best, every_epoch],
             default_root_dir=place.parent,
             plugins=[WholeCheckpoints(), *cluster],
             logger=CSVLogger(place.parent, name="log"),

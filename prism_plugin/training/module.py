@@ -26,12 +26,14 @@ from prism_plugin.optim import make_optimizer
 from prism_plugin.seeds import seed_of
 from prism_plugin.tasks import TASKS
 from prism_plugin.tasks.task import Loss
-from prism_plugin.training.averaging import save_average, switch_mode
+from prism_plugin.training.averaging import MOVING, put_weights, save_average, switch_mode
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.edge_of_stability import EoSMonitor
 from prism_plugin.training.elra_callback import ELRACallback, callback_options
 
 __all__ = ["PropertyTraining"]
+
+_ERRORS = "training_errors"
 
 
 class PropertyTraining(L.LightningModule):
@@ -68,8 +70,11 @@ class PropertyTraining(L.LightningModule):
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
-        self._last_error: tuple[Tensor, int, int, float] | None = None
         self.batchnorm_batches = batchnorm_batches
+        self._last_error: tuple[Tensor, int, int, float] | None = None
+        self._training_errors = torch.zeros(2, dtype=torch.float64)  # their sum, and of how many crystals
+        self._moving: Mapping[str, Tensor] | None = None  # of a run that goes on within an epoch
+        self._is_counted = False  # whether those of the present batch are in it
 
     def errors(self, crystals: CrystalBatch, targets: Any) -> Tensor:
         """Loss of each crystal, shape ``(crystals,)``."""
@@ -119,10 +124,11 @@ class PropertyTraining(L.LightningModule):
         processes = rank_and_size()[1]
         if processes > 1:  # gradients are averaged over the processes, which may have one crystal more or less
             error = error * (len(crystals) * processes / total)
-        finite = self._check_finite(shown, batch_idx)
-        if finite:
-            how: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "sync_dist": processes > 1}
-            self.log(f"train_{self.metric}", shown, batch_size=len(crystals), **how)
+        # Rod flow evaluates a batch several times: the first counts.
+        if self._check_finite(shown, batch_idx) and not self._is_counted:
+            self._training_errors[0] += shown * len(crystals)
+            self._training_errors[1] += len(crystals)
+            self._is_counted = True
         return error
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -175,8 +181,16 @@ class PropertyTraining(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Updates happen at y; what the model draws (dropout) is the same in a resumed run."""
+        self._is_counted = False
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, rank_and_size()[0]))
         switch_mode(self.trainer, "train")
+        if self._moving is not None:
+            put_weights(self, self._moving)
+            self._moving = None
+
+    def on_train_epoch_start(self) -> None:
+        """Count errors from 0; not called where an epoch goes on."""
+        self._training_errors = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_validation_start(self) -> None:
         """Evaluation happens at x, with the BatchNorm statistics of x; nothing is kept of an epoch that diverged."""
@@ -186,7 +200,10 @@ class PropertyTraining(L.LightningModule):
         self.validation_errors = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def on_train_epoch_end(self) -> None:
-        """Whatever is saved between epochs is x."""
+        """Mean error over the epoch's crystals of all processes; whatever is saved between epochs is x."""
+        total, count = sum_over_processes(self._training_errors).tolist()
+        if count:
+            self.log(f"train_{self.metric}", total / count, prog_bar=True, sync_dist=rank_and_size()[1] > 1)
         switch_mode(self.trainer, "eval")
 
     def on_train_end(self) -> None:
@@ -194,5 +211,12 @@ class PropertyTraining(L.LightningModule):
         switch_mode(self.trainer, "eval")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save x also in the middle of an epoch."""
+        """Save x also in the middle of an epoch, and the errors so far."""
         save_average(self.trainer, self, checkpoint)
+        checkpoint[_ERRORS] = sum_over_processes(self._training_errors).tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the moving weights, and, in the first of several processes, with the errors so far."""
+        self._moving = checkpoint.get(MOVING)
+        if rank_and_size()[0] == 0:
+            self._training_errors = torch.tensor(checkpoint.get(_ERRORS, [0.0, 0.0]), dtype=torch.float64)

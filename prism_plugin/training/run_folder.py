@@ -70,9 +70,9 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
             f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
         )
     last, saved = found
-    callbacks, done = saved["callbacks"], int(saved["epoch"]) + 1
-    if now["epochs"] < done:
-        raise PrismError(f"the run in {str(folder)!r} has {done} epochs already, {now['epochs']} are asked for")
+    callbacks, begun = saved["callbacks"], int(saved["epoch"]) + 1
+    if now["epochs"] < begun:
+        raise PrismError(f"the run in {str(folder)!r} has begun {begun} epochs, {now['epochs']} are asked for")
     places = {state["dirpath"] for key, state in callbacks.items() if key.startswith("ModelCheckpoint")}
     if places != {str(last.parent.resolve())}:
         raise PrismError(

@@ -314,7 +314,7 @@ def test_prism_train_with_rod_flow(tmp_path, capsys) -> None:
     assert math.isfinite(columns["loss_plus"][-1])
     again = ["train", "--resume", str(run)]
     assert main([*again, "--epochs", "1"]) == 2
-    assert "has 2 epochs already, 1 are asked for" in capsys.readouterr().err
+    assert "has begun 2 epochs, 1 are asked for" in capsys.readouterr().err
     assert main([*again, "--epochs", "3"]) == 0
     assert main([*command, "--optimizer", "rod-flow", "--option", "like=adamw"]) == 2
     assert "unknown like 'adamw'; choose one of: 'gd'" in capsys.readouterr().err

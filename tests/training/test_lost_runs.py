@@ -17,9 +17,9 @@ from prism_plugin import cli
 from prism_plugin.data import split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.prediction import predict_files
-from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training import PropertyTraining, TrainingSettings, train
 from prism_plugin.training import checkpoints as module
-from prism_plugin.training.checkpoints import WholeCheckpoints, newest_checkpoint
+from prism_plugin.training.checkpoints import WholeCheckpoints, is_within_epoch, newest_checkpoint
 from tests import processes
 from tests.conftest import alloy_file, small_model
 
@@ -162,6 +162,33 @@ def test_a_scheduler_s_signal_ends_a_run_in_order(name: str, scheduler: dict[str
     again = ["-m", "prism_plugin.cli", "train", "--resume", out, "--epochs", saved[1]["epoch"] + 2]
     result = processes.run(again, tmp_path, **scheduler)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(("name", "how"), [("SIGINT", "interrupted"), ("SIGUSR1", "ended by SIGUSR1")])
+def test_a_signal_loses_no_step(
+    name: str, how: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes in the middle of the second step of the third epoch."""
+    step = PropertyTraining.training_step
+
+    def signalled(self: PropertyTraining, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (self.current_epoch, batch_idx) == (2, 1):
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self, batch, batch_idx)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
+    with monkeypatch.context() as patch:
+        patch.setattr(PropertyTraining, "training_step", signalled)
+        with pytest.raises(KeyboardInterrupt, match=f"{how}; go on with: prism train --resume") as ended:
+            train(settings(3), PARTS, tmp_path / "run", progress=False)
+    assert ended.value.status == 128 + getattr(signal, name)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == before
+    saved = newest_checkpoint(tmp_path / "run")[1]
+    assert is_within_epoch(saved)
+    assert saved["global_step"] == 8  # of epochs of three
+    train(settings(3), PARTS, tmp_path / "run", resume=True, progress=False)
+    for key, value in last_weights(runs / "3").items():
+        assert torch.equal(value, last_weights(tmp_path / "run")[key]), key
 
 
 def test_a_run_goes_on_with_its_own_crystals_only(run: Path) -> None:

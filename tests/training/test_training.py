@@ -25,8 +25,9 @@ from prism_plugin.data.emt_alloys import METALS, emt_alloys
 from prism_plugin.nn import gated_conv
 from prism_plugin.nn.encoders import EdgeEncoder
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
-from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, train
+from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, stopping, train
 from prism_plugin.training import module as module_of_training
+from prism_plugin.training.checkpoints import is_within_epoch, read_checkpoint
 from prism_plugin.training.plots import read_log
 from tests.conftest import crystal_zoo, drawing, small_model
 
@@ -372,18 +373,22 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(run, parts, tmp_p
     assert read_log(tmp_path / "run" / "log")["epoch"].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("within", [False, True], ids=["after-epoch", "within-epoch"])
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
+        ("adamw-schedulefree", {}),
         ("elra", {"accumulate": 2, "gradient_decay": True}),
         ("muon", {}),
         ("rod-flow", {"warmup": 3, "beta2": 0.9}),
         ("sgd", {"lr": 0.01}),
     ],
 )
-def test_every_optimizer_resumes_bit_for_bit(parts, tmp_path, monkeypatch, optimizer, options) -> None:
+def test_every_optimizer_resumes_bit_for_bit(parts, tmp_path, monkeypatch, optimizer, options, within) -> None:
     settings = with_settings(epochs=4, lr=None, batch_size=4, optimizer=optimizer, options=options)
     summary = train(settings, parts, tmp_path / "whole", progress=False)
+    if within:  # after each step
+        monkeypatch.setattr(stopping, "_EVERY", 0.0)
     step = PropertyTraining.training_step
 
     def interrupted_step(self, batch, batch_idx):
@@ -395,7 +400,13 @@ def test_every_optimizer_resumes_bit_for_bit(parts, tmp_path, monkeypatch, optim
         patch.setattr(PropertyTraining, "training_step", interrupted_step)
         with pytest.raises(RuntimeError, match="power cut"):
             train(settings, parts, tmp_path / "cut", progress=False)
+    saved = read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    assert (is_within_epoch(saved), saved["epoch"]) == ((True, 2) if within else (False, 1))
     assert train(settings, parts, tmp_path / "cut", resume=True, progress=False)["scores"] == summary["scores"]
+    whole, cut = (read_log(tmp_path / name / "log") for name in ("whole", "cut"))
+    assert whole["epoch"].tolist() == cut["epoch"].tolist() == [0, 1, 2, 3]
+    for name in ("train_mae", "val_mae"):
+        assert whole[name].tolist() == cut[name].tolist()
     whole, cut = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")
     )
