@@ -48,6 +48,10 @@ class TrainingSettings:
     weights: Mapping[str, NonNegative] = option(
         "weights of energy, forces and stress in the loss of a potential", factory=dict
     )
+    huber: Positive = option(
+        "threshold of the Huber loss of a potential, in units of its std; lower for data with a few large forces",
+        default=1.0,
+    )
     clip: Positive | None = option(
         "largest norm of the gradient; longer ones are shortened", default=None, shown="none"
     )

@@ -21,6 +21,7 @@ _HOW = (
     "options",
     "model",
     "weights",
+    "huber",
     "clip",
     "precision",
     "recompute",

@@ -39,7 +39,8 @@ _LARGEST_STRESS = 6.0  # eV/Å^3; some 1,000 GPa
 class PotentialLoss:
     """Loss of energies, forces and stresses; each evaluation differentiates the energy, a training step twice.
 
-    The loss of a crystal is in units of the model's ``std`` s (eV), with the Huber loss h of threshold 1:
+    The loss of a crystal is in units of the model's ``std`` s (eV), with the Huber loss h of threshold t, divided by t
+    (x^2 / 2t, from |x| = t on |x| - t / 2):
     w_energy h(dE / N s) + w_forces / (3 M) sum_i h(dF_i / s) + w_stress mean(h(dW / N s)), with N the crystal's atoms,
     M the mean of N over the training crystals (every atom's force counts alike) and W the virial, stress times volume.
     An unknown one counts nothing.
@@ -47,10 +48,12 @@ class PotentialLoss:
     Attributes:
         weights: w of ``"energy"``, ``"forces"`` and ``"stress"``.
         mean_atoms: M.
+        threshold: t.
     """
 
     weights: Mapping[str, float]
     mean_atoms: float
+    threshold: float = 1.0
     metric: ClassVar[str] = "loss"
 
     def __call__(self, model: PRISM, crystals: CrystalBatch, targets: EnergyLabels, training: bool) -> Tensor:
@@ -62,20 +65,20 @@ class PotentialLoss:
         found = energies_with_gradients(model, crystals, create_graph=training)
         scale = model.std
         sizes = crystals.atoms_per_crystal.double()
-        of_energy = _huber((found.energy - targets.energy) / sizes / scale)
-        of_atoms = _huber((found.forces - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
+        of_energy = self._huber((found.energy - targets.energy) / sizes / scale)
+        of_atoms = self._huber((found.forces - targets.forces) / scale).sum(dim=1) / (3 * self.mean_atoms)
         of_forces = torch.zeros_like(of_energy).index_add(0, crystals.atom_crystal, of_atoms)
         difference = torch.where(targets.virial.isnan(), 0, found.virial - targets.virial)
-        of_stress = _huber(difference / sizes.view(-1, 1, 1) / scale).mean(dim=(1, 2))
+        of_stress = self._huber(difference / sizes.view(-1, 1, 1) / scale).mean(dim=(1, 2))
         weights = self.weights
         return weights["energy"] * of_energy + weights["forces"] * of_forces + weights["stress"] * of_stress
 
+    def _huber(self, values: Tensor) -> Tensor:
+        import torch
+        from torch.nn import functional
 
-def _huber(values: Tensor) -> Tensor:
-    import torch
-    from torch.nn import functional
-
-    return functional.huber_loss(values, torch.zeros_like(values), reduction="none")
+        zeros = torch.zeros_like(values)
+        return functional.huber_loss(values, zeros, reduction="none", delta=self.threshold) / self.threshold
 
 
 class Potential(Task):
@@ -207,7 +210,7 @@ class Potential(Task):
 
     def loss(self, settings: TrainingSettings, dataset: GraphDataset) -> Loss:
         """Make the loss of a training."""
-        return PotentialLoss({**WEIGHTS, **settings.weights}, float(dataset.graphs.atoms.mean()))
+        return PotentialLoss({**WEIGHTS, **settings.weights}, float(dataset.graphs.atoms.mean()), settings.huber)
 
     def report(
         self,

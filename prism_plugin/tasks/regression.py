@@ -72,6 +72,8 @@ class Regression(Task):
             raise PrismError("element_refs are for potentials (target 'pes'); properties have mean and std")
         if settings.weights:
             raise PrismError(f"weights are for the target 'pes'; the loss of {settings.target!r} has one part only")
+        if settings.huber != type(settings).huber:
+            raise PrismError(f"huber is for the target 'pes'; the loss of {settings.target!r} has no threshold")
         meant = {unit.lower(): unit for unit in UNITS}.get("".join(settings.unit.lower().split()), settings.unit)
         if meant != settings.unit:
             raise PrismError(f"unknown unit {settings.unit!r}; did you mean {meant!r}?")

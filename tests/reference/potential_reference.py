@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def huber(x: float) -> float:
-    """Square up to 1, from there on straight."""
-    return 0.5 * x * x if abs(x) <= 1 else abs(x) - 0.5
+def huber(x: float, threshold: float) -> float:
+    """Square up to the threshold, from there on straight with slope 1."""
+    return 0.5 * x * x / threshold if abs(x) <= threshold else abs(x) - 0.5 * threshold
 
 
 def loss(
@@ -22,19 +22,20 @@ def loss(
     scale: float,
     mean_atoms: float,
     weights: Mapping[str, float],
+    threshold: float,
 ) -> float:
     """Loss of one crystal; each pair is what was predicted and what is right (a virial may be unknown)."""
     atoms = len(forces[0])
-    total = weights["energy"] * huber((energy[0] - energy[1]) / atoms / scale)
+    total = weights["energy"] * huber((energy[0] - energy[1]) / atoms / scale, threshold)
     for predicted, right in zip(*forces, strict=True):
         for component in range(3):
-            part = huber((predicted[component] - right[component]) / scale)
+            part = huber((predicted[component] - right[component]) / scale, threshold)
             total += weights["forces"] * part / (3 * mean_atoms)
     if virial[1] is not None:
         for row in range(3):
             for column in range(3):
                 difference = virial[0][row, column] - virial[1][row, column]
-                total += weights["stress"] * huber(difference / atoms / scale) / 9
+                total += weights["stress"] * huber(difference / atoms / scale, threshold) / 9
     return total
 
 

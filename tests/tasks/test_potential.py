@@ -195,11 +195,12 @@ def _batch():
     return batch_graphs([build_graph(crystal_zoo()[name], 4.0, 6.0) for name in names])
 
 
+@pytest.mark.parametrize("threshold", [1.0, 0.1])
 @pytest.mark.parametrize("experts", EXPERTS)
-def test_the_loss_is_that_of_the_slow_twin(experts: str) -> None:
+def test_the_loss_is_that_of_the_slow_twin(experts: str, threshold: float) -> None:
     model = random_potential(experts=EXPERTS[experts])
     weights = {"energy": 20.0, "forces": 1.0, "stress": 0.5}
-    module = PropertyTraining(model, loss=PotentialLoss(weights, mean_atoms=2.5))
+    module = PropertyTraining(model, loss=PotentialLoss(weights, 2.5, threshold))
     batch = _batch()
     labels = _labels(batch)
     found = module.errors(batch, labels).detach()
@@ -216,6 +217,7 @@ def test_the_loss_is_that_of_the_slow_twin(experts: str) -> None:
             model.std,
             2.5,
             weights,
+            threshold,
         )
         assert float(found[number]) == pytest.approx(expected, rel=1e-10)
 
