@@ -28,6 +28,7 @@ from prism_plugin.home import writable_home
 
 with writable_home():  # matgl makes a folder there when it is imported
     from matgl import load_model
+    from matgl.apps.pes import Potential
     from matgl.config import MATGL_CACHE
     from matgl.models import MatGLModel
     from matgl.utils.io import _get_file_paths
@@ -36,6 +37,7 @@ __all__ = [
     "DIGEST",
     "MATGL_CACHE",
     "SavedModel",
+    "answer_like_matgl",
     "batch_from_matgl",
     "inside_potential",
     "load_model",
@@ -134,6 +136,18 @@ def _read_weights(files: Mapping[str, Any], digest: str | None) -> dict[str, Ten
     if digest is not None and weights_digest(weights) != digest:
         raise PrismError("the weights are not those that were saved: their SHA-256 differs from that in model.json")
     return weights
+
+
+def answer_like_matgl(model: Any, graph: Data, lattice: Tensor) -> tuple[Tensor, ...]:
+    """Answer as matgl's ``Potential`` around a model: energies (eV), forces (eV/Å), stresses (GPa), no Hessian.
+
+    Args:
+        model: a PRISM of energies.
+        graph: of matgl's converters.
+        lattice: as they give it, shape ``(3, 3)`` or ``(crystals, 3, 3)``, Å.
+    """
+    training = model.training
+    return Potential(model).to(model.device).train(training)(graph, lattice)
 
 
 def inside_potential(graph: Any) -> bool:

@@ -6,11 +6,12 @@ It is a PRISM in everything; what is fixed here is what forces ask for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prism_plugin.config import PotentialOptions
+from prism_plugin.matgl_bridge import answer_like_matgl
 from prism_plugin.model import PRISM
 from prism_plugin.nn.repulsion import ZBLRepulsion
 from prism_plugin.schema import described
@@ -68,6 +69,10 @@ class PRISMPotential(PRISM):
     """
 
     __version__ = 1
+
+    # What matgl's tools ask a potential for.
+    calc_forces = calc_stresses = True
+    calc_hessian = calc_magmom = calc_charge = calc_repuls = False
 
     def __init__(
         self,
@@ -128,6 +133,31 @@ class PRISMPotential(PRISM):
             outputs = outputs + self.repulsion(batch.atomic_numbers, batch.edge_index, distance)
             self.feature_dict["readout"] = outputs.detach()
         return outputs
+
+    def forward(  # type: ignore[override]  # matgl's order of arguments: that of its potentials, not of its models
+        self, g: Any, lat: Tensor | None = None, state_attr: Any = None, l_g: Any = None, **kwargs: Any
+    ) -> Any:
+        """Predict the energy of each crystal, or what matgl asks of a potential.
+
+        A saved potential can so be given to ``mgl relax``, ``mgl md``, matgl's ``PESCalculator`` and matcalc.
+
+        Args:
+            g: any graph that :meth:`as_batch` reads; with ``lat`` one of matgl's converters.
+            lat: the lattice beside it, Å.
+            state_attr: part of matgl's contract; not read.
+            l_g: part of matgl's contract; not read.
+            **kwargs: part of matgl's contract; not read.
+
+        Returns:
+            Energies in eV, shape ``(crystals,)``. With ``lat`` a tuple: these, forces (eV/Å, shape ``(atoms, 3)``),
+            stresses (GPa, shape ``(3 * crystals, 3)``), and a zero in place of a Hessian.
+        """
+        return super().forward(g) if lat is None else answer_like_matgl(self, g, lat)
+
+    @property
+    def model(self) -> PRISMPotential:
+        """The model in the potential, as matgl's tools look for it: itself."""
+        return self
 
     @property
     def task(self) -> str:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import lightning as L
+import matcalc
 import matgl
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
-from ase.io import write
+from ase.io import read, write
 from matgl import cli
 from matgl.apps.pes import Potential
 from matgl.ext.ase import Atoms2Graph, PESCalculator
@@ -23,7 +24,7 @@ from matgl.utils.training import ModelLightningModule
 from pymatgen.io.ase import AseAtomsAdaptor
 from torch_geometric.data import Batch
 
-from prism_plugin import PRISM
+from prism_plugin import PRISM, PRISMCalculator, PRISMPotential
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.matgl_bridge import weights_digest
 from tests.conftest import crystal_zoo, small_model
@@ -260,3 +261,38 @@ def test_force_training_differentiates_twice(model: PRISM) -> None:
 def test_potential_save_and_load(tmp_path) -> None:
     Potential(small_model(readout="sum").float()).save(tmp_path / "potential")
     assert isinstance(matgl.load_model(tmp_path / "potential").model, PRISM)
+
+
+@pytest.fixture
+def saved_potential(tmp_path) -> str:
+    """A folder of a potential, as ``prism train --target pes`` leaves one."""
+    torch.manual_seed(0)
+    model = PRISMPotential(("Na", "Cl"), dim=8, directions=False, angular=2, repulsion="zbl")
+    model.calibrate([bulk("NaCl", "rocksalt", a=5.6)])
+    model.save(tmp_path / "potential")
+    return str(tmp_path / "potential")
+
+
+def test_the_tools_of_matgl_and_matcalc_take_a_saved_potential(saved_potential) -> None:
+    atoms = bulk("NaCl", "rocksalt", a=5.6) * (2, 1, 1)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = PRISMCalculator(saved_potential)
+    expected = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    assert np.abs(expected[1]).max() > 1e-3
+    of_matgl = PESCalculator(matgl.load_model(saved_potential), stress_unit="eV/A3", use_voigt=True)
+    for calculator in (of_matgl, matcalc.load_fp(saved_potential)):
+        atoms.calc = calculator
+        assert atoms.get_potential_energy() == pytest.approx(expected[0], abs=1e-4)
+        np.testing.assert_allclose(atoms.get_forces(), expected[1], atol=1e-5)
+        np.testing.assert_allclose(atoms.get_stress(), expected[2], atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Please use atoms.calc:FutureWarning", "ignore:Use :DeprecationWarning")
+def test_the_commands_of_matgl_take_a_saved_potential(saved_potential, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    write("salt.cif", atoms)
+    assert cli.main(["relax", "-i", "salt.cif", "-m", saved_potential, "--steps", "2", "-o", "relaxed.cif"]) in (0, None)
+    assert len(read("relaxed.cif")) == len(atoms)
+    assert cli.main(["md", "-i", "salt.cif", "-m", saved_potential, "--nsteps", "3"]) in (0, None)
+    assert len(read("salt.traj", index=":")) >= 1
