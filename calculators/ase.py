@@ -39,7 +39,7 @@ from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import Structure, read_structure
 from prism_plugin.model import PRISM, evaluation, split_graphs
-from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
+from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on, models_in
 
 __all__ = ["PRISMCalculator"]
 
@@ -76,7 +76,7 @@ class PRISMCalculator(Calculator):
     (eV/Å) and, where the cell has three vectors, ``stress`` (Voigt, eV/Å^3). A model of another property answers under
     its own name through ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean,
     and as ``energy_std`` (or the property's name with ``_std``) the standard deviation of their answers, that of the
-    whole cell.
+    whole cell; as ``forces_std`` and ``stress_std`` those of each component.
     ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds. Its
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
@@ -88,7 +88,7 @@ class PRISMCalculator(Calculator):
 
     Args:
         model: name of a shipped model, folder of a saved one, ``"owner/name"`` of one on the Hugging Face Hub, a PRISM,
-            or a list of these that predict one property.
+            or a list of these that predict one property; ``"committee"`` is :data:`prism_plugin.COMMITTEE`.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
         dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``; a given PRISM of another dtype or device,
             or in train mode, is copied, not changed.
@@ -129,7 +129,7 @@ class PRISMCalculator(Calculator):
             raise PrismError(f"unknown on_unknown_element {on_unknown_element!r}; choose one of: {', '.join(_UNKNOWN)}")
         if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
             raise PrismError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
+        given = models_in(model)
         if not given:
             raise PrismError("the list of models is empty; leave it out for the default model")
         self.models = [load_on(one, device, dtype) for one in given]
@@ -153,8 +153,9 @@ class PRISMCalculator(Calculator):
         target, unit = self.model.target, self.model.unit
         committee = len(self.models) > 1
         if self._gives_energy:
-            names = [*type(self).implemented_properties, *(["forces", "stress"] if self.compute_forces else [])]
-            return [*names, "energy_std"] if committee else names
+            gradients = ["forces", "stress"] if self.compute_forces else []
+            spreads = [f"{name}_std" for name in ("energy", *gradients)] if committee else []
+            return [*type(self).implemented_properties, *gradients, *spreads]
         if target in all_properties:
             raise PrismError(
                 f"this model predicts {target!r} in {unit or 'no unit'!r}, which is not ASE's {target}; energies have "
@@ -221,9 +222,9 @@ class PRISMCalculator(Calculator):
                 f"{', '.join(self.implemented_properties)}"
                 + ("" if self._gives_energy else ". Energies need a model whose unit is exactly 'eV/atom'")
             )
-        if name == "stress" and given.cell.rank < 3:
+        if name in ("stress", "stress_std") and given.cell.rank < 3:
             raise PropertyNotImplementedError(
-                f"no stress: the cell has {given.cell.rank} vectors and no volume; give it three"
+                f"no {name}: the cell has {given.cell.rank} vectors and no volume; give it three"
             )
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
@@ -301,8 +302,9 @@ class PRISMCalculator(Calculator):
         ]
         if self.compute_forces:
             for structure, result in zip(read, results, strict=True):
-                if np.linalg.matrix_rank(structure.cell) < 3:
-                    del result["stress"]  # there is no volume
+                if np.linalg.matrix_rank(structure.cell) < 3:  # there is no volume
+                    del result["stress"]
+                    result.pop("stress_std", None)
         return results
 
     def annotate(self, atoms: Atoms | Sequence[Atoms]) -> None:
@@ -402,17 +404,22 @@ class PRISMCalculator(Calculator):
         return results
 
     def _together(self, answers: Sequence[_Results]) -> _Results:
-        """Mean of the models' answers, and the spread of the number that counts."""
+        """Mean of the models' answers, and the spread of those that have a name for it."""
         if len(answers) == 1:
             return answers[0]
-        name = "energy" if self._gives_energy else self.model.target
         together = {key: mean_and_spread([answer[key] for answer in answers]) for key in answers[0]}
-        means = {key: mean if mean.ndim else float(mean) for key, (mean, _) in together.items()}
-        return means | {f"{name}_std": float(cast("np.ndarray", together[name][1]))}
+        results = {key: mean if mean.ndim else float(mean) for key, (mean, _) in together.items()}
+        for name in self.implemented_properties:
+            if name.endswith("_std"):
+                spread = cast("np.ndarray", together[name.removesuffix("_std")][1])
+                results[name] = spread if spread.ndim else float(spread)
+        return results
 
     def _unknown(self, structure: Structure) -> _Results:
         """NaN for everything."""
-        shapes = {"energies": (len(structure),), "forces": (len(structure), 3), "stress": (6,)}
+        shapes: dict[str, tuple[int, ...]] = {"energies": (len(structure),)}
+        for suffix in ("", "_std"):
+            shapes |= {f"forces{suffix}": (len(structure), 3), f"stress{suffix}": (6,)}
         names = self.implemented_properties
         return {name: np.full(shapes[name], np.nan) if name in shapes else float("nan") for name in names}
 

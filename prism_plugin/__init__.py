@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prism_plugin.preset import presets
     from prism_plugin.pretrained import COMMITTEE, load
     from prism_plugin.settings import TrainingSettings
+    from prism_plugin.simulation.relaxation import relax
     from prism_plugin.training.fit import train
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOMES = {
     "eos_threshold": "optim",
     "load": "pretrained",
     "presets": "preset",
+    "relax": "simulation.relaxation",
     "train": "training.fit",
 }
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "eos_threshold",
     "load",
     "presets",
+    "relax",
     "train",
 ]
 

@@ -11,14 +11,15 @@ import io
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from prism_plugin import __version__
-from prism_plugin.commands import demo, evaluate, info, label, predict, presets, rodflow, scaling, train
+from prism_plugin.commands import demo, evaluate, info, label, predict, presets, rodflow, scaling, simulate, train
 from prism_plugin.errors import PrismError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "train": train,
     "presets": presets,
     "predict": predict,
@@ -27,6 +28,7 @@ COMMANDS = {
     "info": info,
     "rodflow": rodflow,
     "label": label,
+    **simulate.VERBS,
     "demo": demo,
 }
 

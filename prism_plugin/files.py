@@ -23,10 +23,12 @@ from filelock import FileLock, Timeout
 from prism_plugin.errors import PrismError
 
 __all__ = [
+    "ASIDE",
     "locked",
     "open_text",
     "replaced",
     "shown",
+    "sweep",
     "truncate_after_last_record",
     "uncompressed_name",
     "write_json",
@@ -34,6 +36,7 @@ __all__ = [
     "write_table",
 ]
 
+ASIDE = ".aside-"  # in the names of folders in which something is written before it is renamed
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
@@ -84,7 +87,7 @@ def replaced(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}{ASIDE}", dir=target.parent))
     try:
         # The suffix stays, because writers choose the format by it.
         yield aside / target.name
@@ -92,6 +95,19 @@ def replaced(target: str | Path) -> Iterator[Path]:
         os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)
+
+
+def sweep(folder: str | Path, name: str = "*") -> None:
+    """Remove what killed processes have left half-written in a folder; only for the one that holds its lock.
+
+    Args:
+        folder: where to look.
+        name: of the target, if others may be at work beside it; else its subfolders are swept, too.
+    """
+    deep = [] if name != "*" else [inner for inner in Path(folder).glob("*") if inner.is_dir()]
+    for place in (Path(folder), *deep):
+        for left in list(place.glob(f".{name}{ASIDE}????????")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -22,11 +22,13 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prism_plugin.errors import PrismError
+from prism_plugin.files import ASIDE
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 from prism_plugin.home import writable_home
 
 with writable_home():  # matgl makes a folder there when it is imported
+    import matgl
     from matgl import load_model
     from matgl.apps.pes import Potential
     from matgl.config import MATGL_CACHE
@@ -39,6 +41,7 @@ __all__ = [
     "SavedModel",
     "answer_like_matgl",
     "batch_from_matgl",
+    "import_matcalc",
     "inside_potential",
     "load_model",
     "weights_digest",
@@ -81,7 +84,7 @@ class SavedModel(MatGLModel):
             folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
-        with TemporaryDirectory(prefix=".saving-", dir=folder) as aside:
+        with TemporaryDirectory(prefix=f".model{ASIDE}", dir=folder) as aside:
             super().save(aside, metadata=metadata)
             for file in sorted(Path(aside).iterdir()):
                 os.replace(file, folder / file.name)
@@ -148,6 +151,23 @@ def answer_like_matgl(model: Any, graph: Data, lattice: Tensor) -> tuple[Tensor,
     """
     training = model.training
     return Potential(model).to(model.device).train(training)(graph, lattice)
+
+
+def import_matcalc() -> Any:
+    """Import matcalc, which asks the Hub for the names of matgl's models: without a network for 20 s, and for nothing.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    ask = matgl.get_available_pretrained_models
+    matgl.get_available_pretrained_models = list
+    try:
+        import matcalc
+    except ImportError as error:
+        raise ImportError("matcalc is not installed: pip install 'prism-plugin[simulate]'") from error
+    finally:
+        matgl.get_available_pretrained_models = ask
+    return matcalc
 
 
 def inside_potential(graph: Any) -> bool:

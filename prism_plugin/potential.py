@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
 
 from prism_plugin.config import PotentialOptions
 from prism_plugin.matgl_bridge import answer_like_matgl
@@ -167,7 +168,9 @@ class PRISMPotential(PRISM):
 
 def element_shares(structures: Sequence[Atoms], elements: Sequence[str]) -> np.ndarray:
     """Return the share of each element among the atoms of each structure, shape ``(structures, elements)``."""
-    return np.array([[np.mean(one.symbols == symbol) for symbol in elements] for one in structures])
+    numbers = [atomic_numbers[symbol] for symbol in elements]
+    counts = np.array([np.bincount(one.numbers, minlength=len(chemical_symbols))[numbers] for one in structures])
+    return counts / np.array([len(one) for one in structures])[:, None]
 
 
 def fit_element_refs(structures: Sequence[Atoms], energies: np.ndarray, elements: Sequence[str]) -> tuple[float, ...]:

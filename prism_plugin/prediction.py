@@ -8,7 +8,6 @@ reason.
 from __future__ import annotations
 
 import csv
-import json
 import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,17 +22,18 @@ import torch
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
-from prism_plugin.data.sources import ABOUT, Source, frames_of, iterate_structures
+from prism_plugin.data.sources import Source, frames_of, iterate_structures
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
-from prism_plugin.files import locked, truncate_after_last_record, write_json, write_table
+from prism_plugin.files import locked, sweep
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import load, model_folder
+from prism_plugin.pretrained import load, model_folder, models_in
+from prism_plugin.tables import open_table
 
 __all__ = ["predict_files"]
 
@@ -82,12 +82,13 @@ def predict_files(
     kind = find_device(device).type
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise PrismError(f"{devices} CUDA devices are asked for, {torch.cuda.device_count()} are here")
-    given: list[Any] = list(model) if isinstance(model, (list, tuple)) else [model]
+    given = models_in(model)
     if not given:
         raise PrismError("the list of models is empty; give at least one")
     loaded = [load(one) for one in given]
     check_committee(loaded)
     with locked(out):
+        sweep(Path(out).parent, Path(out).name)
         return _write_table(paths, loaded, given, Path(out), kind, devices, batch_size, progress)
 
 
@@ -140,29 +141,7 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]
     header = ("name", "formula", "atoms", *values, "warnings", "error")
-    beside = out.with_name(out.name + ABOUT)
-    if not out.exists():
-        write_json(beside, about)
-        write_table(out, [header])
-        return {}
-    if _read_json(beside) != about or _first_row(out) != list(header):
-        raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
-    truncate_after_last_record(out)  # what was written last may have no end
-    with open(out, newline="", encoding="utf-8") as file:
-        return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
-
-
-def _read_json(path: Path) -> Any:
-    """Read a JSON file; None if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _first_row(table: Path) -> list[str] | None:
-    with open(table, newline="", encoding="utf-8", errors="replace") as file:
-        return next(csv.reader(file), None)
+    return open_table(out, header, about)
 
 
 def _in_order(
@@ -195,8 +174,9 @@ def _in_order(
                 yield ahead.popleft().result()
         except BrokenProcessPool as error:
             raise OSError(
-                "a worker process was killed, perhaps for want of memory; the table keeps what is done: repeat the "
-                "command with a smaller --batch-size or fewer --devices"
+                "a worker process has ended, for want of memory perhaps, or because the script that calls this lacks "
+                "if __name__ == '__main__'; the table keeps what is done: repeat it with a smaller batch_size or fewer "
+                "devices"
             ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,25 @@ def test_text_of_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("Å".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.txt is no text in UTF-8"), files.open_text(tmp_path / "a.txt") as file:
         file.read()
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    def killed(target: Path) -> None:
+        with files.replaced(target) as path:
+            path.write_text("half")
+            shutil.copytree(path.parent, tmp_path / "left")
+            name = path.parent.name
+        (tmp_path / "left").rename(target.parent / name)
+
+    kept = [tmp_path / "run" / name for name in (".git", ".notes.aside-mine", "model")]
+    for folder in kept:
+        folder.mkdir(parents=True)
+    killed(tmp_path / "run" / "summary.json")
+    killed(tmp_path / "run" / "model" / "model.json")
+    killed(tmp_path / "a.csv")
+    killed(tmp_path / "b.csv")
+    assert len(list(tmp_path.glob("**/.*.aside-????????"))) == 4
+    files.sweep(tmp_path / "run")
+    assert sorted((tmp_path / "run").iterdir()) == [*sorted(kept), tmp_path / "run" / "summary.json"]
+    files.sweep(tmp_path, "a.csv")
+    assert [left.name.split(".aside")[0] for left in tmp_path.glob(".*.aside-*")] == [".b.csv"]

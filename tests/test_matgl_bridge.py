@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import lightning as L
-import matcalc
 import matgl
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from torch_geometric.data import Batch
 
 from prism_plugin import PRISM, PRISMCalculator, PRISMPotential
 from prism_plugin.data.emt_alloys import emt_alloys
-from prism_plugin.matgl_bridge import weights_digest
+from prism_plugin.matgl_bridge import import_matcalc, weights_digest
 from tests.conftest import crystal_zoo, small_model
 
 PERIODIC = ("rocksalt", "cesium chloride", "skewed", "low symmetry", "outside the cell", "tiny cell", "one atom")
@@ -280,7 +279,7 @@ def test_the_tools_of_matgl_and_matcalc_take_a_saved_potential(saved_potential) 
     expected = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
     assert np.abs(expected[1]).max() > 1e-3
     of_matgl = PESCalculator(matgl.load_model(saved_potential), stress_unit="eV/A3", use_voigt=True)
-    for calculator in (of_matgl, matcalc.load_fp(saved_potential)):
+    for calculator in (of_matgl, import_matcalc().load_fp(saved_potential)):
         atoms.calc = calculator
         assert atoms.get_potential_energy() == pytest.approx(expected[0], abs=1e-4)
         np.testing.assert_allclose(atoms.get_forces(), expected[1], atol=1e-5)
@@ -292,7 +291,10 @@ def test_the_commands_of_matgl_take_a_saved_potential(saved_potential, tmp_path,
     monkeypatch.chdir(tmp_path)
     atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     write("salt.cif", atoms)
-    assert cli.main(["relax", "-i", "salt.cif", "-m", saved_potential, "--steps", "2", "-o", "relaxed.cif"]) in (0, None)
+    assert cli.main(["relax", "-i", "salt.cif", "-m", saved_potential, "--steps", "2", "-o", "relaxed.cif"]) in (
+        0,
+        None,
+    )
     assert len(read("relaxed.cif")) == len(atoms)
     assert cli.main(["md", "-i", "salt.cif", "-m", saved_potential, "--nsteps", "3"]) in (0, None)
     assert len(read("salt.traj", index=":")) >= 1

@@ -97,7 +97,8 @@ def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add = parser.add_argument
     about = "folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub"
     if several:
-        about += f"; repeated, a committee: mean and standard deviation of its models; {DEFAULT_MODEL} if not given"
+        about += "; repeated: mean and standard deviation of several, as committee stands for those of formation energy"
+        about += f"; {DEFAULT_MODEL} if not given"
         add("--model", action="append", default=argparse.SUPPRESS, help=about)
     else:
         add("--model", default=DEFAULT_MODEL, help=about)

@@ -13,10 +13,9 @@ from prism_plugin.data.frame import Frame
 from prism_plugin.data.structure_files import is_series, read_frames
 from prism_plugin.errors import PrismError
 from prism_plugin.files import shown
+from prism_plugin.tables import ABOUT
 
-__all__ = ["ABOUT", "Source", "frames_of", "iterate_structures", "read_structures"]
-
-ABOUT = ".model.json"  # what is kept beside a table of predictions, behind its name
+__all__ = ["Source", "frames_of", "iterate_structures", "read_structures"]
 
 # What is found: a structure, a file that is not read yet, or the reason why there is none.
 Source: TypeAlias = Frame | Path | PrismError

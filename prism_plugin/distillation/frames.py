@@ -20,8 +20,9 @@ from prism_plugin.distillation.teacher import Teacher, TeacherError
 
 __all__ = ["FrameMaker"]
 
-VERSION = 1  # of all choices in this package that frames depend on; a run goes on with its own only
+VERSION = 2  # of all choices in this package that frames depend on; a run goes on with its own only
 MOST_FORCE = 50.0  # eV/Å
+MOST_STRESS = 3.0  # eV/Å^3; 480 GPa
 ENERGY_ABOVE, ENERGY_BELOW = 5.0, 1.0  # eV/atom, against the first frame of the job
 VOLUME_RANGE = (0.5, 2.0)  # of a snapshot, against the first frame
 CLOSEST = 0.5  # of the sum of covalent radii
@@ -172,6 +173,8 @@ def _why_not_keep(
         return "not finite"
     if np.linalg.norm(labels.forces, axis=1).max() > MOST_FORCE:
         return f"a force above {MOST_FORCE:g} eV/Å"
+    if np.abs(labels.stress).max() > MOST_STRESS:
+        return f"a stress above {MOST_STRESS:g} eV/Å^3"
     if reference is not None:
         above = labels.energy / len(atoms) - reference
         if above > ENERGY_ABOVE:

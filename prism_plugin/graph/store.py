@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from prism_plugin.devices import send
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced
+from prism_plugin.files import replaced, sweep
 from prism_plugin.graph.batching import EDGES_PER_BATCH, cut, pairs_of_one_element
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
@@ -227,6 +227,7 @@ def graph_store(
     with FileLock(f"{folder}.lock"):  # one process builds, others that want the same graphs wait for it
         arrays = _opened(folder)
         if arrays is None:
+            sweep(folder.parent, folder.name)
             shutil.rmtree(folder, ignore_errors=True)  # damaged
             with replaced(folder) as aside:
                 _write(aside, pieces)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import ENDPOINT
 
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
@@ -25,6 +29,7 @@ __all__ = [
     "load",
     "load_on",
     "model_folder",
+    "models_in",
     "saved_metadata",
 ]
 
@@ -65,14 +70,30 @@ def model_folder(model: str | Path) -> Path:
     # Where the first part of "a/b" is a folder, a path was meant, and nobody waits for a network.
     if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")
+    is_there = _is_reachable()  # without a network the library tries for 20 s
     try:
-        paths = [Path(hf_hub_download(model, file, cache_dir=str(MATGL_CACHE))) for file in _FILES]
+        how: dict[str, Any] = {"cache_dir": str(MATGL_CACHE), "local_files_only": not is_there}
+        paths = [Path(hf_hub_download(model, file, **how)) for file in _FILES]
         return paths[0].parent
     except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) if is_there else "it cannot be reached, and no copy is kept"
         raise FileNotFoundError(
             f"no folder {model!r} is here, and no such model could be had from the Hugging Face Hub ({reason}); {known}"
         ) from error
+
+
+def _is_reachable() -> bool:
+    """Whether the Hub's name can be resolved, here or by a proxy."""
+    try:
+        return bool(getproxies()) or bool(socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443))
+    except OSError:
+        return False
+
+
+def models_in(model: Any) -> list[Any]:
+    """List what a user gave as a model or several, ``"committee"`` for :data:`COMMITTEE`."""
+    given = list(model) if isinstance(model, (list, tuple)) else [model]
+    return list(COMMITTEE) if given == ["committee"] else given
 
 
 def load(model: str | Path = DEFAULT_MODEL) -> PRISM:

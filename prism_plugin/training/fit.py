@@ -32,7 +32,7 @@ from prism_plugin.data.records import count_crystals, elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.distributed import has_group
 from prism_plugin.errors import PrismError
-from prism_plugin.files import locked, write_json
+from prism_plugin.files import locked, sweep, write_json
 from prism_plugin.model import PRISM
 from prism_plugin.optim import make_optimizer
 from prism_plugin.pretrained import RARE
@@ -97,6 +97,8 @@ def train(
     folder = Path(folder)
     first = not _launched(settings)
     with locked(folder) if first else nullcontext():
+        if first:
+            sweep(folder)
         return _train(settings, parts, folder, first, resume, init, progress, callbacks, cache, on_start)
 
 

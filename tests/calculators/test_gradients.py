@@ -252,6 +252,13 @@ def test_a_committee_answers_mean_and_spread() -> None:
         np.testing.assert_allclose(
             together.results[name], np.mean([result[name] for result in each], axis=0), atol=1e-12
         )
+    for name in ("forces", "stress"):
+        np.testing.assert_allclose(
+            together.get_property(f"{name}_std", atoms),
+            np.std([result[name] for result in each], axis=0, ddof=1),
+            atol=1e-12,
+        )
+    assert together.results["forces_std"].max() > 1e-3
     assert together.results["energies"].sum() == pytest.approx(together.results["energy"])
 
 
@@ -266,6 +273,7 @@ def test_a_committee_of_different_cutoffs_and_of_another_property() -> None:
         PRISMCalculator([models[0], energy_model()])
     with pytest.raises(ValueError, match="a model is given twice, which makes the spread too small; give each once"):
         PRISMCalculator(["prism-mp2018-eform", load()])
+    assert [model.target for model in PRISMCalculator("committee").models] == ["formation_energy"] * 3
     with pytest.raises(ValueError, match="the list of models is empty"):
         PRISMCalculator([])
     with pytest.raises(ValueError, match=r"band_gap \(eV\) is no energy and has no forces: leave compute_forces out"):

@@ -146,10 +146,13 @@ def test_each_number_is_a_frame_or_a_refusal(maker, emt) -> None:
         assert all(len(frame.atoms) <= 40 for frame in result.frames)
 
 
-def test_refusals_say_why(maker, emt, monkeypatch) -> None:
-    monkeypatch.setattr(frames, "MOST_FORCE", 0.5)
-    reasons = sum((maker.run_job(job, emt).reasons() for job in range(4)), Counter())
-    assert reasons["a force above 0.5 eV/Å"] > 3
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("MOST_FORCE", "a force above 0.5 eV/Å"), ("MOST_STRESS", "a stress above 0.5 eV/Å^3")]
+)
+def test_refusals_say_why(maker, emt, monkeypatch, limit, reason) -> None:
+    monkeypatch.setattr(frames, limit, 0.5)
+    reasons = sum((maker.run_job(job, emt).reasons() for job in range(8)), Counter())
+    assert reasons[reason] > (3 if limit == "MOST_FORCE" else 0)
 
 
 def test_a_teacher_that_fails_or_is_not_finite_is_a_refusal(wrong) -> None:

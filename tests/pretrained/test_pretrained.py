@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.spacegroup import crystal
 
-from prism_plugin import PRISM, PRISMCalculator, load
+from prism_plugin import PRISM, PRISMCalculator, load, pretrained
 from prism_plugin.data import Record, read_records
 from prism_plugin.pretrained import COMMITTEE, DEFAULT_MODEL, model_folder, saved_metadata
 from prism_plugin.training import TrainingSettings, train
@@ -209,6 +210,16 @@ def test_a_model_is_downloaded_once(hub: tuple[str, list[str]], tmp_path: Path) 
     assert (tmp_path / ".cache" / "matgl").is_dir()  # where matgl keeps its own
     assert "no folder 'no/such' is here, and no such model could be had from the Hugging Face Hub" in found.stderr
     assert "FileNotFoundError" in found.stderr
+
+
+def test_without_a_network_nobody_waits_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(pretrained, "getproxies", dict)
+    started = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"no folder 'nobody/nothing' .*it cannot be reached, and no copy is"):
+        load("nobody/nothing")
+    assert time.monotonic() - started < 5
 
 
 def test_a_missing_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,158 @@
+"""Equations of state, elastic constants and phonons of a crystal with a potential, by matcalc (extra ``simulate``).
+
+Every function takes atoms, a calculator and a folder, into which it writes numbers and a picture, and returns a row of
+a table.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from prism_plugin.errors import PrismError
+from prism_plugin.files import write_table
+from prism_plugin.matgl_bridge import import_matcalc
+from prism_plugin.simulation.plots import plot_bands, plot_elastic, plot_equation_of_state
+
+__all__ = ["elastic_constants", "equation_of_state", "phonons"]
+
+
+def equation_of_state(
+    atoms: Atoms, calculator: Calculator, folder: Path, fmax: float = 0.01, strain: float = 0.06, points: int = 11
+) -> dict[str, float]:
+    """Fit energies over volumes by Birch and Murnaghan (third order).
+
+    Args:
+        atoms: a crystal; it is relaxed first, and its shape and positions at each volume.
+        calculator: what computes.
+        folder: gets ``eos.csv`` and ``eos.png``.
+        fmax: of the relaxations, eV/Å.
+        strain: largest change of the cell's lengths.
+        points: number of volumes.
+
+    Returns:
+        Volume at the least energy (Å^3/atom), bulk modulus there (GPa), and R^2 of the fit.
+
+    Raises:
+        ValueError: if it is no crystal, or the energies have no minimum.
+    """
+    matcalc = import_matcalc()
+    _check_crystal(atoms)
+    from pymatgen.analysis.eos import BirchMurnaghan
+
+    calculation = matcalc.EOSCalc(calculator, max_abs_strain=strain, n_points=points, fmax=fmax)
+    with _reported("no equation of state"):
+        found = calculation.calc(atoms)
+        curve = BirchMurnaghan(found["eos"]["volumes"], found["eos"]["energies"])
+        curve.fit()
+    pairs = np.array([found["eos"]["volumes"], found["eos"]["energies"]]) / len(atoms)
+    if not pairs[0, 0] * len(atoms) < curve.v0 < pairs[0, -1] * len(atoms):
+        raise PrismError("no equation of state: the energies have no minimum within the volumes")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [[f"{value:.8g}" for value in pair] for pair in pairs.T]
+    write_table(folder / "eos.csv", [("volume (Å^3/atom)", "energy (eV/atom)"), *rows])
+    fine = np.linspace(pairs[0, 0], pairs[0, -1], 200)
+    plot_equation_of_state(pairs, (fine, curve.func(fine * len(atoms)) / len(atoms)), folder / "eos.png")
+    return {
+        "volume (Å^3/atom)": float(curve.v0) / len(atoms),
+        "bulk modulus (GPa)": float(curve.b0_GPa),
+        "R^2": float(found["r2_score_bm"]),
+    }
+
+
+def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: float = 0.01) -> dict[str, float]:
+    """Fit the elastic tensor to the stresses of strained cells, whose atoms relax.
+
+    Args:
+        atoms: a crystal; it is relaxed first.
+        calculator: what computes.
+        folder: gets ``elastic.csv`` (the tensor in Voigt's notation, GPa) and ``elastic.png``.
+        fmax: of the relaxations, eV/Å.
+
+    Returns:
+        Bulk and shear modulus (Voigt, Reuss, Hill) and Young's modulus (GPa).
+
+    Raises:
+        ValueError: if it is no crystal.
+    """
+    matcalc = import_matcalc()
+    _check_crystal(atoms)
+    calculation = matcalc.ElasticityCalc(
+        calculator, fmax=fmax, relax_structure=True, relax_deformed_structures=True, units_GPa=True
+    )
+    with _reported("no elastic constants"):
+        found = calculation.calc(atoms)
+    tensor = np.asarray(found["elastic_tensor"].voigt)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "elastic.csv", [[f"{value:.6g}" for value in row] for row in tensor])
+    plot_elastic(tensor, folder / "elastic.png")
+    return {
+        "bulk modulus (GPa)": float(found["bulk_modulus_vrh"]),
+        "shear modulus (GPa)": float(found["shear_modulus_vrh"]),
+        "Young's modulus (GPa)": float(found["youngs_modulus"]),
+    }
+
+
+def phonons(
+    atoms: Atoms, calculator: Calculator, folder: Path, fmax: float = 1e-4, min_length: float = 15.0
+) -> dict[str, float]:
+    """Compute phonons from forces in supercells with one atom displaced, by phonopy.
+
+    Args:
+        atoms: a crystal; it is relaxed first.
+        calculator: what computes; in float64.
+        folder: gets ``phonon.yaml`` (phonopy's), ``thermal.csv`` and ``phonons.png`` (bands and density of states).
+        fmax: of the relaxation, eV/Å.
+        min_length: least length of the supercell's vectors, Å.
+
+    Returns:
+        Highest and lowest frequency (THz; imaginary ones are negative), heat capacity at 300 K (J/(K mol)) of a mole of
+        the cell.
+
+    Raises:
+        ValueError: if it is no crystal.
+    """
+    matcalc = import_matcalc()
+    _check_crystal(atoms)
+    folder.mkdir(parents=True, exist_ok=True)
+    calculation = matcalc.PhononCalc(
+        calculator, fmax=fmax, min_length=min_length, write_phonon=str(folder / "phonon.yaml"), imaginary_freq_tol=-0.1
+    )
+    with _reported("no phonons"):
+        found = calculation.calc(atoms)
+    thermal = found["thermal_properties"]
+    columns = ("temperatures", "free_energy", "entropy", "heat_capacity")
+    rows = np.array([thermal[name] for name in columns]).T
+    titles = ("temperature (K)", "free energy (kJ/mol)", "entropy (J/(K mol))", "heat capacity (J/(K mol))")
+    write_table(folder / "thermal.csv", [titles, *[[f"{value:.8g}" for value in row] for row in rows]])
+    plot_bands(found["phonon"], folder / "phonons.png")
+    frequencies = np.asarray(found["frequencies"])
+    return {
+        "highest frequency (THz)": float(frequencies.max()),
+        "lowest frequency (THz)": float(frequencies.min()),
+        "heat capacity at 300 K (J/(K mol))": float(np.interp(300, rows[:, 0], rows[:, 3])),
+    }
+
+
+def _check_crystal(atoms: Atoms) -> None:
+    if atoms.cell.rank < 3 or not atoms.pbc.all():
+        raise PrismError("this needs a crystal: a cell with three vectors that is periodic along all of them")
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Keep warnings of fits, which are numbers of the row, off the screen; say what a fit that failed means."""
+    from pymatgen.analysis.eos import EOSError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="matcalc")
+            yield
+    except (EOSError, np.linalg.LinAlgError) as error:
+        raise PrismError(f"{what}: {error}") from error

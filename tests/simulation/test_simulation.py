@@ -1,0 +1,233 @@
+"""What is done with a potential: values against ASE's EMT, the verbs of the command line on a small potential."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import Trajectory, read, write
+from pymatgen.core import Lattice, Structure
+
+import prism_plugin
+from prism_plugin import PRISMPotential, cli
+from prism_plugin.errors import PrismError
+from prism_plugin.simulation import DynamicsSettings, relax, relax_one, run_dynamics
+from prism_plugin.simulation.properties import elastic_constants, equation_of_state, phonons
+from tests.conftest import small_model
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- values, with a calculator whose answers are known
+
+
+def test_copper_relaxes_to_its_known_volume() -> None:
+    start = bulk("Cu", a=3.8)
+    found = relax_one(start, EMT(), fmax=1e-3)
+    assert found.is_converged
+    assert found.atoms.get_volume() == pytest.approx(11.565, abs=0.01)  # of EMT: a = 3.59 Å
+    assert found.volume_change == pytest.approx(found.atoms.get_volume() / start.get_volume() - 1)
+    assert found.start is start
+    assert start.calc is None
+    assert isinstance(found.atoms.calc, SinglePointCalculator)
+    assert np.abs(found.atoms.get_stress()).max() < 1e-3
+    fixed = relax_one(start, EMT(), fmax=1e-3, cell=False)
+    assert fixed.atoms.get_volume() == start.get_volume()
+
+
+def test_moduli_of_copper(tmp_path: Path) -> None:
+    curve = equation_of_state(bulk("Cu", a=3.7), EMT(), tmp_path)
+    assert curve["volume (Å^3/atom)"] == pytest.approx(11.565, abs=0.02)
+    assert curve["bulk modulus (GPa)"] == pytest.approx(134, abs=3)
+    assert curve["R^2"] > 0.999
+    assert len(rows_of(tmp_path / "eos.csv")) == 11
+    moduli = elastic_constants(bulk("Cu", a=3.7), EMT(), tmp_path)
+    assert moduli["bulk modulus (GPa)"] == pytest.approx(curve["bulk modulus (GPa)"], rel=0.03)
+    tensor = np.loadtxt(tmp_path / "elastic.csv", delimiter=",")
+    c11, c12, c44 = tensor[0, 0], tensor[0, 1], tensor[3, 3]  # cubic; in the primitive cell's usual orientation
+    assert (c11 + 2 * c12) / 3 == pytest.approx(moduli["bulk modulus (GPa)"], rel=1e-3)
+    np.testing.assert_allclose(tensor, tensor.T, atol=2)
+    assert 0 < c44 < c11
+    for name in ("eos.png", "elastic.png"):
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_phonons_of_copper(tmp_path: Path) -> None:
+    found = phonons(bulk("Cu", a=3.7), EMT(), tmp_path, min_length=7.0)
+    assert found["highest frequency (THz)"] == pytest.approx(8.1, abs=0.3)
+    assert found["lowest frequency (THz)"] > -0.05
+    assert 22 < found["heat capacity at 300 K (J/(K mol))"] < 3 * 8.3145  # Dulong and Petit
+    assert {"phonon.yaml", "phonons.png", "thermal.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+def test_dynamics_keep_what_they_should(ensemble: str, tmp_path: Path) -> None:
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    settings = DynamicsSettings(ensemble, temperature=400, steps=400, every=10, timestep=2.0)
+    found = run_dynamics(atoms, EMT(), settings, tmp_path)
+    again = run_dynamics(atoms, EMT(), settings, tmp_path / "again")
+    assert np.array_equal(found["log"], again["log"])
+    with Trajectory(tmp_path / "trajectory.traj") as frames:
+        assert len(frames) == len(found["log"]) == 41
+    assert found["log"][-1, 0] == pytest.approx(0.8)
+    if ensemble == "nve":
+        assert found["temperature"] == pytest.approx(200, rel=0.3)  # half is potential energy
+        assert abs(found["drift"]) < 1
+    else:
+        assert found["temperature"] == pytest.approx(400, rel=0.3)
+        assert np.isnan(found["drift"])
+    assert (np.ptp(found["log"][:, 4]) > 0) == (ensemble == "npt")
+
+
+def test_what_falls_apart_is_said() -> None:
+    class Pressed(EMT):
+        """A calculator whose crystals shrink for ever."""
+
+        def calculate(self, *arguments: Any, **named: Any) -> None:
+            super().calculate(*arguments, **named)
+            self.results["stress"] = np.array([3.0, 3, 3, 0, 0, 0])
+
+    with pytest.raises(ValueError, match=r"falls apart: after .* steps its volume is"):
+        relax_one(bulk("Cu"), Pressed())
+    with pytest.raises(ValueError, match="fmax must be positive"):
+        relax_one(bulk("Cu"), EMT(), fmax=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ensemble": "nph"}, "unknown ensemble 'nph'"),
+        ({"timestep": 0.0}, "timestep must be positive"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"pressure": float("inf")}, "pressure must be finite"),
+    ],
+)
+def test_dynamics_refuse_what_has_no_meaning(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DynamicsSettings(**change)
+
+
+def test_a_molecule_has_no_pressure_and_no_equation_of_state(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a pressure needs a cell"):
+        run_dynamics(molecule("CO"), EMT(), DynamicsSettings("npt"), tmp_path)
+    for work in (equation_of_state, elastic_constants, phonons):
+        with pytest.raises(ValueError, match="this needs a crystal"):
+            work(molecule("CO"), EMT(), tmp_path)
+
+
+# ---- a potential
+
+
+@pytest.fixture(scope="module")
+def potential() -> PRISMPotential:
+    """One that binds nothing, but whose atoms repel: a cell at a time, it moves little."""
+    torch.manual_seed(0)
+    model = PRISMPotential(("Cl", "Cu", "Na", "Si"), dim=8, num_layers=1, directions=False, repulsion="zbl", std=0.01)
+    return model.eval()
+
+
+@pytest.fixture
+def saved(potential: PRISMPotential, tmp_path: Path) -> str:
+    potential.save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_relax_in_one_line(potential: PRISMPotential) -> None:
+    silicon = bulk("Si")
+    silicon.rattle(0.05, seed=0)
+    relaxed = prism_plugin.relax(silicon, potential)
+    assert isinstance(relaxed, Atoms)
+    assert np.linalg.norm(relaxed.get_forces(), axis=1).max() <= 0.05
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
+    several = relax([silicon, salt], potential, progress=False)
+    assert [len(one) for one in several] == [2, 8]
+    np.testing.assert_allclose(several[0].positions, relaxed.positions, atol=1e-6)
+    with pytest.warns(UserWarning, match="structure 0 of the list: not relaxed after 1 steps: a force is"):
+        relax([silicon], potential, fmax=1e-9, steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"structure 1 of the list: .*Xe"):
+        relax([silicon, bulk("Xe", "fcc", a=6.0)], potential, progress=False)
+    with pytest.raises(TypeError, match="give a structure or a list of them, got str"):
+        relax("POSCAR", potential)
+
+
+def test_a_model_without_forces_relaxes_nothing() -> None:
+    with pytest.raises(ValueError, match=r"trained on relaxed crystals.*give a potential"):
+        relax(bulk("Si"), small_model(target="e", unit="eV/atom"))
+
+
+def test_every_structure_of_files_is_a_row(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "si.cif", bulk("Si"))
+    write(tmp_path / "two.extxyz", [bulk("Cu"), bulk("Ge")])
+    (tmp_path / "bad.cif").write_text("nothing")
+    files = [str(tmp_path / name) for name in ("si.cif", "two.extxyz", "bad.cif", "none.cif")]
+    out = tmp_path / "relaxed"
+    command = ["relax", *files, "--out", str(out), "--model", saved, "--steps", "30", "--format", "cif"]
+    assert cli.main(command) == 0
+    assert "2 done, 0 were there already, 3 failed" in capsys.readouterr().out
+    table = rows_of(out / "relax.csv")
+    assert [bool(row["error"]) for row in table] == [False, False, True, True, True]
+    assert "Ge" in table[2]["error"]
+    assert table[4]["error"] == "no such file"
+    volume = read(out / table[0]["file"]).get_volume()
+    assert volume == pytest.approx(float(table[0]["volume (Å^3)"]), rel=1e-4)
+    assert {row["converged"] for row in table[:2]} <= {"yes", "no"}
+    assert (out / "relax.png").stat().st_size > 5000
+    before = (out / "relax.csv").read_bytes()
+    assert cli.main(command) == 0
+    assert "0 done, 2 were there already, 3 failed" in capsys.readouterr().out
+    assert (out / "relax.csv").read_bytes() == before
+    assert cli.main([*command[:-3], "40"]) == 2
+    assert "is no table of this model" in capsys.readouterr().err
+
+
+def test_dynamics_of_files(saved: str, tmp_path: Path) -> None:
+    write(tmp_path / "si.cif", bulk("Si", cubic=True))
+    out = tmp_path / "md"
+    command = ["md", tmp_path / "si.cif", "--out", out, "--model", saved, "--steps", 20, "--every", 5, "--repeat", 1]
+    assert cli.main(list(map(str, command))) == 0
+    (row,) = rows_of(out / "md.csv")
+    assert row["moving atoms"] == "8"
+    assert {path.name for path in (out / row["folder"]).iterdir()} == {"log.csv", "md.png", "trajectory.traj"}
+
+
+@pytest.mark.parametrize("verb", ["eos", "elastic", "phonons"])
+def test_properties_of_files(verb: str, saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A potential that has learned nothing: the way of the numbers, not their values."""
+    write(tmp_path / "si.cif", bulk("Si"))
+    out = tmp_path / verb
+    more = {"eos": ["--points", "5"], "elastic": [], "phonons": ["--min-length", "4", "--fmax", "0.05"]}[verb]
+    status = cli.main([verb, str(tmp_path / "si.cif"), "--out", str(out), "--model", saved, "--fmax", "0.05", *more])
+    (row,) = rows_of(out / f"{verb}.csv")
+    assert row["formula"] == "Si"
+    if status:
+        assert row["error"]
+        assert "nothing was done: see the table" in capsys.readouterr().err
+    else:
+        assert (out / row["folder"]).is_dir()
+
+
+def test_a_verb_needs_a_potential(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "si.cif", bulk("Si"))
+    command = ["relax", str(tmp_path / "si.cif"), "--out", str(tmp_path / "out"), "--model", "prism-mp2018-eform"]
+    assert cli.main(command) == 2
+    assert "give a potential (prism train --target pes)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_option_is_said_before_any_work(saved: str, tmp_path: Path) -> None:
+    write(tmp_path / "si.cif", bulk("Si"))
+    command = ["relax", str(tmp_path / "si.cif"), "--out", str(tmp_path / "out"), "--model", saved, "--format", "xyzzy"]
+    assert cli.main(command) == 2
+    with pytest.raises(PrismError, match="unknown ensemble"):
+        DynamicsSettings("nvp")  # type: ignore[arg-type]
