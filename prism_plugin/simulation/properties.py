@@ -22,6 +22,8 @@ from prism_plugin.simulation.plots import plot_bands, plot_elastic, plot_equatio
 
 __all__ = ["elastic_constants", "equation_of_state", "phonons"]
 
+_SHEAR_STRAINS = (-0.02, -0.01, 0.01, 0.02)  # matcalc's own, to 6 %, leave the linear range of soft crystals
+
 
 def equation_of_state(
     atoms: Atoms, calculator: Calculator, folder: Path, fmax: float = 0.01, strain: float = 0.06, points: int = 11
@@ -46,8 +48,9 @@ def equation_of_state(
     _check_crystal(atoms)
     from pymatgen.analysis.eos import BirchMurnaghan
 
-    calculation = matcalc.EOSCalc(calculator, max_abs_strain=strain, n_points=points, fmax=fmax)
-    with _reported("no equation of state"):
+    calculation = matcalc.EOSCalc(calculator, max_abs_strain=strain, n_points=points, fmax=fmax, r2_min=-np.inf)
+    with _reported("no equation of state"), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # of a fit that has not converged
         found = calculation.calc(atoms)
         curve = BirchMurnaghan(found["eos"]["volumes"], found["eos"]["energies"])
         curve.fit()
@@ -84,7 +87,13 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
     matcalc = import_matcalc()
     _check_crystal(atoms)
     calculation = matcalc.ElasticityCalc(
-        calculator, fmax=fmax, relax_structure=True, relax_deformed_structures=True, units_GPa=True
+        calculator,
+        shear_strains=_SHEAR_STRAINS,
+        fmax=fmax,
+        relax_structure=True,
+        relax_deformed_structures=True,
+        units_GPa=True,
+        r2_min=-np.inf,  # it counts the components that are zero by symmetry, where it says nothing
     )
     with _reported("no elastic constants"):
         found = calculation.calc(atoms)
@@ -124,14 +133,16 @@ def phonons(
     calculation = matcalc.PhononCalc(
         calculator, fmax=fmax, min_length=min_length, write_phonon=str(folder / "phonon.yaml"), imaginary_freq_tol=-0.1
     )
-    with _reported("no phonons"):
+    with _reported("no phonons"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*acoustic mode.*")  # the thermal properties are computed again, without
         found = calculation.calc(atoms)
-    thermal = found["thermal_properties"]
-    columns = ("temperatures", "free_energy", "entropy", "heat_capacity")
-    rows = np.array([thermal[name] for name in columns]).T
+    phonon = found["phonon"]
+    phonon.run_thermal_properties(t_min=0, t_max=1000, t_step=10, exclude_gamma_acoustic=True)
+    thermal = phonon.thermal_properties
+    rows = np.array([thermal.temperatures, thermal.free_energy, thermal.entropy, thermal.heat_capacity]).T
     titles = ("temperature (K)", "free energy (kJ/mol)", "entropy (J/(K mol))", "heat capacity (J/(K mol))")
     write_table(folder / "thermal.csv", [titles, *[[f"{value:.8g}" for value in row] for row in rows]])
-    plot_bands(found["phonon"], folder / "phonons.png")
+    plot_bands(phonon, folder / "phonons.png")
     frequencies = np.asarray(found["frequencies"])
     return {
         "highest frequency (THz)": float(frequencies.max()),
@@ -147,12 +158,10 @@ def _check_crystal(atoms: Atoms) -> None:
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """Keep warnings of fits, which are numbers of the row, off the screen; say what a fit that failed means."""
+    """Say what a fit that failed means."""
     from pymatgen.analysis.eos import EOSError
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=RuntimeWarning, module="matcalc")
-            yield
-    except (EOSError, np.linalg.LinAlgError) as error:
+        yield
+    except (EOSError, RuntimeWarning, np.linalg.LinAlgError) as error:
         raise PrismError(f"{what}: {error}") from error
