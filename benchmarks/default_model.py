@@ -19,9 +19,9 @@ from prism_plugin import PRISM, build_graph, load, pretrained
 from prism_plugin.data import Record, read_records, split_records
 from prism_plugin.data.augmentation import random_rotations, rotate_batch
 from prism_plugin.data.records import count_crystals
+from prism_plugin.evaluation import split_graphs
 from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
-from prism_plugin.model import split_graphs
 from prism_plugin.tasks.plots import plot_elements, plot_parity
 from prism_plugin.tasks.scores import rms
 from prism_plugin.training.plots import plot_learning_curve, read_log

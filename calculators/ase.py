@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
 from prism_plugin.errors import PrismError, warn
+from prism_plugin.evaluation import evaluation, halved, split_graphs
 from prism_plugin.forces import (
     EDGES_WITH_GRADIENTS,
     EnergyGradients,
@@ -38,7 +39,7 @@ from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import Structure, read_structure
-from prism_plugin.model import PRISM, evaluation, split_graphs
+from prism_plugin.model import PRISM
 from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on, models_in
 
 __all__ = ["PRISMCalculator"]
@@ -378,7 +379,7 @@ class PRISMCalculator(Calculator):
         results: list[_Results] = []
         limits = (self.batch_size, EDGES_WITH_GRADIENTS) if self.compute_forces else (self.batch_size,)
         for part in split_graphs(graphs, *limits):
-            results += _halved(lambda some: self._evaluate_batch(model, some), part)
+            results += halved(lambda some: self._evaluate_batch(model, some), part)
         return results
 
     def _evaluate_batch(self, model: PRISM, crystals: CrystalBatch) -> list[_Results]:
@@ -430,18 +431,3 @@ def _at(place: str, work: Callable[..., _Answer], structure: Any, *arguments: An
         return work(structure, *arguments)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{place}{error}") from error
-
-
-def _halved(evaluate: Callable[[CrystalBatch], list[_Answer]], crystals: CrystalBatch) -> list[_Answer]:
-    """Evaluate crystals together or, where memory ends, in halves."""
-    try:
-        return evaluate(crystals)
-    except RuntimeError as error:
-        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-    count = len(crystals)
-    if count == 1:
-        raise MemoryError(f"one structure of {crystals.sizes[0, 0]} atoms does not fit into memory: {reason}")
-    middle = count // 2
-    return _halved(evaluate, crystals.part(0, middle)) + _halved(evaluate, crystals.part(middle, count))

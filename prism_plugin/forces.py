@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from prism_plugin.errors import warn
+from prism_plugin.evaluation import evaluation
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import times_matrix
-from prism_plugin.model import PRISM, evaluation
+from prism_plugin.model import PRISM
 from prism_plugin.nn.autograd_mode import gradients_of_inputs
 
 __all__ = [

@@ -5,12 +5,10 @@ Predicts one number per crystal from a batch of crystals in any of the accepted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
@@ -19,10 +17,9 @@ from tqdm import tqdm
 
 from prism_plugin.config import EXPERTS, ModelOptions
 from prism_plugin.errors import PrismError, warn
-from prism_plugin.graph.batching import EDGES_PER_BATCH, cut, pairs_of_one_element
+from prism_plugin.evaluation import evaluation, halved, split_graphs
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
-from prism_plugin.graph.store import GraphStore
 from prism_plugin.matgl_bridge import SavedModel, batch_from_matgl, inside_potential
 from prism_plugin.nn.angular import AngularBlock, EdgeAngles, real_harmonics
 from prism_plugin.nn.attention import AtomAttention
@@ -430,11 +427,14 @@ class PRISM(SavedModel):
 
         Returns:
             Predictions in the order of ``graphs``, shape ``(crystals,)``; the model's mode is restored.
+
+        Raises:
+            MemoryError: if one crystal alone does not fit.
         """
-        predictions = []
+        predictions: list[Tensor] = []
         with evaluation(self), tqdm(total=len(graphs), desc=str(progress), unit="crystal", disable=not progress) as bar:
             for batch in split_graphs(graphs, batch_size):
-                predictions.append(self(batch))
+                predictions += halved(lambda crystals: [self(crystals)], batch)
                 bar.update(len(batch))
         return torch.cat(predictions) if predictions else torch.zeros(0, dtype=self.dtype, device=self.device)
 
@@ -467,31 +467,3 @@ class PRISM(SavedModel):
                 self.check_elements(graph.crystals.elements)
             predictions = self.predict_graphs(graphs, batch_size)
         return predictions if isinstance(structure, (list, tuple)) else predictions[0]
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Switch a model to eval mode inside the block; afterwards each module has its former mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def split_graphs(
-    graphs: Sequence[CrystalGraph], batch_size: int, most_edges: int = EDGES_PER_BATCH
-) -> Iterator[CrystalBatch]:
-    """Cut a sequence of graphs into consecutive batches (:meth:`~prism_plugin.CrystalBatch.split`)."""
-    if isinstance(graphs, GraphStore):
-        yield from graphs.split(batch_size, most_edges)
-        return
-    costs = [
-        graph.crystals.sizes[0, 1]
-        + pairs_of_one_element(graph.atomic_numbers.cpu().numpy(), graph.crystals.sizes[:, 0])[0]
-        for graph in graphs
-    ]
-    for start, stop in cut(np.array(costs, dtype=np.int64), batch_size, most_edges):
-        yield batch_graphs(graphs[start:stop])

@@ -215,15 +215,26 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
                 graphs[cutoffs].append(graph)
             formula = frame.atoms.get_chemical_formula(mode="metal", empirical=True)
             about.append((name, formula, str(len(structure)), "; ".join(dict.fromkeys(doubts)), ""))
-    each = [model.predict_graphs(graphs[model.cutoffs], len(chunk)) for model in models]
-    columns = [
-        values for values in mean_and_spread([answer.double().cpu().numpy() for answer in each]) if values is not None
-    ]
-    values = iter(np.transpose(columns).tolist())
+    answers = [_answers(model, graphs[model.cutoffs]) for model in models]
+    columns = [values for values in mean_and_spread([values for values, _ in answers]) if values is not None]
+    values = iter(zip(np.transpose(columns).tolist(), *[reasons for _, reasons in answers], strict=True))
     rows: list[_Row] = []
     for *of_structure, doubt, reason in about:
-        numbers = [] if reason else next(values)
-        problem = reason if np.isfinite(numbers).all() else _NOT_FINITE
+        numbers, *too_large = ([],) if reason else next(values)
+        reason = next(filter(None, too_large), reason)
+        problem = reason if reason or np.isfinite(numbers).all() else _NOT_FINITE
         texts = [""] * len(columns) if problem else [f"{number:.8g}" for number in numbers]
         rows.append((*of_structure, *texts, doubt, problem))
     return rows
+
+
+def _answers(model: PRISM, graphs: Sequence[CrystalGraph]) -> tuple[np.ndarray, list[str]]:
+    """Predict crystals; those that do not fit into memory are NaN, with the reason."""
+    try:
+        return model.predict_graphs(graphs, max(1, len(graphs))).double().cpu().numpy(), [""] * len(graphs)
+    except MemoryError as error:
+        if len(graphs) == 1:
+            return np.array([np.nan]), [str(error)]
+    middle = len(graphs) // 2
+    (first, of_first), (second, of_second) = _answers(model, graphs[:middle]), _answers(model, graphs[middle:])
+    return np.concatenate([first, second]), of_first + of_second

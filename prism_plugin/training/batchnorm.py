@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prism_plugin.evaluation import evaluation
 from prism_plugin.graph.crystals import CrystalBatch
-from prism_plugin.model import evaluation
 
 __all__ = ["reestimate_batchnorm"]
 

@@ -22,7 +22,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from prism_plugin import PRISM, PRISMCalculator, build_graph
 from prism_plugin.config import EXPERTS
-from prism_plugin.model import split_graphs
+from prism_plugin.evaluation import split_graphs
 from prism_plugin.pretrained import load
 from tests.conftest import crystal_zoo, random_potential, small_model
 

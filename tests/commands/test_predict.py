@@ -334,3 +334,26 @@ def test_a_file_of_several_goes_on_where_it_was_cut(tmp_path) -> None:
     again = predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)
     assert again == {"predicted": 1, "kept": 2, "failed": 0}
     assert [row["formula"] for row in read(out)] == ["NaCl", "NaCl", "KCl"]
+
+
+def test_what_does_not_fit_into_memory_is_a_row(tmp_path, monkeypatch) -> None:
+    crystals = [bulk("Cu"), bulk("Cu", cubic=True), bulk("Al"), bulk("NaCl", "rocksalt", a=5.64)]
+    write(tmp_path / "some.extxyz", crystals)
+    right = PRISMCalculator().predict(crystals)
+    forward = PRISM.forward
+
+    def small_only(self, g, *arguments, **named):
+        if g.sizes[:, 0].max() > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return forward(self, g, *arguments, **named)
+
+    monkeypatch.setattr(PRISM, "forward", small_only)
+    counts = predict_files([tmp_path / "some.extxyz"], "prism-mp2018-eform", tmp_path / "t.csv", progress=False)
+    assert counts == {"predicted": 3, "kept": 0, "failed": 1}
+    rows = read(tmp_path / "t.csv")
+    assert "one structure of 4 atoms does not fit into memory: DefaultCPUAllocator" in rows[1]["error"]
+    for number in (0, 2, 3):
+        energy = right[number]["energy"] / len(crystals[number])
+        assert float(rows[number]["formation_energy (eV/atom)"]) == pytest.approx(energy, abs=1e-5)
+    with pytest.raises(MemoryError, match="one structure of 4 atoms does not fit into memory"):
+        load().predict_structure(crystals)
