@@ -235,6 +235,7 @@ def committee(**arguments: object) -> list[PRISM]:
     models = [small_model(**arguments) for _ in range(3)]
     for number, model in enumerate(models):
         model.head[-1].bias.data += 0.1 * number
+        model.head[-1].weight.data *= 1 + 0.1 * number
     return models
 
 
