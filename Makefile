@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo matbench-demo test lint
+.PHONY: demo docs matbench-demo test lint
 
 # torch first and all under constraints.txt: no later package then replaces it by another version.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -26,6 +26,10 @@ matbench-demo: $(BIN)/.installed
 		--out demo_output/matbench/runs --epochs 5 --lr 5e-3 --set dim=32 --set num_layers=2 --set cell_cutoff=8.0
 	$(BIN)/python examples/matbench/assemble.py demo_output/matbench/runs --authors "A. Trial" --allow-local-data \
 		--out demo_output/matbench/submission
+
+# The site, into site/; every warning is an error.
+docs: $(BIN)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
