@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prism_plugin.optim import ELRA, RodFlow, eos_threshold
     from prism_plugin.potential import PRISMPotential
     from prism_plugin.preset import presets
-    from prism_plugin.pretrained import COMMITTEE, load
+    from prism_plugin.pretrained import COMMITTEE, available_models, load
     from prism_plugin.settings import TrainingSettings
     from prism_plugin.simulation.relaxation import relax
     from prism_plugin.training.fit import train
@@ -32,6 +32,7 @@ _HOMES = {
     "PrismError": "errors",
     "RodFlow": "optim",
     "TrainingSettings": "settings",
+    "available_models": "pretrained",
     "batch_graphs": "graph.crystals",
     "build_graph": "graph.build",
     "eos_threshold": "optim",
@@ -51,6 +52,7 @@ __all__ = [
     "PrismError",
     "RodFlow",
     "TrainingSettings",
+    "available_models",
     "batch_graphs",
     "build_graph",
     "eos_threshold",

@@ -14,7 +14,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from prism_plugin import __version__
-from prism_plugin.commands import demo, evaluate, info, label, predict, presets, rodflow, scaling, simulate, train
+from prism_plugin.commands import (
+    demo,
+    evaluate,
+    info,
+    label,
+    models,
+    predict,
+    presets,
+    rodflow,
+    scaling,
+    simulate,
+    train,
+)
 from prism_plugin.errors import PrismError
 
 __all__ = ["COMMANDS", "main"]
@@ -26,6 +38,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "scaling": scaling,
     "info": info,
+    "models": models,
     "rodflow": rodflow,
     "label": label,
     **simulate.VERBS,

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ __all__ = [
     "COMMITTEE",
     "DEFAULT_MODEL",
     "RARE",
+    "ModelInfo",
     "available_models",
     "gives_energy",
     "load",
@@ -38,15 +40,53 @@ DEFAULT_MODEL = "prism-mp2018-eform"
 COMMITTEE = (DEFAULT_MODEL, f"{DEFAULT_MODEL}-seed1", f"{DEFAULT_MODEL}-seed2")
 RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent
+_LICENCE = "BSD-3-Clause; learned from Materials Project data, CC BY 4.0"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one
 _CLASSES = ("prism_plugin.model.PRISM", "prism_plugin.potential.PRISMPotential")
 _FILES = ("model.json", "model.pt", "state.pt")
 
 
-def available_models() -> list[str]:
-    """Names of the models that ship with the package."""
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model that ships.
+
+    Attributes:
+        target: what it predicts.
+        unit: of its predictions.
+        mae: mean absolute error on the validation part, in this unit.
+        crystals: number of these crystals.
+        elements: how many it knows.
+        licence: of the weights.
+    """
+
+    target: str
+    unit: str
+    mae: float
+    crystals: int
+    elements: int
+    licence: str
+
+
+def available_models() -> dict[str, ModelInfo]:
+    """Models that ship with the package, by name.
+
+    Example:
+        >>> available_models()["prism-mp2018-gap"].unit
+        'eV'
+    """
+    return {name: _info(name) for name in _names()}
+
+
+def _names() -> list[str]:
     return sorted(folder.parent.name for folder in _HERE.glob("*/model.json"))
+
+
+def _info(name: str) -> ModelInfo:
+    kept = saved_metadata(name)
+    settings, scores = kept["settings"], kept["scores"]["val"]
+    elements = torch.load(_HERE / name / "model.pt", weights_only=True)["element_types"]
+    return ModelInfo(settings["target"], settings["unit"], scores["mae"], scores["crystals"], len(elements), _LICENCE)
 
 
 def model_folder(model: str | Path) -> Path:
@@ -61,12 +101,12 @@ def model_folder(model: str | Path) -> Path:
     """
     if not isinstance(model, (str, Path)):
         raise TypeError(f"give the name or folder of a model, or a PRISM; got {type(model).__name__}")
-    if str(model) in available_models():
+    if str(model) in _names():
         return _HERE / str(model)
     folder = Path(model)
     if folder.is_dir():
         return folder
-    known = f"give the folder of a saved model or one of: {', '.join(available_models())}"
+    known = f"give the folder of a saved model or one of: {', '.join(_names())}"
     # Where the first part of "a/b" is a folder, a path was meant, and nobody waits for a network.
     if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")

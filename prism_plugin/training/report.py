@@ -18,6 +18,7 @@ from prism_plugin.schema import as_dict
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of_records
 from prism_plugin.tasks.scores import Scores
+from prism_plugin.training.card import card
 from prism_plugin.training.checkpoints import CHECKPOINTS
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
 from prism_plugin.training.run_folder import SETTINGS
@@ -57,6 +58,9 @@ def write_summary(
         "python": platform.python_version(),
     }
     model.save(folder / "model", metadata={"settings": as_dict(settings), "scores": scores})
+    sizes = {name: dataset.graphs.atoms for name, dataset in datasets.items()}
+    told = card(settings, model, scores, {name: (int(of.min()), int(of.max())) for name, of in sizes.items()})
+    (folder / "model" / "README.md").write_text(told, encoding="utf-8")
     plot_fusion(weights, folder / "fusion.png")
     label = task.metric_label(settings.unit)
     plot_learning_curve(folder / "log", task.metric, label, scores["val"], folder / "learning_curve.png")

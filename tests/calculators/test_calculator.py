@@ -153,7 +153,11 @@ def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
 
 
 def test_shipped_models_have_a_card_and_are_small() -> None:
-    assert set(available_models()) == {*COMMITTEE, "prism-mp2018-gap"}
+    models = available_models()
+    assert set(models) == {*COMMITTEE, "prism-mp2018-gap"}
+    assert models["prism-mp2018-gap"].target == "band_gap"
+    assert 0.01 < models["prism-mp2018-eform"].mae < 0.05
+    assert models["prism-mp2018-eform"].elements == 88
     for name in available_models():
         folder = Path(pretrained.__file__).parent / name
         card = (folder / "README.md").read_text()

@@ -300,6 +300,13 @@ def test_prism_scaling_writes_table_fits_and_picture(tmp_path, capsys) -> None:
 # --- info -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_models_that_ship_are_listed(capsys) -> None:
+    assert cli.main(["models"]) == 0
+    told = capsys.readouterr().out
+    assert "prism-mp2018-gap          band_gap          0.2333 eV " in told
+    assert "CC BY 4.0" in told
+
+
 def test_info_on_what_is_here_and_on_models(tmp_path, capsys) -> None:
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out

@@ -325,6 +325,15 @@ def test_a_run_leaves_model_log_predictions_plots_and_summary(run, parts) -> Non
     assert kept == ["best.ckpt", "digests.json", "last.ckpt", "previous.ckpt"]
     assert not list(folder.rglob(".*"))
     model = matgl.load_model(folder / "model")
+    card = (folder / "model" / "README.md").read_text()
+    for told in (
+        "# A model of e",
+        "| test | ",
+        f"MAE {summary['scores']['test']['mae']:.4f}",
+        "lr = 0.005",
+        "To fill in",
+    ):
+        assert told in card
     with open(folder / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60

@@ -1,0 +1,34 @@
+"""``prism models``: the models that ship."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    commands.add_parser(
+        "models",
+        help="list the models that ship: target, unit, error, licence",
+        description="List the models that ship with the package. More of one: prism info NAME.",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a table."""
+    from prism_plugin.pretrained import COMMITTEE, available_models
+
+    models = available_models()
+    rows = [("name", "target", "validation MAE", "crystals", "elements")]
+    rows += [
+        (name, one.target, f"{one.mae:.4f} {one.unit}", str(one.crystals), str(one.elements))
+        for name, one in models.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(f"committee: {', '.join(COMMITTEE)}")
+    print(f"licence: {' | '.join(sorted({one.licence for one in models.values()}))}")

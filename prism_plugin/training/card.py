@@ -1,0 +1,73 @@
+"""The card of a trained model: what it predicts, how well, from what, and what to fill in before others use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prism_plugin import __version__
+from prism_plugin.model import PRISM
+from prism_plugin.schema import as_dict
+from prism_plugin.settings import TrainingSettings
+from prism_plugin.tasks.scores import Scores, format_score
+
+__all__ = ["card"]
+
+_TOLD = (
+    "optimizer",
+    "lr",
+    "options",
+    "epochs",
+    "batch_size",
+    "clip",
+    "huber",
+    "weights",
+    "rotate",
+    "seed",
+    "precision",
+)
+
+
+def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mapping[str, tuple[int, int]]) -> str:
+    """Write the card, Markdown.
+
+    Args:
+        settings: of the training.
+        model: the trained model.
+        scores: of each part.
+        atoms: least and most atoms of the crystals of each part.
+    """
+    given = as_dict(settings)
+    told = {name: given[name] for name in _TOLD if given[name] not in (None, {}, ())}
+    options = [f"{name} = {value!r}" for name, value in {**model.arguments, **told}.items() if name != "element_types"]
+    of_what = "Energies (eV), forces (eV/Å) and stresses (eV/Å³)" if model.target == "energy" else f"{model.target}"
+    unit = f", in {model.unit}" if model.unit and model.target != "energy" else ""
+    lines = [
+        f"# A model of {settings.target}",
+        "",
+        f"{of_what}{unit}, of crystals. Trained by prism-plugin {__version__}.",
+        "",
+        "| part | atoms of a cell | scores |",
+        "|---|---|---|",
+        *[f"| {part} | {low} to {high} | {format_score(scores[part])} |" for part, (low, high) in atoms.items()],
+        "",
+        "The epoch was chosen on the part val; only test, if there is one, was not looked at.",
+        "",
+        f"* elements, {len(model.element_types)}: {' '.join(model.element_types)}; others are refused",
+        f"* weights: {sum(weight.numel() for weight in model.parameters()):,}",
+        f"* {'; '.join(options)}",
+        "",
+        "## Use",
+        "```python",
+        "from prism_plugin import PRISMCalculator, load",
+        "",
+        'model = load("FOLDER")  # or matgl.load_model',
+        'atoms.calc = PRISMCalculator("FOLDER")',
+        "```",
+        "",
+        "## To fill in before others use it",
+        "* where the crystals and their labels come from, and their licence",
+        "* what it must not be used for: kinds of structures that the data have not (surfaces, molecules, "
+        "pressure, other functionals, structures that are not relaxed)",
+        "",
+    ]
+    return "\n".join(lines)
