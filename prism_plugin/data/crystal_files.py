@@ -35,6 +35,8 @@ def read_cif(path: Path) -> Iterator[Read]:
         text = "\n".join(line for line in file.read().splitlines() if line.strip())
     blocks = re.split(r"^[ \t]*data_", f"\n{text}", flags=re.MULTILINE | re.IGNORECASE)[1:]
     of_atoms = [(number, block) for number, block in enumerate(blocks, start=1) if "_atom_site_" in block.lower()]
+    if not of_atoms and re.search(r"^[ \t]*_atom_site\.", text, re.MULTILINE | re.IGNORECASE):
+        raise PrismError("it is an mmCIF (_atom_site.Cartn_x), which is not read: write a CIF with _atom_site_fract_x")
     for number, block in of_atoms:
         place = shown(path.name) if len(of_atoms) == 1 else f"{shown(path.name)}, block {number}"
         try:

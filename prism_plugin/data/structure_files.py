@@ -93,6 +93,7 @@ def read_frames(path: str | Path) -> Iterator[Read]:
         ".xyz": _extxyz,
         ".cif": read_cif,
         ".mcif": read_cif,
+        ".mmcif": read_cif,
         ".json": _json,
         ".db": _db,
         "poscar": read_poscar,
@@ -389,8 +390,44 @@ def _check_lammps_data(text: str) -> None:
     raise PrismError("LAMMPS' types are no elements: write extxyz")
 
 
+# Rows of a name, or number, and three coordinates.
+_ROWS = r"((?:[ \t]*\w+(?:[ \t]+[-+.\deEdD]+){3,}.*\n?)*)"
+_XSF_ATOMS = re.compile(rf"^\s*PRIMCOORD.*\n\s*(\d+).*\n{_ROWS}", re.MULTILINE)
+_PWI_ATOMS = re.compile(rf"^\s*ATOMIC_POSITIONS.*\n{_ROWS}", re.MULTILINE)
+
+
+def _check_dftb(text: str) -> None:
+    """ASE reads the first structure."""
+    lines = [line for line in text.splitlines() if line.split("#")[0].strip()]
+    count, kind = int(lines[0].split()[0]), lines[0].split()[1].upper()
+    if len(lines) > 2 + count + {"S": 4, "F": 4, "H": 3}.get(kind, 0):
+        raise PrismError("a .gen of several structures is read to the first: write extxyz, or a file of each")
+
+
+def _check_xsf(text: str) -> None:
+    """ASE reads as many atoms as are announced."""
+    for announced, rows in _XSF_ATOMS.findall(text):
+        _check_count(int(announced), len(rows.splitlines()), "PRIMCOORD")
+
+
+def _check_espresso(text: str) -> None:
+    """ASE reads as many atoms as are announced."""
+    announced = re.search(r"\bnat\s*=\s*(\d+)", text, re.IGNORECASE)
+    rows = _PWI_ATOMS.search(text)
+    if announced and rows:
+        _check_count(int(announced[1]), len(rows[1].splitlines()), "nat")
+
+
+def _check_count(announced: int, found: int, name: str) -> None:
+    if announced != found:
+        raise PrismError(f"{name} announces {announced} atoms and {found} follow: correct one of them")
+
+
 # What ASE's reader of a format passes over in silence.
 _IGNORES: dict[str, Callable[[str], None]] = {
+    "espresso-in": _check_espresso,
+    "gen": _check_dftb,
+    "xsf": _check_xsf,
     "lammps-dump-text": _check_lammps,
     "lammps-data": _check_lammps_data,
     "proteindatabank": _check_pdb,

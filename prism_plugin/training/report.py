@@ -61,7 +61,8 @@ def write_summary(
     sizes = {name: dataset.graphs.atoms for name, dataset in datasets.items()}
     told = card(settings, model, scores, {name: (int(of.min()), int(of.max())) for name, of in sizes.items()})
     (folder / "model" / "README.md").write_text(told, encoding="utf-8")
-    plot_fusion(weights, folder / "fusion.png")
+    if any(len(rows[0]) > 1 for rows in weights.values()):  # else one expert has all the weight
+        plot_fusion(weights, folder / "fusion.png")
     label = task.metric_label(settings.unit)
     plot_learning_curve(folder / "log", task.metric, label, scores["val"], folder / "learning_curve.png")
     if settings.optimizer == "elra":

@@ -472,6 +472,9 @@ def test_what_stands_beside_a_structure_wins_over_its_data(tmp_path: Path) -> No
     assert read_records(tmp_path / "y.json", "corrected_energy")[0].target == -7.5
 
 
+GEN = "1 S\nNa\n1 1 0.0 0.0 0.0\n0.0 0.0 0.0\n4.0 0.0 0.0\n0.0 4.0 0.0\n0.0 0.0 4.0\n"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
@@ -481,13 +484,32 @@ def test_what_stands_beside_a_structure_wins_over_its_data(tmp_path: Path) -> No
          "ATOM      1 NA   MOL     1       0.000   0.000   0.000  1.00  0.00          NA\n", "is not read"),
         ("x.pdb", "CRYST1    6.000    7.000    8.000  90.00  90.00  90.00 P 1\n"
          "ATOM      1 NA   MOL     1       0.000   0.000   0.000  0.50  0.00          NA\n", "parts of atoms"),
+        ("x.gen", GEN + GEN, "several structures"),
+        ("x.mmcif", "data_x\n_cell.length_a 4\nloop_\n_atom_site.id\n_atom_site.Cartn_x\n1 0.0\n", "an mmCIF"),
+        ("x.xsf", "CRYSTAL\nPRIMVEC\n4 0 0\n0 4 0\n0 0 4\nPRIMCOORD\n1 1\n11 0 0 0\n17 2 2 2\n",
+         "PRIMCOORD announces 1 atoms and 2 follow"),
+        ("x.pwi", "&CONTROL\n/\n&SYSTEM\n ibrav=0, nat=1, ntyp=1\n/\n&ELECTRONS\n/\nATOMIC_SPECIES\nNa 22.99 Na.upf\n"
+         "CELL_PARAMETERS angstrom\n4 0 0\n0 4 0\n0 0 4\nATOMIC_POSITIONS angstrom\nNa 0 0 0\nNa 2 2 2\n",
+         "nat announces 1 atoms and 2 follow"),
         ("x.res", "TITL x\nCELL 1 6 7 8 90 100 90\nLATT 1\nSYMM -X,Y,-Z\nSFAC Na\nNa 1 0 0 0\nEND\n", "SHELX"),
     ],
-    ids=["types", "symmetry", "occupancy", "shelx"],
+    ids=["types", "symmetry", "occupancy", "frames", "mmcif", "xsf", "espresso", "shelx"],
 )  # fmt: skip
 def test_what_ase_passes_over_is_refused(name: str, text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert reason in reasons(tmp_path / name)[0]
+
+
+@pytest.mark.parametrize("suffix", ["gen", "xsf", "pwi"])
+def test_what_ase_writes_is_read(suffix: str, tmp_path: Path) -> None:
+    salt = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    more = {"format": "espresso-in", "pseudopotentials": {"Na": "x", "Cl": "y"}} if suffix == "pwi" else {}
+    write(tmp_path / f"x.{suffix}", [salt, salt] if suffix == "xsf" else salt, **more)
+    read = list(read_frames(tmp_path / f"x.{suffix}"))
+    assert len(read) == (2 if suffix == "xsf" else 1)
+    for frame in read:
+        assert (frame.atoms.symbols == salt.symbols).all()
+        np.testing.assert_allclose(frame.atoms.positions, salt.positions, atol=1e-6)
 
 
 def test_a_key_that_no_row_has_is_named(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ def test_a_run_learns_forces_and_keeps_everything(run, parts) -> None:
         assert scores["crystals"] == len(parts[part])
         assert scores["forces_rmse"] < 0.8 * scores["rms_forces"], part
     kept = {path.name for path in folder.iterdir()}
-    assert kept >= {"parity.png", "learning_curve.png", "fusion.png", "predictions.csv", "summary.json", "model"}
+    assert kept >= {"parity.png", "learning_curve.png", "predictions.csv", "summary.json", "model"}
     assert "elements.png" not in kept
     assert summary["unit"] == "eV"
 
