@@ -120,4 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
     summary = train(settings, parts, out, resume, init, cache=job.values.get("cache"), on_start=job.save)
     if summary:
         print(format_scores(summary["scores"], summary["target"], summary["unit"]))
+        if "kept" in summary:
+            told = ", ".join(f"{name} {loss:.4f}" for name, loss in summary["validation"].items())
+            print(f"validation loss of the initial model and of what became of it: {told}; kept: {summary['kept']}")
         print(f"model: {out / 'model'}  (matgl.load_model)\nplots, log, predictions: {out}")

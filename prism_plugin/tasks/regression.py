@@ -65,6 +65,8 @@ class Regression(Task):
             "clip": 1.0,
         }
     )
+    # The same from a model of this property, whose weights are nearly right (docs/default_model.md).
+    continuing = MappingProxyType({**fine_tuning, "lr": 5e-5, "epochs": 10})
 
     def check_settings(self, settings: TrainingSettings) -> None:
         """Raise ValueError if the settings have what only a potential has."""
@@ -120,10 +122,13 @@ class Regression(Task):
             arguments = {**init.arguments, **arguments}
         arguments.update(settings.model)
         given = {"mean", "std"} & settings.model.keys()
-        if settings.normalize and not given and (init is None or init.target != settings.target):
+        continues = self.continues(settings, init)
+        if settings.normalize and not given and not continues:
             total = arguments.get("readout") == "sum"
             targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
             arguments["mean"], arguments["std"] = self.scaling(targets)
+        elif init is not None and continues and settings.normalize:
+            arguments["element_refs"] = self._corrected_refs(init, records)
         model = PRISM(**arguments)
         if init is None:
             model.calibrate([record.atoms for record in records[:CALIBRATED_ON]])
@@ -131,6 +136,23 @@ class Regression(Task):
         if init is not None:
             model.load_state_dict(init.state_dict())
         return model
+
+    def _corrected_refs(self, init: PRISM, records: Sequence[Record]) -> tuple[float, ...] | None:
+        """Fit the elements' numbers of a model of the same property anew, where new labels differ by such."""
+        from prism_plugin.potential import element_corrections
+
+        had = init.arguments["element_refs"]
+        if init.task_type != self.name or init.readout == "attention":
+            return had
+        crystals = [record.atoms for record in records]
+        left = np.array([record.target for record in records]) - init.predict_structure(crystals).double().cpu().numpy()
+        if init.readout == "sum":
+            left = left / np.array([len(atoms) for atoms in crystals])
+        changes = element_corrections(crystals, left, init.element_types)
+        if not any(changes):
+            return had
+        before = had or (0.0,) * len(changes)
+        return tuple(one + change for one, change in zip(before, changes, strict=True))
 
     def scaling(self, targets: np.ndarray) -> tuple[float, float]:
         """Return mean and factor of a model's outputs for its training targets."""

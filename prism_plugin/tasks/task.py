@@ -63,6 +63,7 @@ class Task(ABC):
         differentiates: whether predictions are gradients, which inference mode does not allow.
         recipe: how ``prism train`` learns it where nothing else is said.
         fine_tuning: the same from an initial model.
+        continuing: the same from an initial model of the same property; as ``fine_tuning`` if empty.
     """
 
     name: ClassVar[str]
@@ -73,6 +74,7 @@ class Task(ABC):
     differentiates: ClassVar[bool] = False
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     fine_tuning: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    continuing: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def check_settings(self, settings: TrainingSettings) -> None:
@@ -116,6 +118,12 @@ class Task(ABC):
     @abstractmethod
     def target_name(self, model: PRISM) -> str:
         """Return the key of a model's labels in data files."""
+
+    def continues(self, settings: TrainingSettings, init: PRISM | None) -> bool:
+        """Whether a training learns what its initial model has learned already, perhaps by other labels."""
+        if init is None or self.target_name(init) != settings.target:
+            return False
+        return settings.unit in ("", init.unit)
 
     @abstractmethod
     def new_model(

@@ -9,6 +9,7 @@ A potential (target ``"pes"``) has no ``elements.png``, and three panels in ``pa
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
+from prism_plugin.training.initial import UNTOUCHED, validation_losses
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
 from prism_plugin.training.run_folder import CRYSTALS, SETTINGS, changeable, check_folder, describe_settings
@@ -78,8 +80,10 @@ def train(
         parts: records of ``"train"``, ``"val"`` and, if there is one, ``"test"``.
         folder: the run folder; made if missing.
         resume: go on from its newest whole checkpoint. False refuses a folder that has one.
-        init: start from a copy of this model, with its elements and sizes, not from random weights; mean and spread are
-            kept where the target is the same, else taken from the new data.
+        init: start from a copy of this model, with its elements and sizes, not from random weights. Where target and
+            unit are the same, mean, spread and statistics of norms are kept, a number for each element is fitted to the
+            new labels first, and of the untouched model, the one so corrected and the trained one that is kept which
+            has the least error on the validation part. For another target mean and spread are those of the new data.
         progress: whether there are progress bars.
         callbacks: further Lightning callbacks.
         cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.
@@ -147,7 +151,10 @@ def _train(
 
     if device.type == "cuda" and settings.processes == 1:
         datasets = _on_device(datasets, device)
-    module = _module(settings, task, model, datasets["train"])
+    fixed_norms = task.continues(settings, init)
+    module = _module(settings, task, model, datasets["train"], fixed_norms)
+    # What the trained model has to beat: the initial one, as it is and with the elements' numbers fitted to the data.
+    rivals = {} if init is None or not fixed_norms else {UNTOUCHED: init, "corrected": copy.deepcopy(model)}
     place = (folder / CHECKPOINTS).resolve()
     loader = make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed)
     saving = SaveBetweenSteps(place / LAST, loader)
@@ -178,11 +185,22 @@ def _train(
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return {}
+    losses: dict[str, float] = {}
+    kept = "trained"
     if init is not None:
+        if rivals:
+            contest = {"trained": model, **{name: copy.deepcopy(one).to(model.device) for name, one in rivals.items()}}
+            loader = make_loader(datasets["val"], settings.batch_size)
+            losses = validation_losses(contest, module.loss, loader, task.differentiates)
+            kept = min(losses, key=lambda name: losses[name])
+            model = contest[kept]
         model.rare_elements = _still_rare(init, parts["train"])
     seconds = time.perf_counter() - started
     done = trainer.fit_loop.epoch_progress.current.completed
-    return write_summary(settings, task, model, datasets, folder, seconds, (done, int(best["epoch"])), progress)
+    contest_of = {"kept": kept, "validation": losses} if losses else {}
+    return write_summary(
+        settings, task, model, datasets, folder, seconds, (done, int(best["epoch"])), progress, contest_of
+    )
 
 
 def _trainer(
@@ -281,11 +299,13 @@ def _on_device(datasets: dict[str, GraphDataset], device: torch.device) -> dict[
     return {name: dataset.to(device, tensors) for name, dataset in datasets.items()}
 
 
-def _module(settings: TrainingSettings, task: Task, model: PRISM, dataset: GraphDataset) -> PropertyTraining:
+def _module(
+    settings: TrainingSettings, task: Task, model: PRISM, dataset: GraphDataset, fixed_norms: bool
+) -> PropertyTraining:
     loss = task.loss(settings, dataset)
     how = (settings.optimizer, settings.all_options(), settings.rotate, settings.seed)
-    if model.arguments.get("norm", None) is None:  # a potential has no such argument
-        return PropertyTraining(model, *how, loss=loss)
+    if fixed_norms or model.arguments.get("norm", None) is None:  # a potential has no such argument
+        return PropertyTraining(model, *how, loss=loss, fixed_norms=fixed_norms)
     loader = make_loader(dataset, settings.batch_size, shuffle_seed=settings.seed + 1)
     return PropertyTraining(model, *how, loader, settings.batchnorm_batches, loss)
 

@@ -20,10 +20,10 @@ from prism_plugin.data.records import elements_of
 from prism_plugin.errors import PrismError
 from prism_plugin.files import open_text, replaced
 from prism_plugin.preset import presets
-from prism_plugin.pretrained import available_models
+from prism_plugin.pretrained import available_models, load
 from prism_plugin.schema import changed, check_values, described, did_you_mean, resumable
 from prism_plugin.settings import DataOptions, TrainingSettings
-from prism_plugin.tasks import task_of_target
+from prism_plugin.tasks import Task, task_of_target
 from prism_plugin.tasks.regression import Regression
 
 __all__ = ["Job", "label_keys", "load_parts", "read_config"]
@@ -99,7 +99,7 @@ class Job:
             task = task_of_target(_target(both))
             if preset is not None and not task.presets:
                 raise PrismError("the presets are of properties: leave the preset out for a potential")
-            values = dict(task.fine_tuning if "init" in both else task.recipe)
+            values = dict(_recipe(task, both))
         if preset is not None:
             if preset not in presets:
                 raise PrismError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
@@ -180,6 +180,14 @@ class Job:
         preset = {"preset": values.pop("preset")} if "preset" in values else {}  # its values are among the others
         job = Job.make({**values, **changes}, complete=True)
         return replace(job, values={**job.values, **preset})
+
+
+def _recipe(task: Task, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how a task is learned where nothing else is said."""
+    if "init" not in values:
+        return task.recipe
+    is_same = task.target_name(load(values["init"])) == _target(values)
+    return (task.continuing if is_same else {}) or task.fine_tuning
 
 
 def label_keys(values: Mapping[str, Any]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from prism_plugin.distributed import rank_and_size, sum_over_processes
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.model import PRISM
+from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.optim import make_optimizer
 from prism_plugin.seeds import seed_of
 from prism_plugin.tasks import TASKS
@@ -48,6 +49,7 @@ class PropertyTraining(L.LightningModule):
         batchnorm_loader: training batches for the BatchNorm statistics; None leaves the running ones.
         batchnorm_batches: how many of them; None takes all.
         loss: of each crystal; None takes L1 on the target, of a model of two classes the cross-entropy.
+        fixed_norms: whether the statistics of BatchNorm stay those of an initial model.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class PropertyTraining(L.LightningModule):
         batchnorm_loader: DataLoader | None = None,
         batchnorm_batches: int | None = None,
         loss: Loss | None = None,
+        fixed_norms: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -67,6 +70,7 @@ class PropertyTraining(L.LightningModule):
         self.metric = self.loss.metric
         self.optimizer_name = optimizer
         self.options = dict(options or {})
+        self.fixed_norms = fixed_norms
         self.rotate = rotate
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
@@ -182,6 +186,10 @@ class PropertyTraining(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Updates happen at y; what the model draws (dropout) is the same in a resumed run."""
         self._is_counted = False
+        if self.fixed_norms:
+            for layer in self.modules():
+                if isinstance(layer, FeatureNorm):
+                    layer.eval()
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, rank_and_size()[0]))
         switch_mode(self.trainer, "train")
         if self._moving is not None:

@@ -84,7 +84,14 @@ def read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[s
     return {index: np.array(numbers), **columns}
 
 
-def plot_learning_curve(log: str | Path, metric: str, label: str, scores: Mapping[str, Any], path: str | Path) -> None:
+def plot_learning_curve(
+    log: str | Path,
+    metric: str,
+    label: str,
+    scores: Mapping[str, Any],
+    path: str | Path,
+    before: float | None = None,
+) -> None:
     """Draw training and validation error over the epochs, with the mean predictor's as a line.
 
     Args:
@@ -93,6 +100,7 @@ def plot_learning_curve(log: str | Path, metric: str, label: str, scores: Mappin
         label: what the axis of the loss is called.
         scores: of the validation part.
         path: where the PNG goes.
+        before: validation loss of the untouched initial model.
     """
     curves = read_log(log, metric)
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -108,6 +116,9 @@ def plot_learning_curve(log: str | Path, metric: str, label: str, scores: Mappin
     if mean_predictor is not None:
         words = f"mean predictor on val, {mean_predictor:.4f}"
         panel.axhline(mean_predictor, color="0.5", linestyle="--", label=words)
+    if before is not None:
+        words = f"untouched initial model on val, {before:.4f}"
+        panel.axhline(before, color=COLORS["test"], linestyle=":", label=words)
     panel.set(xlabel="epoch", ylabel=label, yscale="log")
     low, high = panel.get_ylim()
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))

@@ -20,6 +20,7 @@ from prism_plugin.tasks import Task, task_of_records
 from prism_plugin.tasks.scores import Scores
 from prism_plugin.training.card import card
 from prism_plugin.training.checkpoints import CHECKPOINTS
+from prism_plugin.training.initial import UNTOUCHED
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
 from prism_plugin.training.run_folder import SETTINGS
 
@@ -35,10 +36,12 @@ def write_summary(
     seconds: float,
     epochs: tuple[int, int],
     progress: bool,
+    contest: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Report on the best model of a run; write it, the pictures of the training, and the summary.
 
-    ``epochs``: how many were done, and the number of the best.
+    ``epochs``: how many were done, and the number of the best. ``contest``: of a run from an initial model of the same
+    property, which model is kept and the validation losses of all.
     """
     mean = float(datasets["train"].targets.mean())
     scores = task.report(model, datasets, folder, settings.batch_size, progress, mean)
@@ -53,6 +56,7 @@ def write_summary(
         "seconds_of_this_session": round(seconds, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "fusion_weights": weights,
+        **contest,
         "versions": {"prism-plugin": __version__}
         | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
         "python": platform.python_version(),
@@ -64,7 +68,8 @@ def write_summary(
     if any(len(rows[0]) > 1 for rows in weights.values()):  # else one expert has all the weight
         plot_fusion(weights, folder / "fusion.png")
     label = task.metric_label(settings.unit)
-    plot_learning_curve(folder / "log", task.metric, label, scores["val"], folder / "learning_curve.png")
+    before = contest.get("validation", {}).get(UNTOUCHED)
+    plot_learning_curve(folder / "log", task.metric, label, scores["val"], folder / "learning_curve.png", before)
     if settings.optimizer == "elra":
         plot_elra(folder / "log", folder / "elra.png")
     if settings.optimizer == "rod-flow":

@@ -1,0 +1,108 @@
+"""Trainings that start from a model of the same property: never worse than it on the validation part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prism_plugin import PRISM, load
+from prism_plugin.data import Record, split_records
+from prism_plugin.data.emt_alloys import METALS, emt_alloys
+from prism_plugin.nn.norm import FeatureNorm
+from prism_plugin.potential import element_corrections, element_shares
+from prism_plugin.tasks.regression import Regression
+from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training.job import Job
+
+ALLOYS = emt_alloys(60)
+SIZES = {"dim": 16, "num_layers": 1, "num_rbf": 8, "cutoff": 4.0, "cell_cutoff": 6.0, "experts": ("atomistic",)}
+HOW = {"target": "e", "unit": "eV/atom", "batch_size": 8, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory: pytest.TempPathFactory) -> PRISM:
+    folder = tmp_path_factory.mktemp("initial")
+    train(TrainingSettings(model=SIZES, epochs=4, **HOW), split_records(ALLOYS), folder / "run", progress=False)
+    return load(folder / "run" / "model")
+
+
+def shifted(shifts: np.ndarray) -> dict[str, list[Record]]:
+    """The alloys with labels that differ by a number for each element."""
+    changes = element_shares([one.atoms for one in ALLOYS], METALS) @ shifts
+    return split_records(
+        [replace(one, target=one.target + change) for one, change in zip(ALLOYS, changes, strict=True)]
+    )
+
+
+def predictions(model: PRISM) -> np.ndarray:
+    return model.predict_structure([one.atoms for one in ALLOYS]).detach().double().numpy()
+
+
+def test_a_training_that_makes_it_worse_is_not_kept(initial: PRISM, tmp_path: Path) -> None:
+    before = predictions(initial)
+    labels = [replace(one, target=float(value)) for one, value in zip(ALLOYS, before, strict=True)]  # nothing to learn
+    summary = train(
+        TrainingSettings(epochs=2, lr=0.1, **HOW), split_records(labels), tmp_path / "run", init=initial, progress=False
+    )
+    assert summary["kept"] in ("untouched", "corrected")
+    assert summary["validation"]["trained"] > 1e-3
+    assert summary["validation"]["untouched"] < 1e-6
+    np.testing.assert_allclose(predictions(load(tmp_path / "run" / "model")), before, atol=1e-5)
+    assert summary["scores"]["val"]["mae"] < 1e-5
+
+
+def test_labels_of_another_functional_are_met_by_numbers_of_elements(initial: PRISM, tmp_path: Path) -> None:
+    shifts = np.random.default_rng(0).normal(0, 0.5, len(METALS))
+    parts = shifted(shifts)
+    summary = train(TrainingSettings(epochs=3, lr=1e-4, **HOW), parts, tmp_path / "run", init=initial, progress=False)
+    losses = summary["validation"]
+    assert losses["corrected"] < 0.4 * losses["untouched"]
+    assert losses[summary["kept"]] == min(losses.values())
+    assert summary["scores"]["val"]["mae"] == pytest.approx(min(losses.values()), abs=1e-6)
+    kept = load(tmp_path / "run" / "model")
+    assert kept.arguments["mean"] == initial.arguments["mean"]
+    assert kept.arguments["std"] == initial.arguments["std"]
+
+
+def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
+    summary = train(
+        TrainingSettings(epochs=1, lr=1e-3, **HOW), shifted(np.ones(7)), tmp_path / "run", init=initial, progress=False
+    )
+    assert summary["validation"].keys() == {"trained", "untouched", "corrected"}
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    statistics = [name for name in initial.state_dict() if "running" in name]
+    assert statistics
+    for name in statistics:
+        assert torch.equal(last[f"model.{name}"], initial.state_dict()[name])
+    assert any(isinstance(layer, FeatureNorm) for layer in initial.modules())
+
+
+def test_another_target_begins_with_its_own_mean(initial: PRISM, tmp_path: Path) -> None:
+    labels = [replace(one, target=10 + 100 * one.target) for one in ALLOYS]
+    settings = TrainingSettings(**{**HOW, "target": "k", "unit": "GPa"}, epochs=1)
+    summary = train(settings, split_records(labels), tmp_path / "run", init=initial, progress=False)
+    assert "kept" not in summary
+    assert load(tmp_path / "run" / "model").arguments["mean"] == pytest.approx(
+        np.mean([one.target for one in split_records(labels)["train"]])
+    )
+
+
+def test_corrections_are_those_that_leave_least_when_left_out() -> None:
+    crystals = [one.atoms for one in ALLOYS]
+    shifts = np.random.default_rng(1).normal(0, 1, len(METALS))
+    left = element_shares(crystals, METALS) @ shifts
+    np.testing.assert_allclose(element_corrections(crystals, left, METALS), shifts, atol=0.1)
+    noise = np.random.default_rng(2).choice([-1.0, 1.0], len(crystals))
+    found = element_corrections(crystals, noise, METALS)
+    assert np.abs(found).max() < 0.5
+
+
+def test_the_command_takes_the_lower_rate_for_the_same_property(initial: PRISM, tmp_path: Path) -> None:
+    initial.save(tmp_path / "model")
+    given = {"data": "d.jsonl", "init": str(tmp_path / "model")}
+    assert Job.make({**given, "target": "e"}).settings.lr == Regression.continuing["lr"]
+    assert Job.make({**given, "target": "k"}).settings.lr == Regression.fine_tuning["lr"]
