@@ -125,7 +125,9 @@ def _text(value: Any) -> str:
 
 def _file_name(name: str, taken: set[str]) -> str:
     """Return a name for files of a structure, each once."""
-    plain = re.sub(r"[^\w.+-]+", "_", Path(name).name).strip("._")[:100] or "structure"
+    path, hash_, frame = name.partition("#")
+    called = f"{Path(path).stem}-{frame}" if hash_ else Path(path).stem
+    plain = re.sub(r"[^\w.+-]+", "_", called).strip("._")[:100] or "structure"
     given, number = plain, 2
     while given.lower() in taken:
         given, number = f"{plain}-{number}", number + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prism_plugin import __version__
 from prism_plugin.model import PRISM
@@ -38,11 +39,12 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
     """
     given = as_dict(settings)
     told = {name: given[name] for name in _TOLD if given[name] not in (None, {}, ())}
-    options = [f"{name} = {value!r}" for name, value in {**model.arguments, **told}.items() if name != "element_types"]
+    aside = ("element_types", "element_refs", "target", "unit")
+    options = [f"{name} = {_shown(value)}" for name, value in {**model.arguments, **told}.items() if name not in aside]
     of_what = "Energies (eV), forces (eV/Å) and stresses (eV/Å³)" if model.target == "energy" else f"{model.target}"
     unit = f", in {model.unit}" if model.unit and model.target != "energy" else ""
     lines = [
-        f"# A model of {settings.target}",
+        "# A potential" if model.task == "potential" else f"# A model of {model.target}",
         "",
         f"{of_what}{unit}, of crystals. Trained by prism-plugin {__version__}.",
         "",
@@ -50,7 +52,7 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
         "|---|---|---|",
         *[f"| {part} | {low} to {high} | {format_score(scores[part])} |" for part, (low, high) in atoms.items()],
         "",
-        "The epoch was chosen on the part val; only test, if there is one, was not looked at.",
+        "The epoch was chosen on the part val. The part test, if there is one, chose nothing.",
         "",
         f"* elements, {len(model.element_types)}: {' '.join(model.element_types)}; others are refused",
         f"* weights: {sum(weight.numel() for weight in model.parameters()):,}",
@@ -71,3 +73,7 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
         "",
     ]
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else repr(value)

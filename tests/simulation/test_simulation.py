@@ -182,6 +182,7 @@ def test_every_structure_of_files_is_a_row(saved: str, tmp_path: Path, capsys: p
     assert [bool(row["error"]) for row in table] == [False, False, True, True, True]
     assert "Ge" in table[2]["error"]
     assert table[4]["error"] == "no such file"
+    assert [row["file"] for row in table[:2]] == ["si.cif", "two-1.cif"]
     volume = read(out / table[0]["file"]).get_volume()
     assert volume == pytest.approx(float(table[0]["volume (Å^3)"]), rel=1e-4)
     assert {row["converged"] for row in table[:2]} <= {"yes", "no"}
