@@ -186,8 +186,9 @@ def _recipe(task: Task, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return how a task is learned where nothing else is said."""
     if "init" not in values:
         return task.recipe
-    is_same = task.target_name(load(values["init"])) == _target(values)
-    return (task.continuing if is_same else {}) or task.fine_tuning
+    if task.continuing and task.target_name(load(values["init"])) == _target(values):
+        return task.continuing
+    return task.fine_tuning
 
 
 def label_keys(values: Mapping[str, Any]) -> dict[str, str]:
