@@ -135,8 +135,8 @@ class PRISMCalculator(Calculator):
             raise PrismError("the list of models is empty; leave it out for the default model")
         self.models = [load_on(one, device, dtype) for one in given]
         self.model: PRISM = self.models[0]
-        trained_on_forces = all(map(learned_forces, self.models))
-        self.compute_forces = trained_on_forces if compute_forces is None else bool(compute_forces)
+        self.learned_forces = all(map(learned_forces, self.models))
+        self.compute_forces = self.learned_forces if compute_forces is None else bool(compute_forces)
         self.batch_size = batch_size
         self.on_unknown_element = on_unknown_element
         self._warned: set[str] = set()
@@ -212,7 +212,7 @@ class PRISMCalculator(Calculator):
             if name in ("forces", "stress") and self._gives_energy:
                 why = (
                     "it was made with compute_forces=False"
-                    if learned_forces(self.model)
+                    if self.learned_forces
                     else "this model was trained on energies of relaxed crystals, and a relaxation with its gradients "
                     "ends far from where it should; take a potential (prism train --target pes). The gradients "
                     "themselves: PRISMCalculator(..., compute_forces=True)"

@@ -10,12 +10,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
 from matplotlib.figure import Figure
 
 from prism_plugin import PRISMCalculator
 from prism_plugin.data import PES, load_named
+from prism_plugin.simulation import relax_one
 from prism_plugin.tasks.potential import Potential
 from prism_plugin.training import TrainingSettings, train
 
@@ -32,10 +31,8 @@ def relaxed_volume(symbols, calculator):
     atoms.set_chemical_symbols(symbols)
     atoms.set_cell(atoms.cell.array * [[1.02], [0.99], [1.0]], scale_atoms=True)
     atoms.rattle(0.05, seed=0)
-    atoms.calc = calculator
-    optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
-    optimizer.run(fmax=0.02, steps=5 if arguments.dry_run else 300)
-    return atoms.get_volume() / len(atoms)
+    relaxed = relax_one(atoms, calculator, fmax=0.02, steps=5 if arguments.dry_run else 300).atoms
+    return relaxed.get_volume() / len(relaxed)
 
 
 with TemporaryDirectory() as folder:

@@ -47,8 +47,17 @@ def split_graphs(
         yield batch_graphs(graphs[start:stop])
 
 
-def halved(evaluate: Callable[[CrystalBatch], list[_T]], crystals: CrystalBatch) -> list[_T]:
+def halved(
+    evaluate: Callable[[CrystalBatch], list[_T]],
+    crystals: CrystalBatch,
+    too_large: Callable[[MemoryError], _T] | None = None,
+) -> list[_T]:
     """Evaluate crystals together or, where memory ends, in halves.
+
+    Args:
+        evaluate: gives one answer for each crystal.
+        crystals: what is evaluated.
+        too_large: gives the answer for a crystal that does not fit alone; None raises.
 
     Raises:
         MemoryError: if one alone does not fit.
@@ -61,6 +70,10 @@ def halved(evaluate: Callable[[CrystalBatch], list[_T]], crystals: CrystalBatch)
         reason = str(error).splitlines()[0]
     count = len(crystals)
     if count == 1:
-        raise MemoryError(f"one structure of {crystals.sizes[0, 0]} atoms does not fit into memory: {reason}")
+        problem = MemoryError(f"one structure of {crystals.sizes[0, 0]} atoms does not fit into memory: {reason}")
+        if too_large is None:
+            raise problem
+        return [too_large(problem)]
     middle = count // 2
-    return halved(evaluate, crystals.part(0, middle)) + halved(evaluate, crystals.part(middle, count))
+    parts = crystals.part(0, middle), crystals.part(middle, count)
+    return [answer for part in parts for answer in halved(evaluate, part, too_large)]

@@ -149,8 +149,7 @@ def answer_like_matgl(model: Any, graph: Data, lattice: Tensor) -> tuple[Tensor,
         graph: of matgl's converters.
         lattice: as they give it, shape ``(3, 3)`` or ``(crystals, 3, 3)``, Å.
     """
-    training = model.training
-    return Potential(model).to(model.device).train(training)(graph, lattice)
+    return Potential(model).to(model.device).train(model.training)(graph, lattice)
 
 
 def import_matcalc() -> Any:

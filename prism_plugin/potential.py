@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from prism_plugin.graph.crystals import CrystalBatch
 
-_RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # of shares between 0 and 1
+__all__ = ["PRISMPotential", "element_corrections", "element_shares", "fit_element_refs", "moved_refs"]
 
-__all__ = ["PRISMPotential", "element_corrections", "element_shares", "fit_element_refs"]
+_RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # of shares between 0 and 1
 
 
 class PRISMPotential(PRISM):
@@ -218,3 +218,9 @@ def element_corrections(structures: Sequence[Atoms], left: np.ndarray, elements:
         if error < least:
             best, least = solution, error
     return tuple(map(float, best))
+
+
+def moved_refs(init: PRISM, changes: Sequence[float]) -> tuple[float, ...]:
+    """Add changes to the elements' numbers of an initial model, one for each of its ``element_types``."""
+    had = init.arguments["element_refs"] or (0.0,) * len(changes)
+    return tuple(ref + change for ref, change in zip(had, changes, strict=True))

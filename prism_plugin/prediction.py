@@ -19,12 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, mean_and_spread
+from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import Source, frames_of, iterate_structures
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
+from prism_plugin.evaluation import evaluation, halved, split_graphs
 from prism_plugin.files import locked, sweep
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalGraph
@@ -35,7 +38,7 @@ from prism_plugin.model import PRISM
 from prism_plugin.pretrained import load, model_folder, models_in
 from prism_plugin.tables import open_table
 
-__all__ = ["predict_files"]
+__all__ = ["examine", "formula_and_size", "predict_files", "reason_in_row"]
 
 _Row = tuple[str, ...]  # with the error at its end
 _CHUNK = 64
@@ -200,21 +203,13 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
         try:
             if isinstance(frame, PrismError):
                 raise frame
-            structure = read_structure(frame.atoms)
-            built = {cutoffs: build_graph(structure, *cutoffs) for cutoffs in graphs}
-            doubts = [*frame.doubts, *chain.from_iterable(doubts_of(graph).values() for graph in built.values())]
-            for model in models:
-                elements = built[model.cutoffs].crystals.elements
-                model.check_elements(elements)
-                doubts += filter(None, [model.rare_among(elements)])
+            built, doubts = examine(frame, models)
         except (ValueError, OSError, MemoryError) as error:
-            reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
-            about.append((name, "", "", "", " ".join(reason[:500].split())))
+            about.append((name, "", "", "", reason_in_row(name, error)))
         else:
             for cutoffs, graph in built.items():
                 graphs[cutoffs].append(graph)
-            formula = frame.atoms.get_chemical_formula(mode="metal", empirical=True)
-            about.append((name, formula, str(len(structure)), "; ".join(dict.fromkeys(doubts)), ""))
+            about.append((name, *formula_and_size(frame.atoms), doubts, ""))
     answers = [_answers(model, graphs[model.cutoffs]) for model in models]
     columns = [values for values in mean_and_spread([values for values, _ in answers]) if values is not None]
     values = iter(zip(np.transpose(columns).tolist(), *[reasons for _, reasons in answers], strict=True))
@@ -230,11 +225,39 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
 
 def _answers(model: PRISM, graphs: Sequence[CrystalGraph]) -> tuple[np.ndarray, list[str]]:
     """Predict crystals; those that do not fit into memory are NaN, with the reason."""
-    try:
-        return model.predict_graphs(graphs, max(1, len(graphs))).double().cpu().numpy(), [""] * len(graphs)
-    except MemoryError as error:
-        if len(graphs) == 1:
-            return np.array([np.nan]), [str(error)]
-    middle = len(graphs) // 2
-    (first, of_first), (second, of_second) = _answers(model, graphs[:middle]), _answers(model, graphs[middle:])
-    return np.concatenate([first, second]), of_first + of_second
+    found: list[float | MemoryError] = []
+    with torch.no_grad(), evaluation(model):
+        for batch in split_graphs(graphs, max(1, len(graphs))):
+            found += halved(lambda crystals: model(crystals).double().tolist(), batch, too_large=lambda error: error)
+    reasons = [str(one) if isinstance(one, MemoryError) else "" for one in found]
+    return np.array([np.nan if isinstance(one, MemoryError) else one for one in found], dtype=float), reasons
+
+
+def examine(frame: Frame, models: Sequence[PRISM]) -> tuple[dict[tuple[float, float], CrystalGraph], str]:
+    """Look at a structure of a file before models treat it.
+
+    Returns:
+        Its graphs by the models' cutoffs, and what should be looked at, in one text.
+
+    Raises:
+        ValueError: if it is bad, or has an element that a model does not know.
+    """
+    structure = read_structure(frame.atoms)
+    graphs = {model.cutoffs: build_graph(structure, *model.cutoffs) for model in models}
+    doubts = [*frame.doubts, *chain.from_iterable(doubts_of(graph).values() for graph in graphs.values())]
+    for model in models:
+        elements = graphs[model.cutoffs].crystals.elements
+        model.check_elements(elements)
+        doubts += filter(None, [model.rare_among(elements)])
+    return graphs, "; ".join(dict.fromkeys(doubts))
+
+
+def formula_and_size(atoms: Atoms) -> tuple[str, str]:
+    """Return the reduced formula and the number of atoms, as a table has them."""
+    return atoms.get_chemical_formula(mode="metal", empirical=True), str(len(atoms))
+
+
+def reason_in_row(name: str, error: BaseException) -> str:
+    """Say in a row of a table, which has the structure's name, what was wrong with it."""
+    reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
+    return " ".join(reason[:500].split())

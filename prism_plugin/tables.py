@@ -1,8 +1,7 @@
 """Tables that are written row by row and go on after an interruption.
 
 Their first column is a name, their last one the reason why a row has no values. Beside a table lies
-``TABLE.model.json``
-with what it is of, by which it knows its like.
+``TABLE.model.json`` with what it is of, by which it knows its like.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def describe_installation() -> str:
     from prism_plugin.data import DATASETS
     from prism_plugin.data.download import cache_home
     from prism_plugin.optim import OPTIMIZERS
-    from prism_plugin.pretrained import COMMITTEE, available_models
+    from prism_plugin.pretrained import COMMITTEE, model_names
 
     lines = [f"prism-plugin {__version__}, Python {platform.python_version()}"]
     for library, hint in _LIBRARIES.items():
@@ -98,7 +98,7 @@ def describe_installation() -> str:
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     lines.append(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', cuda: {name}' for name in names)}")
     lines.append(f"optimizers: {', '.join(sorted(OPTIMIZERS))}, or the path of a class")
-    lines.append(f"models: {', '.join(available_models())}")
+    lines.append(f"models: {', '.join(model_names())}")
     lines.append(f"  those of the committee (prism_plugin.COMMITTEE): {', '.join(COMMITTEE)}")
     lines.append(f"data sets (downloads go to {cache_home()}):")
     for name, data in DATASETS.items():

@@ -144,14 +144,21 @@ def _dynamics(calculator: Any, arguments: argparse.Namespace) -> Any:
     return Run("md", columns, work, _settings(arguments))
 
 
-def _of_properties(name: str, function: str, columns: Sequence[str], options: Sequence[str]) -> _Maker:
-    """Return what makes the work of one function of :mod:`prism_plugin.simulation.properties`."""
+def _of_properties(
+    name: str,
+    about: str,
+    output: str,
+    function: str,
+    columns: Sequence[str],
+    options: Sequence[tuple[str, type, Any, str]],
+) -> Verb:
+    """Return the verb of a function of :mod:`prism_plugin.simulation.properties`, whose arguments its options are."""
 
     def make(calculator: Any, arguments: argparse.Namespace) -> Any:
         from prism_plugin.simulation import properties
         from prism_plugin.simulation.runner import Run
 
-        given = {option: getattr(arguments, option) for option in options}
+        given = {option: getattr(arguments, option) for option, *_ in options}
 
         def work(atoms: Any, place: Path) -> list[Any]:
             found = getattr(properties, function)(atoms, calculator, place, **given)
@@ -159,13 +166,10 @@ def _of_properties(name: str, function: str, columns: Sequence[str], options: Se
 
         return Run(name, (*columns, "folder"), work, _settings(arguments))
 
-    return make
+    return Verb(name, about, output, options, make)
 
 
 _FMAX = "largest force on an atom at the end of a relaxation, eV/Å"
-_EOS = ("volume (Å^3/atom)", "bulk modulus (GPa)", "R^2")
-_ELASTIC = ("bulk modulus (GPa)", "shear modulus (GPa)", "Young's modulus (GPa)")
-_PHONONS = ("highest frequency (THz)", "lowest frequency (THz)", "heat capacity at 300 K (J/(K mol))")
 
 VERBS = {
     verb.name: verb
@@ -201,33 +205,36 @@ VERBS = {
             _dynamics,
             dtype="auto",
         ),
-        Verb(
+        _of_properties(
             "eos",
             "fit equations of state (Birch-Murnaghan) with a potential",
             "a folder of each: eos.csv, eos.png",
+            "equation_of_state",
+            ("volume (Å^3/atom)", "bulk modulus (GPa)", "R^2"),
             [
                 ("fmax", float, 0.01, _FMAX),
                 ("strain", float, 0.06, "largest change of the cell's lengths"),
                 ("points", int, 11, "number of volumes"),
             ],
-            _of_properties("eos", "equation_of_state", _EOS, ("fmax", "strain", "points")),
         ),
-        Verb(
+        _of_properties(
             "elastic",
             "fit elastic constants with a potential",
             "a folder of each: elastic.csv (the tensor), elastic.png",
+            "elastic_constants",
+            ("bulk modulus (GPa)", "shear modulus (GPa)", "Young's modulus (GPa)"),
             [("fmax", float, 0.01, _FMAX)],
-            _of_properties("elastic", "elastic_constants", _ELASTIC, ("fmax",)),
         ),
-        Verb(
+        _of_properties(
             "phonons",
             "compute phonons with a potential",
             "a folder of each: phonon.yaml, thermal.csv, phonons.png",
+            "phonons",
+            ("highest frequency (THz)", "lowest frequency (THz)", "heat capacity at 300 K (J/(K mol))"),
             [
                 ("fmax", float, 1e-4, _FMAX),
                 ("min_length", float, 15.0, "least length of the supercell's vectors, Å"),
             ],
-            _of_properties("phonons", "phonons", _PHONONS, ("fmax", "min_length")),
         ),
     )
 }

@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "load_on",
     "model_folder",
+    "model_names",
     "models_in",
     "saved_metadata",
 ]
@@ -75,10 +76,11 @@ def available_models() -> dict[str, ModelInfo]:
         >>> available_models()["prism-mp2018-gap"].unit
         'eV'
     """
-    return {name: _info(name) for name in _names()}
+    return {name: _info(name) for name in model_names()}
 
 
-def _names() -> list[str]:
+def model_names() -> list[str]:
+    """Names of the models that ship."""
     return sorted(folder.parent.name for folder in _HERE.glob("*/model.json"))
 
 
@@ -101,12 +103,12 @@ def model_folder(model: str | Path) -> Path:
     """
     if not isinstance(model, (str, Path)):
         raise TypeError(f"give the name or folder of a model, or a PRISM; got {type(model).__name__}")
-    if str(model) in _names():
+    if str(model) in model_names():
         return _HERE / str(model)
     folder = Path(model)
     if folder.is_dir():
         return folder
-    known = f"give the folder of a saved model or one of: {', '.join(_names())}"
+    known = f"give the folder of a saved model or one of: {', '.join(model_names())}"
     # Where the first part of "a/b" is a folder, a path was meant, and nobody waits for a network.
     if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")

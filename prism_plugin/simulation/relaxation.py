@@ -22,7 +22,6 @@ from tqdm import tqdm
 from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.data.frame import as_atoms
 from prism_plugin.errors import PrismError, warn
-from prism_plugin.forces import learned_forces
 from prism_plugin.model import PRISM
 
 __all__ = ["Relaxation", "potential_calculator", "relax", "relax_one"]
@@ -68,7 +67,7 @@ def potential_calculator(model: Any, device: str = "auto", dtype: str = "auto") 
         ValueError: if the model, or one of a committee, was not.
     """
     calculator = PRISMCalculator(model, device=device, dtype=dtype)
-    if not all(map(learned_forces, calculator.models)):
+    if not calculator.learned_forces:
         raise PrismError(
             "this model was trained on relaxed crystals, and what relaxes or moves with its gradients ends far from "
             "where it should: give a potential (prism train --target pes)"
@@ -108,8 +107,10 @@ def relax(
 
     Example:
         >>> from ase.build import bulk
-        >>> potential = PRISMPotential(("Si",), repulsion="zbl")  # doctest: +SKIP
-        >>> relax(bulk("Si"), potential).get_volume()  # doctest: +SKIP
+        >>> from prism_plugin import PRISMPotential
+        >>> relaxed = relax(bulk("Si"), PRISMPotential(("Si",), dim=8, repulsion="zbl"), fmax=1.0, steps=20)
+        >>> relaxed.get_forces().shape
+        (2, 3)
     """
     calculator = potential_calculator(model, device, dtype)
     is_one = isinstance(structures, (Atoms, IStructure, IMolecule))
@@ -159,10 +160,6 @@ def relax_one(
         factor = moving.get_volume() / volume if has_cell else 1.0
         if not _SMALLEST < factor < _LARGEST:
             raise PrismError(f"falls apart: after {optimizer.nsteps} steps its volume is {factor:.2f} of what it was")
-    results = {
-        name: np.copy(value) if name in ("forces", "stress") else value
-        for name, value in calculator.results.items()
-        if name in _KEPT
-    }
-    moving.calc = SinglePointCalculator(moving, **results)
+    results = {name: value for name, value in calculator.results.items() if name in _KEPT}
+    moving.calc = SinglePointCalculator(moving, **results)  # copies arrays
     return Relaxation(atoms, moving, optimizer.nsteps, is_converged)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from ase import Atoms
 from tqdm import tqdm
 
 from prism_plugin.calculators import PRISMCalculator
+from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import frames_of, iterate_structures
 from prism_plugin.errors import PrismError
 from prism_plugin.files import locked
-from prism_plugin.graph.build import build_graph
-from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.matgl_bridge import weights_digest
+from prism_plugin.prediction import examine, formula_and_size, reason_in_row
 from prism_plugin.tables import open_table
 
 __all__ = ["Run", "run_files"]
@@ -78,7 +79,7 @@ def run_files(
             open(table, "a", newline="", encoding="utf-8") as file,
             tqdm(desc=run.verb, unit="structure", disable=not progress) as bar,
         ):
-            for name, found in _structures(paths):
+            for name, found in chain.from_iterable(starmap(frames_of, iterate_structures(paths))):
                 place = out / _file_name(name, taken)
                 if name in done:
                     counts["failed" if done[name] else "kept"] += 1
@@ -91,28 +92,18 @@ def run_files(
     return counts
 
 
-def _structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, Any]]:
-    for name, source in iterate_structures(paths):
-        yield from frames_of(name, source)
-
-
-def _row(name: str, found: Any, calculator: PRISMCalculator, run: Run, place: Path) -> list[str]:
+def _row(name: str, found: Frame | PrismError, calculator: PRISMCalculator, run: Run, place: Path) -> list[str]:
     """Return one row of the table, the reason at its end."""
-    about = ["", ""]
+    about = ("", "")
     try:
         if isinstance(found, PrismError):
             raise found
-        about = [found.atoms.get_chemical_formula(mode="metal", empirical=True), str(len(found.atoms))]
-        doubts = list(found.doubts)
-        for model in calculator.models:
-            graph = build_graph(found.atoms, *model.cutoffs)
-            model.check_elements(graph.crystals.elements)
-            doubts += [*doubts_of(graph).values(), *filter(None, [model.rare_among(graph.crystals.elements)])]
+        about = formula_and_size(found.atoms)
+        _, doubts = examine(found, calculator.models)
         values = [_text(value) for value in run.work(found.atoms, place)]
     except _OF_THE_STRUCTURE as error:
-        reason = str(error).removeprefix(f"{name}: ") or type(error).__name__
-        return [name, *about, *[""] * len(run.columns), "", " ".join(reason[:500].split())]
-    return [name, *about, *values, "; ".join(dict.fromkeys(doubts)), ""]
+        return [name, *about, *[""] * len(run.columns), "", reason_in_row(name, error)]
+    return [name, *about, *values, doubts, ""]
 
 
 def _text(value: Any) -> str:

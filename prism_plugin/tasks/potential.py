@@ -193,7 +193,7 @@ class Potential(Task):
         return model
 
     def _from_initial(self, settings: TrainingSettings, init: PRISM, crystals: list[Any], energies: Any) -> PRISM:
-        from prism_plugin.potential import PRISMPotential, fit_element_refs
+        from prism_plugin.potential import PRISMPotential, fit_element_refs, moved_refs
 
         if not isinstance(init, PRISMPotential):
             raise PrismError("forces need a potential to start from: a model that was trained with the target 'pes'")
@@ -201,9 +201,7 @@ class Potential(Task):
         changed = init.arguments
         if settings.normalize:  # the data may count energies from elsewhere
             left = energies - init.predict_structure(crystals).double().cpu().numpy()
-            had = changed["element_refs"] or (0.0,) * len(init.element_types)
-            changes = fit_element_refs(crystals, left, init.element_types)
-            changed["element_refs"] = tuple(ref + change for ref, change in zip(had, changes, strict=True))
+            changed["element_refs"] = moved_refs(init, fit_element_refs(crystals, left, init.element_types))
         model = PRISMPotential(**changed)
         model.load_state_dict(init.state_dict())
         return model

@@ -139,7 +139,7 @@ class Regression(Task):
 
     def _corrected_refs(self, init: PRISM, records: Sequence[Record]) -> tuple[float, ...] | None:
         """Fit the elements' numbers of a model of the same property anew, where new labels differ by such."""
-        from prism_plugin.potential import element_corrections
+        from prism_plugin.potential import element_corrections, moved_refs
 
         had = init.arguments["element_refs"]
         if init.task_type != self.name or init.readout == "attention":
@@ -149,10 +149,7 @@ class Regression(Task):
         if init.readout == "sum":
             left = left / np.array([len(atoms) for atoms in crystals])
         changes = element_corrections(crystals, left, init.element_types)
-        if not any(changes):
-            return had
-        before = had or (0.0,) * len(changes)
-        return tuple(one + change for one, change in zip(before, changes, strict=True))
+        return moved_refs(init, changes) if any(changes) else had
 
     def scaling(self, targets: np.ndarray) -> tuple[float, float]:
         """Return mean and factor of a model's outputs for its training targets."""

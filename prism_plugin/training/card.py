@@ -41,12 +41,17 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
     told = {name: given[name] for name in _TOLD if given[name] not in (None, {}, ())}
     aside = ("element_types", "element_refs", "target", "unit")
     options = [f"{name} = {_shown(value)}" for name, value in {**model.arguments, **told}.items() if name not in aside]
-    of_what = "Energies (eV), forces (eV/Å) and stresses (eV/Å³)" if model.target == "energy" else f"{model.target}"
-    unit = f", in {model.unit}" if model.unit and model.target != "energy" else ""
+    if model.task == "potential":
+        title, of_what = "A potential", "Energies (eV), forces (eV/Å) and stresses (eV/Å³)"
+    else:
+        title, of_what = (
+            f"A model of {model.target}",
+            f"{model.target}, in {model.unit}" if model.unit else model.target,
+        )
     lines = [
-        "# A potential" if model.task == "potential" else f"# A model of {model.target}",
+        f"# {title}",
         "",
-        f"{of_what}{unit}, of crystals. Trained by prism-plugin {__version__}.",
+        f"{of_what}, of crystals. Trained by prism-plugin {__version__}.",
         "",
         "| part | atoms of a cell | scores |",
         "|---|---|---|",

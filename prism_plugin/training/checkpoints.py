@@ -115,5 +115,5 @@ def is_within_epoch(saved: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was saved between an epoch's steps, and not after its validation."""
     try:
         return not saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]
-    except KeyError:
+    except KeyError:  # it has no loops: what Lightning writes has them
         return False

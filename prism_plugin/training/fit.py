@@ -151,10 +151,10 @@ def _train(
 
     if device.type == "cuda" and settings.processes == 1:
         datasets = _on_device(datasets, device)
-    fixed_norms = task.continues(settings, init)
-    module = _module(settings, task, model, datasets["train"], fixed_norms)
+    continues = task.continues(settings, init)
+    module = _module(settings, task, model, datasets["train"], continues)
     # What the trained model has to beat: the initial one, as it is and with the elements' numbers fitted to the data.
-    rivals = {} if init is None or not fixed_norms else {UNTOUCHED: init, "corrected": copy.deepcopy(model)}
+    rivals = {UNTOUCHED: copy.deepcopy(init), "corrected": copy.deepcopy(model)} if init and continues else {}
     place = (folder / CHECKPOINTS).resolve()
     loader = make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed)
     saving = SaveBetweenSteps(place / LAST, loader)
@@ -189,7 +189,7 @@ def _train(
     kept = "trained"
     if init is not None:
         if rivals:
-            contest = {"trained": model, **{name: copy.deepcopy(one).to(model.device) for name, one in rivals.items()}}
+            contest = {"trained": model, **{name: one.to(model.device) for name, one in rivals.items()}}
             loader = make_loader(datasets["val"], settings.batch_size)
             losses = validation_losses(contest, module.loss, loader, task.differentiates)
             kept = min(losses, key=lambda name: losses[name])

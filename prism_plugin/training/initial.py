@@ -1,4 +1,4 @@
-"""A training that starts from a model of the same property: what is kept of it, and whether it was worth it."""
+"""Whether a training that began with a model of the same property was worth it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from prism_plugin.data.records import elements_of
 from prism_plugin.errors import PrismError
 from prism_plugin.files import open_text, replaced
 from prism_plugin.preset import presets
-from prism_plugin.pretrained import available_models, load
+from prism_plugin.pretrained import load, model_names
 from prism_plugin.schema import changed, check_values, described, did_you_mean, resumable
 from prism_plugin.settings import DataOptions, TrainingSettings
 from prism_plugin.tasks import Task, task_of_target
@@ -149,7 +149,7 @@ class Job:
     def save(self, folder: Path) -> None:
         """Keep the values in the run folder; paths are kept as they are from everywhere."""
         kept = dict(self.values)
-        names = {*DATASETS, *available_models()}
+        names = {*DATASETS, *model_names()}
         for name in ("data", "init", "splits", "cache"):
             if name in kept and kept[name] not in names and (name == "cache" or Path(kept[name]).exists()):
                 kept[name] = str(Path(kept[name]).resolve())

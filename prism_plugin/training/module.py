@@ -186,15 +186,18 @@ class PropertyTraining(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Updates happen at y; what the model draws (dropout) is the same in a resumed run."""
         self._is_counted = False
-        if self.fixed_norms:
-            for layer in self.modules():
-                if isinstance(layer, FeatureNorm):
-                    layer.eval()
         torch.manual_seed(seed_of(self.seed, self.current_epoch, batch_idx, rank_and_size()[0]))
         switch_mode(self.trainer, "train")
         if self._moving is not None:
             put_weights(self, self._moving)
             self._moving = None
+
+    def on_train_start(self) -> None:
+        """Fix the norms; after a validation each module has its mode again."""
+        if self.fixed_norms:
+            for layer in self.modules():
+                if isinstance(layer, FeatureNorm):
+                    layer.eval()
 
     def on_train_epoch_start(self) -> None:
         """Count errors from 0; not called where an epoch goes on."""

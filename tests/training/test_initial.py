@@ -70,7 +70,7 @@ def test_labels_of_another_functional_are_met_by_numbers_of_elements(initial: PR
 
 def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
     summary = train(
-        TrainingSettings(epochs=1, lr=1e-3, **HOW), shifted(np.ones(7)), tmp_path / "run", init=initial, progress=False
+        TrainingSettings(epochs=3, lr=1e-3, **HOW), shifted(np.ones(7)), tmp_path / "run", init=initial, progress=False
     )
     assert summary["validation"].keys() == {"trained", "untouched", "corrected"}
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
