@@ -397,7 +397,7 @@ class PRISM(SavedModel):
         Only a model with ``angular`` and ``norm=None`` has such scales, one in each layer; they are saved with it.
 
         Args:
-            structures: the first frames of the training data, say 32; the sums over neighbors have the size 1 there.
+            structures: the first frames of the training data, say 32; the neighbors' weights have the size 1 there.
         """
         blocks = [module for module in self.modules() if isinstance(module, AngularBlock) and module.norm is None]
         graphs = [build_graph(one, *self.cutoffs) for one in structures] if blocks else []

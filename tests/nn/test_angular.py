@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from torch import Tensor
 
 import prism_plugin.nn.tiling
@@ -149,6 +150,37 @@ def test_forces_are_those_of_the_energy_and_can_be_trained() -> None:
     doubled = atoms.repeat((2, 1, 1))
     energy = 2 * float(model.predict_structure(atoms))
     assert float(model.predict_structure(doubled)) == pytest.approx(energy, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "crystal",
+    [
+        bulk("Cu", "fcc", 3.6, cubic=True).repeat(2),
+        bulk("NaCl", "rocksalt", 5.6, cubic=True),
+        bulk("W", "bcc", 3.2, cubic=True).repeat(2),
+    ],
+    ids=lambda atoms: atoms.get_chemical_formula(),
+)
+def test_large_weights_leave_the_forces_smooth_where_symmetry_cancels_the_sums(crystal: Atoms) -> None:
+    """A bound by the sums themselves made these force constants 10,000 times larger (-1e7 eV/Å^2 in copper)."""
+
+    def force_constant(step: float) -> float:
+        forces = []
+        for sign in (1, -1):
+            moved = crystal.copy()
+            moved.positions[0, 0] += sign * step
+            graph = build_graph(moved, model.cutoff, model.cell_cutoff)
+            forces.append(float(energies_with_gradients(model, batch_graphs([graph])).forces[0, 0]))
+        return (forces[1] - forces[0]) / (2 * step)
+
+    model = random_potential(**POTENTIAL, cutoff=4.0)
+    model.calibrate([crystal])
+    before = force_constant(1e-3)
+    for layer in model.layers:
+        layer.angular.of_edge.weight.data.mul_(100)
+    after = force_constant(1e-3)
+    assert 0.1 < abs(after / before) < 10
+    assert force_constant(0.03) == pytest.approx(after, rel=0.2)
 
 
 def test_the_scale_is_measured_once_and_saved(tmp_path) -> None:

@@ -157,9 +157,8 @@ def angular(
             p = {degree: legendre(degree, u @ u.T) for degree in degrees}
             if fixed:
                 w = w * block.scale
-                numbers = sum(2 * degree + 1 for degree in degrees) * w.shape[1]
-                mean_square = sum((w * (p[degree] @ w)).sum() for degree in degrees) / numbers
-                w = w / torch.sqrt(1 + mean_square)
+                power = torch.stack([(w[:, channel] ** 2).sum() for channel in range(w.shape[1])])
+                w = w / torch.sqrt(1 + power.mean() / (block.order + 2))
             total = sum(p[degree] @ w @ block.mix[degree - 1] for degree in degrees)
             q.update(zip(mine, total, strict=True))
             if not fixed:
