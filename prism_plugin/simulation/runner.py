@@ -41,12 +41,15 @@ class Run:
         columns: of its values.
         work: gives them, of atoms and a place: a path without suffix, for a file or a folder.
         settings: what the values depend on, beside the model; as JSON has it.
+        resume: looks after what the work writes for several structures, before it goes on; given the number of rows
+            that are done.
     """
 
     verb: str
     columns: Sequence[str]
     work: Callable[[Atoms, Path], Sequence[Any]]
     settings: Mapping[str, Any]
+    resume: Callable[[int], None] | None = None
 
 
 def run_files(
@@ -74,6 +77,8 @@ def run_files(
     counts = {"done": 0, "kept": 0, "failed": 0}
     with locked(table):
         done = open_table(table, header, {"sha256_of_weights": digests, **run.settings})
+        if run.resume is not None:
+            run.resume(sum(not reason for reason in done.values()))
         taken: set[str] = set()
         with (
             open(table, "a", newline="", encoding="utf-8") as file,

@@ -17,7 +17,7 @@ from ase.io import Trajectory, read, write
 from pymatgen.core import Lattice, Structure
 
 import prism_plugin
-from prism_plugin import PRISMPotential, cli
+from prism_plugin import PRISMCalculator, PRISMPotential, cli
 from prism_plugin.errors import PrismError
 from prism_plugin.simulation import DynamicsSettings, relax, relax_one, run_dynamics
 from prism_plugin.simulation.properties import elastic_constants, equation_of_state, phonons
@@ -235,3 +235,54 @@ def test_a_bad_option_is_said_before_any_work(saved: str, tmp_path: Path) -> Non
     assert cli.main(command) == 2
     with pytest.raises(PrismError, match="unknown ensemble"):
         DynamicsSettings("nvp")  # type: ignore[arg-type]
+
+
+def test_forces_of_files_are_frames_that_go_on(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelled = bulk("Cu")
+    labelled.calc = SinglePointCalculator(labelled, energy=-99.0, forces=np.ones((1, 3)))  # of someone else
+    write(tmp_path / "some.extxyz", [labelled, bulk("Ge"), bulk("Si")])
+    write(tmp_path / "water.xyz", Atoms("NaCl", [[0, 0, 0], [0, 0, 2.3]]))
+    out = tmp_path / "forces"
+    command = ["predict", str(tmp_path / "some.extxyz"), str(tmp_path / "water.xyz"), "--forces", "--out", str(out)]
+    command += ["--model", saved]
+    assert cli.main(command) == 0
+    assert "3 predicted, 0 were there already, 1 failed" in capsys.readouterr().out
+    frames = read(out / "predict.extxyz", ":")
+    calculator = PRISMCalculator(saved)
+    for frame, formula in zip(frames, ("Cu", "Si2", "ClNa"), strict=True):
+        assert frame.get_chemical_formula() == formula
+        (expected,) = calculator.predict([frame])
+        assert frame.get_potential_energy() == pytest.approx(expected["energy"], abs=1e-5)
+        np.testing.assert_allclose(frame.get_forces(), expected["forces"], atol=1e-5)
+        assert ("stress" in frame.calc.results) == (formula != "ClNa")
+    rows = rows_of(out / "predict.csv")
+    assert [bool(row["error"]) for row in rows] == [False, True, False, False]
+    # Killed between a frame and its row, and once more within a row.
+    whole = (out / "predict.extxyz").read_bytes()
+    table = (out / "predict.csv").read_bytes().splitlines(keepends=True)
+    (out / "predict.csv").write_bytes(b"".join(table[:3]) + table[3][:5])
+    assert cli.main(command) == 0
+    assert "2 predicted, 1 were there already, 1 failed" in capsys.readouterr().out
+    assert (out / "predict.extxyz").read_bytes() == whole
+    assert (out / "predict.csv").read_bytes() == b"".join(table)
+    (out / "predict.extxyz").write_bytes(whole[:50])
+    (out / "predict.csv").write_bytes(b"".join(table[:4]))
+    assert cli.main(command) == 2
+    assert "has not the 2 frames of the table beside it" in capsys.readouterr().err
+    assert cli.main([*command[:-3], str(tmp_path / "other")]) == 2  # the default model learned no forces
+    assert "give a potential" in capsys.readouterr().err
+
+
+def test_forces_of_a_committee_have_a_spread(potential: PRISMPotential, saved: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = PRISMPotential(("Cu", "Si"), dim=8, num_layers=1, directions=False, repulsion="zbl", std=0.02).eval()
+    write(tmp_path / "si.cif", bulk("Si"))
+    other.save(tmp_path / "other")
+    command = ["predict", tmp_path / "si.cif", "--forces", "--out", tmp_path / "out", "--model", saved]
+    assert cli.main([str(one) for one in (*command, "--model", tmp_path / "other")]) == 0
+    frame = read(tmp_path / "out" / "predict.extxyz")
+    answers = [PRISMCalculator(one).predict([frame])[0]["energy"] for one in (potential, other)]
+    assert frame.get_potential_energy() == pytest.approx(np.mean(answers), abs=1e-5)
+    assert frame.info["energy_std"] == pytest.approx(np.std(answers, ddof=1), rel=1e-3)
+    assert frame.arrays["forces_std"].shape == (2, 3)
+    assert frame.info["stress_std"].shape == (6,)
