@@ -49,17 +49,21 @@ _Results = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
 
-# A forked child has the locks as they were, but not the threads that would release them: it takes new ones.
+# A forked child has the locks as they were, but not the threads that would release them: it takes new ones. Nor has it
+# the threads of OpenMP, for which the first product of matrices would wait for ever: it computes with one.
 _calculators: weakref.WeakSet[PRISMCalculator] = weakref.WeakSet()
 
 
-def _new_locks() -> None:
-    for calculator in list(_calculators):
+def _in_forked_child() -> None:
+    calculators = list(_calculators)
+    for calculator in calculators:
         calculator._lock = threading.RLock()
+    if calculators:
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_locks)
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class PRISMCalculator(Calculator):
@@ -85,7 +89,7 @@ class PRISMCalculator(Calculator):
     Of what is doubtful in a structure (atoms without a neighbor within the model's cutoff, atoms much nearer or farther
     than in any crystal that the thresholds were measured on) it warns once.
 
-    Safe to share between threads, which then take turns.
+    Safe to share between threads, which then take turns. A forked child answers, too, with one thread.
 
     Args:
         model: name of a shipped model, folder of a saved one, ``"owner/name"`` of one on the Hugging Face Hub, a PRISM,

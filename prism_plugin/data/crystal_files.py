@@ -77,7 +77,13 @@ def _check_tags(block: str) -> None:
 
 
 def _check_sites(content: dict[str, Any]) -> None:
-    """Raise ValueError if a site is none that all parsers understand; a default occupancy is written out."""
+    """Raise ValueError if a site is none that all parsers understand.
+
+    A default occupancy is written out, and deuterium becomes H: pymatgen counts H and D of one site twice.
+    """
+    for key in ("_atom_site_type_symbol", "_atom_site_label"):
+        if key in content:
+            content[key] = [re.sub(r"^D(?![a-z])", "H", symbol) for symbol in content[key]]
     for axis in "xyz":
         if "." in content.get(f"_atom_site_fract_{axis}", ()):
             raise PrismError(f"a coordinate {axis} is '.': write the number")

@@ -48,4 +48,6 @@ def as_atoms(structure: Any) -> Atoms:
 
 def reason_of(error: Exception) -> str:
     """Say what an error means, one of a library with its kind."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing or unknown"
     return str(error) if isinstance(error, PrismError) else f"{type(error).__name__}: {error}"

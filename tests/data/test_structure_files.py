@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import time
 from pathlib import Path
 
@@ -130,6 +131,10 @@ def test_only_one_element_with_all_of_its_site_is_an_atom(tmp_path: Path) -> Non
     ):
         with pytest.raises(ValueError, match=f"site '{shown}' has partial occupancy"):
             read_structure(Structure(CELL, [Composition(species)], [[0, 0, 0]]))
+    text = cif(("H", 0.5), ("D", 0.5), ("Dy", 1))  # the first two at one place
+    text = re.sub(r"(?m)^D D1 .*$", "D D1 0.0 0.0 0.0 0.5", text)
+    (tmp_path / "d.cif").write_text(text)
+    assert read_structure_file(tmp_path / "d.cif").get_chemical_formula() == "HDy"
     (tmp_path / "d.cif").write_text(cif(("Cu", 0.51), ("Au", 1)))
     atoms = ase.io.read(tmp_path / "d.cif")
     with pytest.raises(ValueError, match=r"Cu:0\.51.*delete atoms\.info"):
@@ -180,7 +185,7 @@ def test_frames_behind_a_bad_one_are_read(tmp_path: Path) -> None:
     text = (tmp_path / "x.extxyz").read_text()
     (tmp_path / "x.extxyz").write_text("\n" + text.replace("\nH ", "\nXx ", 1) + "\n\n")
     found = list(read_frames(tmp_path / "x.extxyz"))
-    assert str(found[0]).startswith("x.extxyz, frame 1: KeyError")
+    assert str(found[0]).startswith("x.extxyz, frame 1: 'Xx' is missing or unknown")
     assert [frame.atoms.cell.volume for frame in found[1:]] == pytest.approx([4.1**3 / 4, 4.2**3 / 4])
     (tmp_path / "x.extxyz").write_text(text + "what\n" + text)
     found = list(read_frames(tmp_path / "x.extxyz"))
@@ -252,6 +257,10 @@ def test_a_table_beside_structures_is_read(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="no column 'energy' beside the first, of files; there are: gap, split"):
         read_records(tmp_path / "all.csv", "energy")
+    for text in ("file;gap\na;5,0\n", "a\t5.0\nb.vasp\t0\n"):
+        (tmp_path / "cells.csv").write_text(text)
+        with pytest.raises(ValueError, match=r"separates its cells by '(;|\\t)': write commas"):
+            read_records(tmp_path / "cells.csv", "gap")
     (tmp_path / "id_prop.csv").write_text("file,gap\na,5.0\nb.vasp,0\n")
     assert [record.target for record in read_records(tmp_path, "gap")] == [5.0, 0.0]
 

@@ -223,8 +223,10 @@ def test_two_writers_of_one_place_are_one_too_many(tmp_path: Path, capsys: pytes
 
 FORK = """
 import os, sys, threading, time
+import torch
 from ase.build import bulk
 from prism_plugin import PRISMCalculator
+torch.set_num_threads(2)  # OpenMP has a thread that a child has not
 calc, big, stop = PRISMCalculator(), bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat(3), False
 def busy():
     while not stop:
