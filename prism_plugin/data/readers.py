@@ -165,8 +165,8 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
             lines = [(number, row) for number, row in enumerate(csv.reader(file, strict=True), start=1) if any(row)]
         except csv.Error as error:
             raise PrismError(f"{shown(path)} is no CSV: {error}") from error
-    if lines and len(lines[0][1]) == 1 and (found := re.search(r"[;\t]", lines[0][1][0])):
-        raise PrismError(f"{shown(path)} separates its cells by {found[0]!r}: write commas, and points in numbers")
+    if lines and len(lines[0][1]) == 1 and (mark := re.search(r"[;\t]", lines[0][1][0])):
+        raise PrismError(f"{shown(path)} separates its cells by {mark[0]!r}: write commas, and points in numbers")
     columns = ["", target]
     if lines and (header or _is_header(path.parent, lines[0][1])):
         columns = [cell.strip() for cell in lines.pop(0)[1]]
