@@ -14,17 +14,39 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
-from pymatgen.io.cif import CifParser
+from pymatgen.core import Lattice
+from pymatgen.io.cif import CifParser, str2float
 from pymatgen.io.vasp import Poscar
 
 from prism_plugin.data.frame import Frame, Read, as_atoms, reason_of
+from prism_plugin.data.space_groups import OPERATIONS, SPACE_GROUP, check_operations, named_operations
 from prism_plugin.errors import PrismError
 from prism_plugin.files import open_text, shown
 
 __all__ = ["read_cif", "read_poscar"]
 
 _ELEMENTS = {symbol for symbol, number in atomic_numbers.items() if number > 0} | {"D"}
-_HARMLESS = "rounded to ideal|Spacegroup from|Skipping relative stoichiometry"  # the second is said better below
+_HARMLESS = (
+    "rounded to ideal|Spacegroup from|Skipping relative stoichiometry|[Ii]ncorrect stoichiometry|1-line symmetry op"
+)
+# What typesetting makes of a minus and a space.
+_TYPESET = {ord(one): "-" for one in "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"} | {
+    0xA0: " ",
+    0x2009: " ",
+    0x202F: " ",
+}
+_TAGS = {
+    tag.lower(): tag
+    for tag in (
+        *OPERATIONS,
+        *(f"_atom_site_{name}" for name in ("label", "type_symbol", "occupancy", "fract_x", "fract_y", "fract_z")),
+        *(f"_atom_site_{name}" for name in ("calc_flag", "disorder_group", "attached_hydrogens")),
+        *(f"_cell_length_{axis}" for axis in "abc"),
+        *(f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")),
+        *SPACE_GROUP,
+        "_chemical_formula_sum",
+    )
+}
 _NAMELESS = "the POSCAR names no elements (VASP 4); write their symbols in a line above their numbers"
 _COMPARED = 400  # atoms; a comparison takes their square
 
@@ -32,9 +54,10 @@ _COMPARED = 400  # atoms; a comparison takes their square
 def read_cif(path: Path) -> Iterator[Read]:
     """Read the structures of a CIF, one of each block that has atoms."""
     with open_text(path, errors="replace") as file:  # names of authors are in whatever encoding
-        text = "\n".join(line for line in file.read().splitlines() if line.strip())
+        text = _plain_cif(file.read())
     blocks = re.split(r"^[ \t]*data_", f"\n{text}", flags=re.MULTILINE | re.IGNORECASE)[1:]
-    of_atoms = [(number, block) for number, block in enumerate(blocks, start=1) if "_atom_site_" in block.lower()]
+    has_atoms = re.compile(r"^[ \t]*_atom_site_(?!aniso)", re.MULTILINE)
+    of_atoms = [(number, block) for number, block in enumerate(blocks, start=1) if has_atoms.search(block)]
     if not of_atoms and re.search(r"^[ \t]*_atom_site\.", text, re.MULTILINE | re.IGNORECASE):
         raise PrismError("it is an mmCIF (_atom_site.Cartn_x), which is not read: write a CIF with _atom_site_fract_x")
     for number, block in of_atoms:
@@ -46,26 +69,77 @@ def read_cif(path: Path) -> Iterator[Read]:
             yield PrismError(f"{place} cannot be read: {reason_of(error)}")
 
 
+def _plain_cif(text: str) -> str:
+    """Write a CIF's text as its parsers understand it.
+
+    Names of values are written as they know them (they are the same in any case), texts of several lines are left out,
+    and what word processors make of a minus or a space becomes one again.
+    """
+    text = text.translate(_TYPESET)
+    text = re.sub(r"(?ms)^;.*?^;[ \t]*$|(\"\"\"|\'\'\').*?\1", "?", text)
+    text = re.sub(r"(?m)^([ \t]*)(_\S+)", lambda found: found[1] + _TAGS.get(found[2].lower(), found[2]), text)
+    text = re.sub(r"(?mi)^([ \t]*)loop_", r"\1loop_", text)
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
 def _read_block(block: str) -> tuple[Atoms, tuple[str, ...]]:
     _check_tags(block)
+    if found := re.search(r"^.*\ufffd[ \t]*[\d.].*$", block, re.MULTILINE):
+        raise PrismError(f"a byte before a number is no UTF-8, a minus perhaps: {found[0].strip()[:60]!r}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are among the parser's
         parser: Any = CifParser.from_str(block)
-        for content in parser._cif.data.values():
-            _check_sites(content.data)
+        (content,) = (content.data for content in parser._cif.data.values())
+        _check_sites(content)
+        doubts, is_named = _settle_operations(content)
         (structure,) = parser.parse_structures(primitive=False, on_error="raise")
-    doubts = [" ".join(text.split()) for text in parser.warnings if not re.search(_HARMLESS, text)]
+    doubts += [" ".join(text.split()) for text in parser.warnings if not re.search(_HARMLESS, text)]
     atoms = as_atoms(structure)
-    formula = next((content.data.get("_chemical_formula_sum") for content in parser._cif.data.values()), None)
-    announced = {symbol for symbol in re.findall(r"[A-Z][a-z]?", str(formula or "")) if symbol in _ELEMENTS}
-    lacking = sorted(announced - {"D", *atoms.symbols})
+    doubts += _formula_doubts(str(content.get("_chemical_formula_sum") or ""), atoms)
+    return atoms, (*doubts, *([] if is_named else _second_opinion(block, atoms)))  # ASE guesses settings
+
+
+def _settle_operations(content: dict[str, Any]) -> tuple[list[str], bool]:
+    """Write the operations out where a CIF only names its space group.
+
+    Returns:
+        What should be looked at, and whether the group was only named.
+    """
+    if any(re.match("_(space_group_ssg|cell_modulation|cell_wave_vector)", tag, re.IGNORECASE) for tag in content):
+        raise PrismError("it is a modulated structure, whose cell does not repeat: give an approximant")
+    keys = [
+        f"_cell_{kind}" for kind in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    ]
+    lacking = [key for key in keys if key not in content]
     if lacking:
-        doubts.append(f"the formula {formula!r} has {', '.join(lacking)}, of which there is no atom")
-    if not re.search(r"^[ \t]*_(symmetry_equiv_pos_as|space_group_symop)", block, re.MULTILINE | re.IGNORECASE):
-        group = re.search(r"_(?:name_H-M\w*|Int_Tables_number|IT_number)[ \t]+(.+)", block)
-        if group is not None and group[1].strip(" '\"") not in ("P 1", "P1", "1"):
-            doubts.append(f"the CIF has no symmetry operations: those of the standard setting of {group[1]} were taken")
-    return atoms, (*doubts, *_second_opinion(block, atoms))
+        raise PrismError(f"it has no {', '.join(lacking)}")
+    lattice = Lattice.from_parameters(*(str2float(content[key]) for key in keys)).matrix
+    given = next((content[tag] for tag in OPERATIONS if content.get(tag)), None)
+    if given is None:
+        content[OPERATIONS[0]], doubt = named_operations(content, lattice @ lattice.T)
+    else:
+        doubt = check_operations([given] if isinstance(given, str) else given, lattice @ lattice.T)
+    return [doubt] if doubt else [], given is None and len(content[OPERATIONS[0]]) > 1
+
+
+def _formula_doubts(formula: str, atoms: Atoms) -> list[str]:
+    """Compare the formula that a CIF announces with its atoms."""
+    parts = re.findall(r"([A-Z][a-z]?)\s*([\d.]*)", re.sub(r"\([^)]*\)", "", formula))
+    announced: Counter[str] = Counter()
+    for symbol, number in parts:
+        if symbol not in _ELEMENTS:
+            return []
+        announced["H" if symbol == "D" else symbol] += float(number or 1)  # type: ignore[assignment]
+    found = Counter(atoms.symbols)
+    lacking = sorted(announced.keys() - found.keys())
+    if lacking:
+        return [f"the formula {formula!r} has {', '.join(lacking)}, of which there is no atom"]
+    ratios = [found[symbol] / number for symbol, number in announced.items() if number]
+    if ratios and (announced.keys() != found.keys() or max(ratios) > 1.001 * min(ratios)):
+        return [
+            f"the formula {formula!r} is not that of the atoms, {atoms.get_chemical_formula('metal', empirical=True)}"
+        ]
+    return []
 
 
 def _check_tags(block: str) -> None:
@@ -140,7 +214,10 @@ def _same_sites(one: Atoms, other: Atoms) -> bool:
 def read_poscar(path: Path) -> Iterator[Read]:
     """Read a POSCAR or CONTCAR, without a look at a POTCAR beside it."""
     with open_text(path, errors="replace") as file:
-        lines = _positive_scale(file.read().splitlines())
+        lines = file.read().splitlines()
+    if len(lines) < 8:
+        raise PrismError(f"a POSCAR has at least 8 lines, this file {len(lines)}")
+    lines = _one_scale(lines)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         poscar = Poscar.from_str("\n".join(lines))
@@ -150,13 +227,20 @@ def read_poscar(path: Path) -> Iterator[Read]:
     yield Frame(shown(path.name), "1", as_atoms(poscar.structure))
 
 
-def _positive_scale(lines: list[str]) -> list[str]:
-    """Write a negative scale, which is minus the volume, as the factor that it means: pymatgen multiplies by it."""
-    scale = float(lines[1].split()[0])
-    if scale >= 0 or len(lines[1].split()) > 1:
-        return lines
+def _one_scale(lines: list[str]) -> list[str]:
+    """Write three scale factors, and a negative one, which is minus the volume, as pymatgen understands them."""
+    words = lines[1].split()
+    scales = [float(word) for word in words[:3] if re.fullmatch(r"[-+.\dEe]+", word)]
     lattice = np.array([[float(word) for word in line.split()[:3]] for line in lines[2:5]])
-    factor = (-scale / abs(np.linalg.det(lattice))) ** (1 / 3)
+    if len(scales) == 3:
+        cartesian = next((line for line in lines[6:9] if line.strip()[:1].lower() in ("c", "k")), None)
+        if cartesian is not None:
+            raise PrismError("a POSCAR with three scale factors and Cartesian positions is not read: write one factor")
+        rows = [" ".join(repr(float(number)) for number in row) for row in lattice * scales]
+        return [lines[0], "1.0", *rows, *lines[5:]]
+    if scales[0] >= 0:
+        return lines
+    factor = (-scales[0] / abs(np.linalg.det(lattice))) ** (1 / 3)
     return [lines[0], repr(float(factor)), *lines[2:]]
 
 

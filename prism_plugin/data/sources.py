@@ -34,9 +34,12 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, Sourc
     """
     for path in map(Path, paths):
         if path.is_dir():
-            yield from iterate_structures(sorted(file for file in path.iterdir() if _is_input(file)))
+            inside = sorted(file for file in path.iterdir() if _is_input(file))
+            yield from iterate_structures(inside)
+            if not inside:
+                yield shown(path), PrismError("there is no file in this folder (its subfolders are not read)")
         elif not path.is_file():
-            yield shown(path), PrismError("no such file")
+            yield shown(path), PrismError("a link that leads nowhere" if path.is_symlink() else "no such file")
         elif is_series(path):
             yield from _named_frames(path, True)
         else:
@@ -47,7 +50,7 @@ def _is_input(file: Path) -> bool:
     if file.name.endswith(ABOUT) and file.with_name(file.name.removesuffix(ABOUT)).exists():
         return False
     is_table = file.with_name(file.name + ABOUT).exists()
-    return file.is_file() and not file.name.startswith(".") and not is_table
+    return not file.is_dir() and not file.name.startswith(".") and not is_table
 
 
 def frames_of(name: str, source: Source) -> Iterator[tuple[str, Frame | PrismError]]:

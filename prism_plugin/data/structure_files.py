@@ -21,6 +21,7 @@ import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 from ase.io.extxyz import read_xyz
 from pymatgen.core import IMolecule, IStructure, Molecule, Structure
 
@@ -374,6 +375,8 @@ def _check_pdb(text: str) -> None:
         line[54:60].strip() not in ("", "1.00", "1.0") for line in rows
     ):
         raise PrismError("the PDB has alternate locations or parts of atoms: choose one of them, or write a CIF")
+    if not all(line[76:78].strip() for line in rows):
+        raise PrismError("the PDB has no elements (columns 77 and 78), and ' CA ' may be C or Ca: write them")
     if len(re.findall(r"^MODEL", text, re.MULTILINE)) > 1:
         raise PrismError("a PDB of several models has their lattice once: write extxyz")
 
@@ -386,12 +389,29 @@ def _check_shelx(text: str) -> None:
         raise PrismError("the symmetry of a SHELX file (LATT, SYMM) is not read: write a CIF")
 
 
+def _check_gromos(text: str) -> None:
+    """ASE takes names of atoms for elements: NA for N, CL for C."""
+    rows = text.splitlines()
+    names = {re.sub(r"[\d+-]+$", "", row[10:15].strip()) for row in rows[2 : 2 + int(rows[1])]}
+    unclear = sorted(name for name in names if name not in atomic_numbers)
+    if unclear:
+        raise PrismError(f"a .gro has names of atoms, and {', '.join(unclear)} is no element: write extxyz, or Na, Cl")
+    if len([row for row in rows if row.strip()]) > 3 + int(rows[1]):
+        raise PrismError("a .gro of several frames is not read: write extxyz")
+
+
+def _check_sdf(text: str) -> None:
+    """ASE reads the first molecule."""
+    if text.count("$$$$") > 1:
+        raise PrismError("an SDF of several molecules is read to the first: write extxyz, or a file of each")
+
+
 def _check_lammps_data(text: str) -> None:
     raise PrismError("LAMMPS' types are no elements: write extxyz")
 
 
 # Rows of a name, or number, and three coordinates.
-_ROWS = r"((?:[ \t]*\w+(?:[ \t]+[-+.\deEdD]+){3,}.*\n?)*)"
+_ROWS = r"((?:[ \t]*[\w-]+(?:[ \t]+[-+.\deEdD]+){3,}.*\n?)*)"
 _XSF_ATOMS = re.compile(rf"^\s*PRIMCOORD.*\n\s*(\d+).*\n{_ROWS}", re.MULTILINE)
 _PWI_ATOMS = re.compile(rf"^\s*ATOMIC_POSITIONS.*\n{_ROWS}", re.MULTILINE)
 
@@ -432,4 +452,6 @@ _IGNORES: dict[str, Callable[[str], None]] = {
     "lammps-data": _check_lammps_data,
     "proteindatabank": _check_pdb,
     "res": _check_shelx,
+    "gromacs": _check_gromos,
+    "sdf": _check_sdf,
 }

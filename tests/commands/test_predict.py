@@ -166,7 +166,7 @@ def test_nothing_predicted_is_an_error(files, tmp_path, capsys) -> None:
         [
             (tmp_path / "nowhere", "no structure was predicted: see the table"),
             (files / "b.cif", "no structure was predicted: see the table"),
-            (tmp_path / "empty", "no structure was predicted: there is none in what was given"),
+            (tmp_path / "empty", "no structure was predicted: see the table"),
         ]
     ):
         assert cli.main(["predict", str(given), "--out", str(tmp_path / f"{number}.csv")]) == 2

@@ -9,6 +9,8 @@ import lzma
 import os
 import re
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.db
@@ -21,9 +23,12 @@ from ase.io import write
 from ase.io.trajectory import Trajectory
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
+from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.cif import CifWriter
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from prism_plugin.data import assign_splits, read_records, read_structure_file
+from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import iterate_structures, read_structures
 from prism_plugin.data.structure_files import read_frames
 from prism_plugin.errors import PrismError
@@ -381,18 +386,131 @@ def of_group(name: str, number: int, cell: tuple[float, ...], site: str) -> str:
     return head + "loop_\n" + "".join(f"_atom_site_{column}\n" for column in columns) + site + "\n"
 
 
+MONOCLINIC = (5.1, 5.2, 5.3, 90, 99.2, 90)
+CUBIC = (5.43, 5.43, 5.43, 90, 90, 90)
+HEXAGONAL = (4.3, 4.3, 30, 90, 90, 120)
+RHOMBOHEDRAL = (10.45, 10.45, 10.45, 24.2, 24.2, 24.2)
+TETRAGONAL = (3.78, 3.78, 9.51, 90, 90, 90)
+ORTHORHOMBIC = (5, 6, 7, 90, 90, 90)
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("name", "number", "cell", "setting", "operations"),
     [
-        of_group("F d -3 m :2", 227, (5.43, 5.43, 5.43, 90, 90, 90), "Si1 Si 0.125 0.125 0.125"),
-        of_group("P 21/n", 14, (6, 7, 8, 90, 100, 90), "Na1 Na 0.1 0.2 0.3"),
+        ("P 21/c", None, MONOCLINIC, "P 1 2_1/c 1 (b1), number 14", 4),
+        ("P21/n", 14, MONOCLINIC, "P 1 2_1/n 1 (b2), number 14", 4),
+        ("P 2_1/b", 14, (5, 6, 7, 90, 90, 100), "P 1 1 2_1/b (c3), number 14", 4),
+        ("C2/c", 15, MONOCLINIC, "C 1 2/c 1 (b1), number 15", 8),
+        ("I 2/a", None, MONOCLINIC, "I 1 2/a 1 (b3), number 15", 8),
+        ("A 2/n", 15, MONOCLINIC, "A 1 2/n 1 (b2), number 15", 8),
+        ("F m 3 m", None, CUBIC, "F 4/m -3 2/m, number 225", 192),
+        ("F d -3 m Z", 227, CUBIC, "F 4_1/d -3 2/m (2), number 227", 192),
+        ("Fd-3m:1", None, CUBIC, "F 4_1/d -3 2/m (1), number 227", 192),
+        ("R -3 m", None, HEXAGONAL, "R -3 2/m (H), number 166", 36),
+        ("R -3 m", 166, RHOMBOHEDRAL, "R -3 2/m (R), number 166", 12),
+        ("R-3mR", None, RHOMBOHEDRAL, "R -3 2/m (R), number 166", 12),
+        ("I 41/a m d :2", 141, TETRAGONAL, "I 4_1/a 2/m 2/d (2), number 141", 32),
+        ("P b n m", 62, ORTHORHOMBIC, "P 2_1/b 2_1/n 2_1/m (cab), number 62", 8),
+        ("C m c a", 64, ORTHORHOMBIC, "C 2/m 2/c 2_1/e, number 64", 16),
+        ("", 14, MONOCLINIC, "P 1 2_1/c 1 (b1), number 14", 4),
+        ("", 225, CUBIC, "F 4/m -3 2/m, number 225", 192),
     ],
-    ids=["origin", "setting"],
 )
-def test_a_setting_that_no_operations_tell_is_a_doubt(text: str, tmp_path: Path) -> None:
+def test_a_named_space_group_has_the_setting_that_is_meant(
+    name: str, number: int | None, cell: tuple[float, ...], setting: str, operations: int, tmp_path: Path
+) -> None:
+    text = of_group(name or "?", number or 0, cell, "Si1 Si 0.11 0.23 0.37")
+    text = text if number else text.replace("_symmetry_Int_Tables_number 0\n", "")
     (tmp_path / "x.cif").write_text(text)
-    found = list(read_frames(tmp_path / "x.cif"))
-    assert "no symmetry operations: those of the standard setting of" in " ".join(found[0].doubts)
+    (frame,) = read_frames(tmp_path / "x.cif")
+    assert isinstance(frame, Frame), frame
+    assert frame.doubts == (f"the CIF has no symmetry operations: those of {setting}, were taken",)
+    assert len(frame.atoms) == operations
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib's, of its own old ways
+        found = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(frame.atoms)).get_space_group_number()
+    assert str(found) == setting.split()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "cell", "reason"),
+    [
+        ("F d -3 m", 227, CUBIC, r"'F d -3 m' can be F 4_1/d -3 2/m 1 or F 4_1/d -3 2/m 2: write the operations"),
+        ("F m -3 m", 225, HEXAGONAL, "the cell does not fit the space group 'F m -3 m'"),
+        ("R -3 m R", 166, HEXAGONAL, "the cell does not fit the space group"),
+        ("P 21/c", 15, MONOCLINIC, "'P 21/c' with the number 15 is no space group that is known"),
+        ("P 1", 225, CUBIC, "'P 1' with the number 225 is no space group that is known"),
+        ("Q 1 2 3", 1, CUBIC, "is no space group that is known"),
+    ],
+)
+def test_a_space_group_of_which_nothing_is_sure_is_refused(
+    name: str, number: int, cell: tuple[float, ...], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.cif").write_text(of_group(name, number, cell, "Si1 Si 0.11 0.23 0.37"))
+    (problem,) = reasons(tmp_path / "x.cif")
+    assert re.search(reason, problem), problem
+
+
+def test_the_silicon_of_both_origins_is_one_crystal(tmp_path: Path) -> None:
+    for suffix, x in ((":1", 0.0), (":2", 0.125)):
+        (tmp_path / "x.cif").write_text(of_group(f"F d -3 m {suffix}", 227, CUBIC, f"Si1 Si {x} {x} {x}"))
+        (found,) = read_frames(tmp_path / "x.cif")
+        assert isinstance(found, Frame)
+        assert len(found.atoms) == 8
+
+
+OPERATED = SODIUM.replace("loop_", "loop_\n_symmetry_equiv_pos_as_xyz\n'x, y, z'\n'-x, -y, -z'\nloop_", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        (lambda text: re.sub(r"(?m)^_\S+", lambda tag: tag[0].upper(), text), "ClNa"),
+        (lambda text: text.replace("loop_", "LOOP_"), "ClNa"),
+        (
+            lambda text: text.replace("loop_", "_text\n;\n_cell_length_a 9\nloop_\n_atom_site_label\n;\nloop_", 1),
+            "ClNa",
+        ),
+        (lambda text: "data_global\n_publ_text\n;\n_atom_site_label\n;\n" + text, "ClNa"),
+        (lambda text: text.replace(" ", "\u00a0"), "ClNa"),
+        (lambda text: text.replace("-x, -y, -z", "\u2212x, \u2013y, -z"), "ClNa"),
+        (lambda text: text.replace("-x, -y, -z", "-x, -y, -q"), "'-x, -y, -q' is no symmetry operation"),
+        (lambda text: text.replace("-x, -y, -z", "x+y, x+y, z"), "'x+y, x+y, z' is no symmetry operation"),
+        (lambda text: text.replace("-x, -y, -z", "y, z, 2x"), "is no symmetry operation"),
+        (lambda text: text.replace("data_x", "data_x\n_cell_modulation_dimension 1"), "it is a modulated structure"),
+        (lambda text: re.sub(r"_cell_angle_beta.*\n", "", text), "it has no _cell_angle_beta"),
+    ],
+)
+def test_a_cif_is_read_as_it_is_meant(change: Callable[[str], str], outcome: str, tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text(change(OPERATED), encoding="utf-8")
+    (found,) = read_frames(tmp_path / "x.cif")
+    if isinstance(found, PrismError):
+        assert outcome in str(found)
+    else:
+        assert found.atoms.get_chemical_formula() == outcome
+        assert not found.doubts
+
+
+def test_signs_that_were_lost_are_not_made_up(tmp_path: Path) -> None:
+    text = OPERATED.replace("0.0 0.0 0.0", "~0.07 0.0 0.0", 1)
+    for sign, x in (("\u2212", -0.07), ("-", -0.07)):
+        (tmp_path / "x.cif").write_text(text.replace("~", sign), encoding="utf-8")
+        assert any(
+            abs(one - x % 1) < 1e-6 for one in read_structure_file(tmp_path / "x.cif").get_scaled_positions()[:, 0]
+        )
+    (tmp_path / "x.cif").write_bytes(text.encode().replace(b"~", b"\x96"))  # of Windows
+    assert "a byte before a number is no UTF-8, a minus perhaps" in reasons(tmp_path / "x.cif")[0]
+
+
+def test_operations_and_formulas_that_contradict_the_rest_are_doubts(tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text(
+        OPERATED.replace("-x, -y, -z", "y, z, x").replace("_cell_length_a 6.0", "_cell_length_a 9.0")
+    )
+    (found,) = read_frames(tmp_path / "x.cif")
+    assert "the symmetry operations do not fit the cell: look at both" in found.doubts
+    (tmp_path / "x.cif").write_text(OPERATED.replace("data_x", "data_x\n_chemical_formula_sum 'Na2 Cl'"))
+    (found,) = read_frames(tmp_path / "x.cif")
+    assert found.doubts == ("the formula 'Na2 Cl' is not that of the atoms, NaCl",)
 
 
 def test_long_empty_stretches_of_a_cif_cost_nothing(tmp_path: Path) -> None:
@@ -400,6 +518,16 @@ def test_long_empty_stretches_of_a_cif_cost_nothing(tmp_path: Path) -> None:
     start = time.perf_counter()
     read_structure_file(tmp_path / "x.cif")
     assert time.perf_counter() - start < 5
+
+
+def test_three_scales_stretch_the_axes(tmp_path: Path) -> None:
+    lines = ["x", "4.0 5.0 6.0", "1 0 0", "0 1 0", "0 0 1", "Cs Cl", "1 1", "Direct", "0 0 0", "0.5 0.5 0.5"]
+    (tmp_path / "POSCAR").write_text("\n".join(lines))
+    assert read_structure_file(tmp_path / "POSCAR").cell.lengths() == pytest.approx([4, 5, 6])
+    (tmp_path / "POSCAR").write_text("\n".join(lines).replace("Direct", "Cartesian"))
+    assert "three scale factors and Cartesian positions is not read" in reasons(tmp_path / "POSCAR")[0]
+    (tmp_path / "POSCAR").write_text("\n".join(lines[:5]))
+    assert "a POSCAR has at least 8 lines, this file 5" in reasons(tmp_path / "POSCAR")[0]
 
 
 POSCAR = ["x", "-57.0", "1 0 0", "0 1 0", "0 0 1", "Cs Cl", "1 1", "Cartesian", "0 0 0", "0.5 0.5 0.5"]
@@ -481,6 +609,7 @@ def test_what_stands_beside_a_structure_wins_over_its_data(tmp_path: Path) -> No
     assert read_records(tmp_path / "y.json", "corrected_energy")[0].target == -7.5
 
 
+GRO = "x\n1\n    1NaCl    Na    1   0.000   0.000   0.000\n   0.5   0.5   0.5\n"
 GEN = "1 S\nNa\n1 1 0.0 0.0 0.0\n0.0 0.0 0.0\n4.0 0.0 0.0\n0.0 4.0 0.0\n0.0 0.0 4.0\n"
 
 
@@ -493,6 +622,11 @@ GEN = "1 S\nNa\n1 1 0.0 0.0 0.0\n0.0 0.0 0.0\n4.0 0.0 0.0\n0.0 4.0 0.0\n0.0 0.0 
          "ATOM      1 NA   MOL     1       0.000   0.000   0.000  1.00  0.00          NA\n", "is not read"),
         ("x.pdb", "CRYST1    6.000    7.000    8.000  90.00  90.00  90.00 P 1\n"
          "ATOM      1 NA   MOL     1       0.000   0.000   0.000  0.50  0.00          NA\n", "parts of atoms"),
+        ("x.pdb", "CRYST1    6.000    7.000    8.000  90.00  90.00  90.00 P 1\n"
+         "ATOM      1  CA  ALA A   1       1.000   1.000   1.000  1.00  0.00\n", "no elements"),
+        ("x.gro", "x\n1\n    1NaCl    NA    1   0.000   0.000   0.000\n   0.5   0.5   0.5\n", "NA is no element"),
+        ("x.gro", GRO + GRO, "several frames"),
+        ("x.sdf", "x\n$$$$\ny\n$$$$\n", "several molecules"),
         ("x.gen", GEN + GEN, "several structures"),
         ("x.mmcif", "data_x\n_cell.length_a 4\nloop_\n_atom_site.id\n_atom_site.Cartn_x\n1 0.0\n", "an mmCIF"),
         ("x.xsf", "CRYSTAL\nPRIMVEC\n4 0 0\n0 4 0\n0 0 4\nPRIMCOORD\n1 1\n11 0 0 0\n17 2 2 2\n",
@@ -502,11 +636,25 @@ GEN = "1 S\nNa\n1 1 0.0 0.0 0.0\n0.0 0.0 0.0\n4.0 0.0 0.0\n0.0 4.0 0.0\n0.0 0.0 
          "nat announces 1 atoms and 2 follow"),
         ("x.res", "TITL x\nCELL 1 6 7 8 90 100 90\nLATT 1\nSYMM -X,Y,-Z\nSFAC Na\nNa 1 0 0 0\nEND\n", "SHELX"),
     ],
-    ids=["types", "symmetry", "occupancy", "frames", "mmcif", "xsf", "espresso", "shelx"],
+    ids=["types", "symmetry", "occupancy", "element", "name", "gro", "sdf",
+         "frames", "mmcif", "xsf", "espresso", "shelx"],
 )  # fmt: skip
 def test_what_ase_passes_over_is_refused(name: str, text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     assert reason in reasons(tmp_path / name)[0]
+
+
+def test_a_folder_loses_nothing(tmp_path: Path) -> None:
+    folder, empty = tmp_path / "some", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    write(folder / "a.cif", bulk("Cu"))
+    (folder / "b.cif").symlink_to(tmp_path / "nowhere.cif")
+    (folder / "inner").mkdir()
+    found = {Path(name).name: str(source) for name, source in iterate_structures([folder, empty])}
+    assert sorted(found) == ["a.cif", "b.cif", "empty"]
+    assert found["b.cif"] == "a link that leads nowhere"
+    assert "there is no file in this folder" in found["empty"]
 
 
 @pytest.mark.parametrize("suffix", ["gen", "xsf", "pwi"])
