@@ -23,6 +23,8 @@ __all__ = ["AngularBlock", "EdgeAngles", "real_harmonics"]
 
 # With a BatchNorm of the weights: makes the sums over neighbors about 1.
 _SCALE = 0.3
+# Without one: the same for the bounded sums of directions that partly cancel.
+_GAIN = 2.2
 
 
 class EdgeAngles(NamedTuple):
@@ -89,10 +91,10 @@ class AngularBlock(nn.Module):
     messages at atom i.
 
     Without (for potentials): W_r reads the radial functions of d_ij in place of e_ij, a fixed scale stands for BN and
-    0.3, measured by :meth:`calibrate`; A_i <- A_i / sqrt(1 + a_i) with a_i = mean_c sum_j w_ijc^2 / (order + 2), the
-    mean square of A_i were the directions of its edges independent; and nothing joins the messages. Unbounded a
-    training on many elements diverges. The weights bound it, not A_i itself: where symmetry cancels A_i (fcc, rocksalt)
-    a bound by A_i would make the forces turn within hundredths of an ångström.
+    0.3, measured by :meth:`calibrate`; A_i <- 2.2 A_i / sqrt(1 + a_i) with a_i = mean_c sum_j w_ijc^2 / (order + 2), the
+    mean square of A_i were the directions of its edges independent; and nothing joins the messages.
+    Unbounded a training on many elements learns less, or diverges. The weights bound A_i, not its own size: where
+    symmetry cancels A_i (fcc, rocksalt) the forces would turn within hundredths of an ångström.
 
     Args:
         dim: width of the features.
@@ -165,7 +167,7 @@ class AngularBlock(nn.Module):
         power = power.new_zeros(atoms).index_add(0, receiver, power)
         if self.calibrating:
             self.scale.copy_(1 / power.detach().sqrt().mean().clamp(min=1e-12))
-        return density * (self.scale * torch.rsqrt(1 + self.scale.square() * power)).view(-1, 1, 1)
+        return density * (_GAIN * self.scale * torch.rsqrt(1 + self.scale.square() * power)).view(-1, 1, 1)
 
     def _by_degree(self, density: Tensor, mix: Tensor) -> Tensor:
         parts = density.split(self._sizes(), dim=1)

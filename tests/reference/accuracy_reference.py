@@ -158,7 +158,7 @@ def angular(
             if fixed:
                 w = w * block.scale
                 power = torch.stack([(w[:, channel] ** 2).sum() for channel in range(w.shape[1])])
-                w = w / torch.sqrt(1 + power.mean() / (block.order + 2))
+                w = 2.2 * w / torch.sqrt(1 + power.mean() / (block.order + 2))
             total = sum(p[degree] @ w @ block.mix[degree - 1] for degree in degrees)
             q.update(zip(mine, total, strict=True))
             if not fixed:
