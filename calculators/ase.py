@@ -24,7 +24,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
-from prism_plugin.committee import check_committee, mean_and_spread
+from prism_plugin.committee import check_committee, how_far, interval_levels, mean_and_spread
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.evaluation import evaluation, halved, split_graphs
 from prism_plugin.forces import (
@@ -45,6 +45,7 @@ from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on, models
 __all__ = ["PRISMCalculator"]
 
 _UNKNOWN = ("error", "nan")
+_FEATURES = "features"  # of a crystal among a model's results, until its domain was looked at
 _Results = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
@@ -85,6 +86,11 @@ class PRISMCalculator(Calculator):
     ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds. Its
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
+
+    Models that know their domain (those that ship, and every run's of a property with 20 validation crystals) answer
+    ``novelty``, the distance from their training crystals (95 % of the validation crystals are nearer than 1), and
+    ``energy_interval`` (or the property's name with ``_interval``), between which 95 % of crystals like the validation
+    crystals lie. Far beyond these it promises nothing, and says so once.
 
     Of what is doubtful in a structure (atoms without a neighbor within the model's cutoff, atoms much nearer or farther
     than in any crystal that the thresholds were measured on) it warns once.
@@ -160,7 +166,7 @@ class PRISMCalculator(Calculator):
         if self._gives_energy:
             gradients = ["forces", "stress"] if self.compute_forces else []
             spreads = [f"{name}_std" for name in ("energy", *gradients)] if committee else []
-            return [*type(self).implemented_properties, *gradients, *spreads]
+            return [*type(self).implemented_properties, *gradients, *spreads, *self._of_domain("energy")]
         if target in all_properties:
             raise PrismError(
                 f"this model predicts {target!r} in {unit or 'no unit'!r}, which is not ASE's {target}; energies have "
@@ -169,7 +175,12 @@ class PRISMCalculator(Calculator):
             )
         if self.compute_forces:
             raise PrismError(f"{target} ({unit or 'no unit'}) is no energy and has no forces: leave compute_forces out")
-        return [target, f"{target}_std"] if committee else [target]
+        return [target, *([f"{target}_std"] if committee else []), *self._of_domain(target)]
+
+    def _of_domain(self, value: str) -> list[str]:
+        """Names of what is known of how far a structure is from the training crystals."""
+        levels = interval_levels(self.models)
+        return [] if levels is None else [*([f"{value}_interval"] if levels else []), "novelty"]
 
     @property
     def _gives_energy(self) -> bool:
@@ -298,8 +309,12 @@ class PRISMCalculator(Calculator):
         ):
             for graphs in self._graphs(known):
                 answers = [self._evaluate(model, graphs[model.cutoffs]) for model in self.models]
-                answered += [self._together(several) for several in zip(*answers, strict=True)]
-                bar.update(len(answers[0]))
+                features = [[one.pop(_FEATURES, None) for one in of_model] for of_model in answers]
+                together = [self._together(several) for several in zip(*answers, strict=True)]
+                if "novelty" in self.implemented_properties:
+                    self._add_domain(together, features, known[len(answered) :])
+                answered += together
+                bar.update(len(together))
         found = iter(answered)
         results = [
             next(found) if is_known else self._unknown(structure)
@@ -311,6 +326,26 @@ class PRISMCalculator(Calculator):
                     del result["stress"]
                     result.pop("stress_std", None)
         return results
+
+    def _add_domain(
+        self,
+        results: Sequence[_Results],
+        features: Sequence[Sequence[np.ndarray]],
+        structures: Sequence[tuple[str, Structure]],
+    ) -> None:
+        """Add to results how far the structures are from the training crystals, and the interval of 95 %."""
+        far = how_far(self.models, [np.stack(of_model) for of_model in features])
+        if far is None:
+            return
+        value = "energy" if self._gives_energy else self.model.target
+        for row, (result, (place, structure)) in enumerate(zip(results, structures, strict=False)):
+            result["novelty"] = float(far.novelty[row])
+            if f"{value}_interval" in self.implemented_properties:
+                share = len(structure) if self._gives_energy and self.model.unit == "eV/atom" else 1
+                width = share * far.half_widths[row, -1]
+                result[f"{value}_interval"] = np.array([result[value] - width, result[value] + width])
+            if text := far.warning(row):
+                self._warn_once("far", f"{place}{text}")
 
     def annotate(self, atoms: Atoms | Sequence[Atoms]) -> None:
         """Write the predictions into ``atoms.info``, which files keep, as ``prism_<target>`` in the model's unit.
@@ -363,9 +398,12 @@ class PRISMCalculator(Calculator):
     def _warn_of_doubts(self, place: str, graph: CrystalGraph) -> None:
         """Warn of what is doubtful in a structure, once of each kind."""
         for kind, text in doubts_of(graph).items():
-            if kind not in self._warned:
-                self._warned.add(kind)
-                warn(f"{place}{text} (this calculator says so once)")
+            self._warn_once(kind, f"{place}{text}")
+
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warn(f"{text} (this calculator says so once)")
 
     def _knows(self, place: str, numbers: np.ndarray) -> bool:
         """Whether all models know all elements; if it is an error that one does not, that is raised."""
@@ -389,7 +427,8 @@ class PRISMCalculator(Calculator):
     def _evaluate_batch(self, model: PRISM, crystals: CrystalBatch) -> list[_Results]:
         if not self._gives_energy:
             with torch.no_grad(), evaluation(model):
-                return [{model.target: value} for value in model(crystals).double().tolist()]
+                values = model(crystals).double().tolist()
+            return self._with_features(model, crystals, [{model.target: value} for value in values])
         found: EnergyGradients | None = None
         if self.compute_forces:
             found = energies_with_gradients(model, crystals)
@@ -406,6 +445,15 @@ class PRISMCalculator(Calculator):
             forces = np.split(found.forces.double().cpu().numpy(), ends)
             for result, of_crystal, stress in zip(results, forces, found.stress.cpu().numpy(), strict=True):
                 result |= {"forces": of_crystal, "stress": full_3x3_to_voigt_6_stress(stress)}
+        return self._with_features(model, crystals, results)
+
+    @staticmethod
+    def _with_features(model: PRISM, crystals: CrystalBatch, results: list[_Results]) -> list[_Results]:
+        """Keep what a model with a domain made of the crystals, beside its answers."""
+        if model.domain is not None:
+            features = model.last_descriptors(crystals).double().cpu().numpy()
+            for result, one in zip(results, features, strict=True):
+                result[_FEATURES] = one
         return results
 
     def _together(self, answers: Sequence[_Results]) -> _Results:
@@ -422,7 +470,8 @@ class PRISMCalculator(Calculator):
 
     def _unknown(self, structure: Structure) -> _Results:
         """NaN for everything."""
-        shapes: dict[str, tuple[int, ...]] = {"energies": (len(structure),)}
+        value = "energy" if self._gives_energy else self.model.target
+        shapes: dict[str, tuple[int, ...]] = {"energies": (len(structure),), f"{value}_interval": (2,)}
         for suffix in ("", "_std"):
             shapes |= {f"forces{suffix}": (len(structure), 3), f"stress{suffix}": (6,)}
         names = self.implemented_properties

@@ -15,7 +15,9 @@ from typing import Any
 
 from prism_plugin import __version__
 from prism_plugin.commands import (
+    calibrate,
     demo,
+    embed,
     evaluate,
     info,
     label,
@@ -36,6 +38,9 @@ COMMANDS: dict[str, Any] = {
     "presets": presets,
     "predict": predict,
     "evaluate": evaluate,
+    "calibrate": calibrate,
+    "embed": embed,
+    "explain": embed.Explain,
     "scaling": scaling,
     "info": info,
     "models": models,

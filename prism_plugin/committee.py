@@ -3,14 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from prism_plugin.domain import LEVELS
 from prism_plugin.errors import PrismError
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 
-__all__ = ["check_committee", "mean_and_spread"]
+__all__ = ["HowFar", "check_committee", "how_far", "interval_levels", "mean_and_spread"]
+
+
+class HowFar(NamedTuple):
+    """How far crystals are from what models know.
+
+    Attributes:
+        novelty: distance from the training crystals; 95 % of the validation crystals are nearer than 1; shape ``(n,)``.
+        half_widths: of the intervals about the predictions, one of each level, shape ``(n, levels)``.
+        far: novelty that 99 % of the validation crystals do not reach.
+    """
+
+    novelty: np.ndarray
+    half_widths: np.ndarray
+    far: float
+
+    def warning(self, row: int) -> str:
+        """Say that a crystal is far; an empty text if it is not."""
+        novelty = float(self.novelty[row])
+        if not novelty > self.far:
+            return ""
+        return f"farther from the training crystals than 99 % of the validation crystals were (novelty {novelty:.2g})"
+
+
+def interval_levels(models: Sequence[PRISM]) -> tuple[float, ...] | None:
+    """Return the coverage of the intervals that models know, of which there may be none; None without a domain."""
+    domains = [model.domain for model in models]
+    known = [domain for domain in domains if domain is not None]
+    if len(known) < len(models):
+        return None
+    return LEVELS if all(domain.factors for domain in known) else ()
+
+
+def how_far(models: Sequence[PRISM], features: Sequence[np.ndarray]) -> HowFar | None:
+    """Measure how far crystals are from what models know; of several models the mean.
+
+    Args:
+        models: of one property.
+        features: of the crystals, as each model describes them, shapes ``(n, dim)``.
+
+    Returns:
+        None if a model has no domain.
+    """
+    known = [(model.domain, one) for model, one in zip(models, features, strict=True) if model.domain is not None]
+    if len(known) < len(models):
+        return None
+    novelty = [domain.novelty(one) for domain, one in known]
+    widths = [domain.half_widths(one) for (domain, _), one in zip(known, novelty, strict=True)]
+    together = np.mean([one[:, : len(interval_levels(models) or ())] for one in widths], axis=0)
+    return HowFar(np.mean(novelty, axis=0), together, float(np.mean([domain.far for domain, _ in known])))
 
 
 def mean_and_spread(answers: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -21,6 +21,7 @@ from ase.data import atomic_numbers as number_of
 from torch import Tensor
 from torch_geometric.data import Data
 
+from prism_plugin.domain import Domain
 from prism_plugin.errors import PrismError
 from prism_plugin.files import ASIDE
 from prism_plugin.graph.crystals import CrystalBatch
@@ -37,6 +38,7 @@ with writable_home():  # matgl makes a folder there when it is imported
 
 __all__ = [
     "DIGEST",
+    "DOMAIN",
     "MATGL_CACHE",
     "SavedModel",
     "answer_like_matgl",
@@ -47,6 +49,7 @@ __all__ = [
     "weights_digest",
 ]
 
+DOMAIN = "domain.npz"  # beside a model's other files, if it was measured
 DIGEST = "sha256_of_weights"  # in the metadata of a saved model
 
 
@@ -55,6 +58,8 @@ class SavedModel(MatGLModel):
 
     # Symbol -> number of training crystals, where these were too few to trust; of a model that ships, or began as one.
     rare_elements: Mapping[str, int] = MappingProxyType({})
+    # Its training crystals and its errors, where they were measured.
+    domain: Domain | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -70,15 +75,16 @@ class SavedModel(MatGLModel):
         Args:
             path: folder of the model.
             metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements`` and
-                the SHA-256 of its weights.
+                the SHA-256 of its weights. Its ``domain`` is kept, too, if it is of these weights.
             makedirs: make the folder if it is missing.
 
         Raises:
             FileNotFoundError: if the folder is missing and ``makedirs`` is False.
         """
+        digest = weights_digest(self.state_dict())
         if isinstance(metadata, dict | None):
             ours = {"rare_elements": dict(self.rare_elements)} if self.rare_elements else {}
-            metadata = {**ours, **(metadata or {}), DIGEST: weights_digest(self.state_dict())}
+            metadata = {**ours, **(metadata or {}), DIGEST: digest}
         folder = Path(path).resolve()
         if makedirs:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +92,10 @@ class SavedModel(MatGLModel):
             raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
         with TemporaryDirectory(prefix=f".model{ASIDE}", dir=folder) as aside:
             super().save(aside, metadata=metadata)
+            if self.domain is not None and self.domain.digest == digest:
+                self.domain.save(Path(aside) / DOMAIN)
+            else:
+                (folder / DOMAIN).unlink(missing_ok=True)
             for file in sorted(Path(aside).iterdir()):
                 os.replace(file, folder / file.name)
 
@@ -98,8 +108,8 @@ class SavedModel(MatGLModel):
             **kwargs: of matgl's own.
 
         Raises:
-            ValueError: if the weights are not those that were saved, not all that the model has, or not finite, or the
-                files name a class of another package.
+            ValueError: if the weights are not those that were saved, not all that the model has, or not finite, the
+                files name a class of another package, or what lies beside them is of other weights.
         """
         files = path if isinstance(path, dict) else _get_file_paths(Path(path), **kwargs)
         kept = json.loads(Path(files["model.json"]).read_text(encoding="utf-8")).get("metadata")
@@ -116,6 +126,13 @@ class SavedModel(MatGLModel):
             raise PrismError(f"{len(differing)} weights are missing or too many, for example {differing[0]}")
         rare = kept.get("rare_elements")
         model.rare_elements = rare if isinstance(rare, dict) else {}
+        beside = Path(files["state.pt"]).with_name(DOMAIN)
+        if beside.is_file():
+            model.domain = Domain.load(beside)
+            if model.domain.digest != weights_digest(weights):
+                raise PrismError(
+                    f"{DOMAIN} is of other weights than the model beside it: remove it, or fetch both again"
+                )
         return model
 
 

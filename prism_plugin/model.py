@@ -5,7 +5,7 @@ Predicts one number per crystal from a batch of crystals in any of the accepted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -431,12 +431,90 @@ class PRISM(SavedModel):
         Raises:
             MemoryError: if one crystal alone does not fit.
         """
-        predictions: list[Tensor] = []
+        return self._over(graphs, lambda crystals: self(crystals), batch_size, progress)
+
+    @torch.no_grad()
+    def describe_graphs(
+        self, graphs: Sequence[CrystalGraph], batch_size: int = 64, progress: str | bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Predict as :meth:`predict_graphs`, and describe the crystals.
+
+        Returns:
+            Predictions, shape ``(crystals,)``, and :meth:`last_descriptors` of each, shape ``(crystals, dim)``.
+        """
+        found = self._over(
+            graphs,
+            lambda crystals: torch.cat([self(crystals).unsqueeze(1), self.last_descriptors(crystals)], dim=1),
+            batch_size,
+            progress,
+        ).view(len(graphs), -1)
+        return found[:, 0], found[:, 1:]
+
+    def _over(
+        self,
+        graphs: Sequence[CrystalGraph],
+        evaluate: Callable[[CrystalBatch], Tensor],
+        batch_size: int,
+        progress: str | bool,
+    ) -> Tensor:
+        answers: list[Tensor] = []
         with evaluation(self), tqdm(total=len(graphs), desc=str(progress), unit="crystal", disable=not progress) as bar:
             for batch in split_graphs(graphs, batch_size):
-                predictions += halved(lambda crystals: [self(crystals)], batch)
+                answers += halved(lambda crystals: [evaluate(crystals)], batch)
                 bar.update(len(batch))
-        return torch.cat(predictions) if predictions else torch.zeros(0, dtype=self.dtype, device=self.device)
+        return torch.cat(answers) if answers else torch.zeros(0, dtype=self.dtype, device=self.device)
+
+    def last_descriptors(self, batch: CrystalBatch, per_atom: bool = False) -> Tensor:
+        """Return what the layers made of the crystals that were computed last.
+
+        Args:
+            batch: these crystals.
+            per_atom: whether of each atom, or the mean of each crystal's.
+
+        Returns:
+            Features after the last layer, shape ``(atoms, dim)`` or ``(crystals, dim)``, detached.
+        """
+        atoms = self.feature_dict[f"gc_{len(self.layers)}"]["node_feat"]
+        if per_atom:
+            return atoms
+        counts = batch.atoms_per_crystal.to(atoms).unsqueeze(1)
+        return mean_of_atoms(atoms, batch.atom_crystal.to(atoms.device), counts)
+
+    @torch.no_grad()
+    def descriptors(self, structures: Sequence[Any], per_atom: bool = False, batch_size: int = 64) -> list[Tensor]:
+        """Describe structures by the features of their atoms after the last layer.
+
+        Args:
+            structures: pymatgen ``Structure`` / ``Molecule`` or ASE ``Atoms``.
+            per_atom: whether of each atom; else the mean over the atoms.
+            batch_size: most crystals of one batch.
+
+        Returns:
+            One tensor for each structure, of shape ``(atoms, dim)`` or ``(dim,)``; invariant under permutations of the
+            atoms, and as invariant under rotation as the model is (exactly with ``directions=False``).
+
+        Raises:
+            ValueError: if a structure is bad (see :func:`~prism_plugin.build_graph`) or has an unknown element.
+
+        Example:
+            >>> from ase.build import bulk
+            >>> [tuple(one.shape) for one in PRISM(dim=8, num_layers=1).descriptors([bulk("Si")], per_atom=True)]
+            [(2, 8)]
+        """
+        graphs = [build_graph(one, *self.cutoffs) for one in structures]
+        for graph in graphs:
+            self.check_elements(graph.crystals.elements)
+        found: list[Tensor] = []
+
+        def evaluate(crystals: CrystalBatch) -> list[Tensor]:
+            self(crystals)
+            features = self.last_descriptors(crystals, per_atom)
+            return list(features.split(crystals.sizes[:, 0].tolist()) if per_atom else features)
+
+        with evaluation(self):
+            for batch in split_graphs(graphs, batch_size):
+                found += halved(evaluate, batch)
+        return found
 
     @torch.no_grad()
     def predict_structure(

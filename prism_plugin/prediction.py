@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice, starmap
+from itertools import chain, count, islice, starmap
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from ase import Atoms
 from tqdm import tqdm
 
-from prism_plugin.committee import check_committee, mean_and_spread
+from prism_plugin.committee import check_committee, how_far, interval_levels, mean_and_spread
 from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import Source, frames_of, iterate_structures
 from prism_plugin.devices import find_device
@@ -30,7 +30,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.evaluation import evaluation, halved, split_graphs
 from prism_plugin.files import locked, sweep
 from prism_plugin.graph.build import build_graph
-from prism_plugin.graph.crystals import CrystalGraph
+from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.matgl_bridge import weights_digest
@@ -61,8 +61,10 @@ def predict_files(
         model: name of a shipped model, folder of a saved one, or a list of these that predict one property: their
             mean is predicted, and in a column of its own the standard deviation of their predictions.
         out: the CSV; columns name, formula, atoms, the target with its unit, the same with ``_std`` for several models,
-            warnings (what is doubtful in a structure, elements that the model has hardly seen), error. If it is there,
-            what it has is kept and the rest is added. Beside it lies ``OUT.model.json``, by which a table knows its
+            where the models have a domain (:class:`prism_plugin.domain.Domain`) the half widths of the intervals,
+            ``_68`` and ``_95``, and ``novelty``; warnings (what is doubtful in a structure, elements that the model has
+            hardly seen, a crystal far from the training crystals), error. If it is there, what it has is kept and the
+            rest is added. Beside it lies ``OUT.model.json``, by which a table knows its
             models.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         devices: number of processes; each has a GPU of its own where ``device`` is CUDA. With more than one the calling
@@ -142,8 +144,11 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     digests = sorted(weights_digest(model.state_dict()) for model in models)
     about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
-    values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in suffixes]
-    header = ("name", "formula", "atoms", *values, "warnings", "error")
+    levels = interval_levels(models)
+    widths = [f"_{round(100 * level)}" for level in levels or ()]
+    values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in (*suffixes, *widths)]
+    novelty = [] if levels is None else ["novelty"]
+    header = ("name", "formula", "atoms", *values, *novelty, "warnings", "error")
     return open_table(out, header, about)
 
 
@@ -211,26 +216,45 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
                 graphs[cutoffs].append(graph)
             about.append((name, *formula_and_size(frame.atoms), doubts, ""))
     answers = [_answers(model, graphs[model.cutoffs]) for model in models]
-    columns = [values for values in mean_and_spread([values for values, _ in answers]) if values is not None]
-    values = iter(zip(np.transpose(columns).tolist(), *[reasons for _, reasons in answers], strict=True))
+    columns = [values for values in mean_and_spread([values[:, 0] for values, _ in answers]) if values is not None]
+    far = how_far(models, [values[:, 1:] for values, _ in answers])
+    numbers_of = np.column_stack([*columns, *([] if far is None else (far.half_widths, far.novelty))])
+    reasons_of = zip(*[reasons for _, reasons in answers], strict=True)
+    values = zip(count(), numbers_of.tolist(), reasons_of)
     rows: list[_Row] = []
     for *of_structure, doubt, reason in about:
-        numbers, *too_large = ([],) if reason else next(values)
+        place, numbers, too_large = (0, [], ()) if reason else next(values)
         reason = next(filter(None, too_large), reason)
         problem = reason if reason or np.isfinite(numbers).all() else _NOT_FINITE
-        texts = [""] * len(columns) if problem else [f"{number:.8g}" for number in numbers]
+        texts = [""] * numbers_of.shape[1] if problem else [f"{number:.8g}" for number in numbers]
+        if far is not None and not problem:
+            doubt = "; ".join(filter(None, [doubt, far.warning(place)]))
         rows.append((*of_structure, *texts, doubt, problem))
     return rows
 
 
 def _answers(model: PRISM, graphs: Sequence[CrystalGraph]) -> tuple[np.ndarray, list[str]]:
-    """Predict crystals; those that do not fit into memory are NaN, with the reason."""
-    found: list[float | MemoryError] = []
+    """Predict crystals; those that do not fit into memory are NaN, with the reason.
+
+    Returns:
+        The predictions, and behind them the crystals' features where the model has a domain, shape ``(crystals, 1 +
+        dim)``; and the reasons.
+    """
+    dim = 0 if model.domain is None else model.domain.mean.shape[0]
+
+    def evaluate(crystals: CrystalBatch) -> list[np.ndarray | MemoryError]:
+        found = model(crystals).double().unsqueeze(1)
+        if dim:
+            found = torch.cat([found, model.last_descriptors(crystals).double()], dim=1)
+        return list(found.cpu().numpy())
+
+    found: list[np.ndarray | MemoryError] = []
     with torch.no_grad(), evaluation(model):
         for batch in split_graphs(graphs, max(1, len(graphs))):
-            found += halved(lambda crystals: model(crystals).double().tolist(), batch, too_large=lambda error: error)
+            found += halved(evaluate, batch, too_large=lambda error: error)
     reasons = [str(one) if isinstance(one, MemoryError) else "" for one in found]
-    return np.array([np.nan if isinstance(one, MemoryError) else one for one in found], dtype=float), reasons
+    rows = [np.full(1 + dim, np.nan) if isinstance(one, MemoryError) else one for one in found]
+    return np.array(rows, dtype=float).reshape(-1, 1 + dim), reasons
 
 
 def examine(frame: Frame, models: Sequence[PRISM]) -> tuple[dict[tuple[float, float], CrystalGraph], str]:

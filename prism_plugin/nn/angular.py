@@ -90,11 +90,11 @@ class AngularBlock(nn.Module):
     e_ij <- e_ij + W_q [q_ij || q_ji]; and sum_m A_i^l * (A_i^l V_l), one linear layer further, joins the sum of the
     messages at atom i.
 
-    Without (for potentials): W_r reads the radial functions of d_ij in place of e_ij, a fixed scale stands for BN and
-    0.3, measured by :meth:`calibrate`; A_i <- 2.2 A_i / sqrt(1 + a_i) with a_i = mean_c sum_j w_ijc^2 / (order + 2), the
-    mean square of A_i were the directions of its edges independent; and nothing joins the messages.
-    Unbounded a training on many elements learns less, or diverges. The weights bound A_i, not its own size: where
-    symmetry cancels A_i (fcc, rocksalt) the forces would turn within hundredths of an ångström.
+    Without (for potentials): W_r reads the radial functions of d_ij in place of e_ij, and a fixed scale, which
+    ``PRISM.calibrate`` measures, stands for BN and 0.3; A_i <- 2.2 A_i / sqrt(1 + a_i) with a_i = mean_c sum_j
+    w_ijc^2 / (order + 2), the mean square of A_i were the directions of its edges independent; and nothing joins the
+    messages. Unbounded a training on many elements learns less, or diverges. The weights bound A_i, not its own size:
+    where symmetry cancels A_i (fcc, rocksalt) the forces would turn within hundredths of an ångström.
 
     Args:
         dim: width of the features.

@@ -8,10 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ase import Atoms
+
 from prism_plugin import __version__
 from prism_plugin.data import GraphDataset, Record, make_datasets
+from prism_plugin.domain import FEWEST, Domain
 from prism_plugin.errors import PrismError
 from prism_plugin.files import write_json
+from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.schema import as_dict
@@ -24,7 +28,7 @@ from prism_plugin.training.initial import UNTOUCHED
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
 from prism_plugin.training.run_folder import SETTINGS
 
-__all__ = ["evaluate", "write_summary"]
+__all__ = ["evaluate", "measure_domain", "write_summary"]
 
 
 def write_summary(
@@ -61,6 +65,7 @@ def write_summary(
         | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
         "python": platform.python_version(),
     }
+    model.domain = measure_domain(model, datasets["train"], datasets["val"], settings.batch_size, progress)
     model.save(folder / "model", metadata={"settings": as_dict(settings), "scores": scores})
     sizes = {name: dataset.graphs.atoms for name, dataset in datasets.items()}
     told = card(settings, model, scores, {name: (int(of.min()), int(of.max())) for name, of in sizes.items()})
@@ -76,6 +81,39 @@ def write_summary(
         plot_rod_flow(folder / "log", folder / "rod_flow.png")
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def measure_domain(
+    model: PRISM, training: GraphDataset, validation: GraphDataset, batch_size: int = 64, progress: bool = True
+) -> Domain | None:
+    """Measure how far crystals lie from a model's training crystals, and its errors that far out.
+
+    Args:
+        model: of a property.
+        training: what it was trained on.
+        validation: what it was not.
+        batch_size: most crystals of one batch.
+        progress: whether there are progress bars.
+
+    Returns:
+        The domain; None of a potential, or with fewer validation crystals than an interval needs.
+    """
+    if model.task != model.task_type or len(validation.names) < FEWEST:
+        return None
+    seen, held = (
+        model.describe_graphs(one.graphs, batch_size, progress and f"describe {name}")
+        for name, one in (("train", training), ("val", validation))
+    )
+    errors = None
+    if model.task_type == "regression":
+        errors = held[0].double().cpu().numpy() - validation.targets.numpy()
+    features = [descriptors.float().cpu().numpy() for _, descriptors in (seen, held)]
+    formulas = (
+        Atoms(graph.atomic_numbers.cpu().numpy()).get_chemical_formula("metal", empirical=True)
+        for graph in training.graphs
+    )
+    names = list(zip(training.names, formulas, strict=True))
+    return Domain.fit(weights_digest(model.state_dict()), features[0], names, features[1], errors)
 
 
 def evaluate(

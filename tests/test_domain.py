@@ -1,0 +1,227 @@
+"""What a model knows: distances from its training crystals, intervals that hold, files that go with their weights."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from prism_plugin import PRISMCalculator, cli, load
+from prism_plugin.committee import how_far
+from prism_plugin.data import split_records
+from prism_plugin.data.emt_alloys import emt_alloys
+from prism_plugin.domain import FEWEST, LEVELS, Domain
+from prism_plugin.errors import PrismError
+from prism_plugin.matgl_bridge import weights_digest
+from prism_plugin.training import TrainingSettings, train
+from tests.conftest import small_model
+
+
+def crystals(count: int, seed: int, spread: float = 1.0) -> np.ndarray:
+    """Features of crystals on a bent sheet."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, spread, (count, 3))
+    return np.concatenate([x, x**2, np.sin(x), x[:, :1] * x[:, 1:]], axis=1)
+
+
+def domain_of(errors: np.ndarray, validation: np.ndarray) -> Domain:
+    training = crystals(3000, 0)
+    names = [(f"c{number}", "NaCl") for number in range(len(training))]
+    return Domain.fit("digest", training, names, validation, errors)
+
+
+def test_distances_are_those_of_the_slow_way() -> None:
+    validation = crystals(400, 1)
+    domain = domain_of(np.ones(400), validation)
+    points = domain.points.astype(float) * domain.steps
+    expected = []
+    for one in validation[:20]:
+        along = domain.directions @ ((one - domain.mean) / domain.scale)
+        distances = sorted(float(np.sqrt(((point - along) ** 2).sum())) for point in points)
+        expected.append(sum(distances[:5]) / 5)
+    np.testing.assert_allclose(domain.distances(validation[:20]), expected, rtol=1e-4)
+    assert (domain.novelty(validation) < 1).mean() == pytest.approx(0.95, abs=0.01)
+    assert (domain.novelty(validation) < domain.far).mean() == pytest.approx(0.99, abs=0.01)
+    assert (domain.novelty(crystals(100, 2, spread=4.0)) > domain.far).mean() > 0.8
+    names = domain.nearest(domain_of(np.ones(400), validation).mean[None])[0]
+    assert len(names) == 5
+    assert [distance for _, distance in names] == sorted(distance for _, distance in names)
+
+
+@pytest.mark.parametrize("count", [40, 400])
+def test_intervals_hold_on_crystals_that_were_not_seen(count: int) -> None:
+    """Errors that grow with the distance, and have heavy tails; the mean over many draws."""
+    held = []
+    for seed in range(12):
+        x = crystals(count + 2000, seed + 10, spread=1.5)
+        rng = np.random.default_rng(seed)
+        errors = 0.02 * (1 + (x[:, :3] ** 2).sum(axis=1)) * rng.standard_t(3, len(x))
+        domain = domain_of(errors[:count], x[:count])
+        widths = domain.half_widths(domain.novelty(x[count:]))
+        held.append((np.abs(errors[count:, None]) <= widths).mean(axis=0))
+        near, far = np.sort(widths[:, 1])[[0, -1]]
+        assert far > (2 if count == 400 else 1) * near
+    for level, value in zip(LEVELS, np.mean(held, axis=0), strict=True):
+        assert value == pytest.approx(level, abs=0.03)
+
+
+def test_a_domain_is_kept_with_its_weights(tmp_path: Path) -> None:
+    model = small_model(target="e", unit="eV/atom").float()
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 8))
+    digest = weights_digest(model.state_dict())
+    model.domain = Domain.fit(digest, features, [("é#1", "Cu")] * 60, features[:30], rng.normal(size=30))
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.domain is not None
+    for name in ("mean", "scale", "directions", "steps", "points", "knots"):
+        np.testing.assert_array_equal(getattr(again.domain, name), getattr(model.domain, name))
+    assert again.domain.names[0] == "é#1"
+    assert (again.domain.factors, again.domain.unit) == (model.domain.factors, model.domain.unit)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    model.save(tmp_path / "other")  # of other weights: not kept
+    assert load(tmp_path / "other").domain is None
+    (tmp_path / "other" / "domain.npz").write_bytes((tmp_path / "model" / "domain.npz").read_bytes())
+    with pytest.raises(PrismError, match=r"domain.npz is of other weights than the model beside it"):
+        load(tmp_path / "other")
+    (tmp_path / "model" / "domain.npz").write_bytes(b"PK")
+    with pytest.raises(PrismError, match=r"domain.npz' is damaged"):
+        load(tmp_path / "model")
+    with pytest.raises(PrismError, match=f"at least {FEWEST} crystals, got 3"):
+        Domain.fit(digest, features, [("x", "Cu")] * 60, features[:3], np.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose validation part is large enough."""
+    folder = tmp_path_factory.mktemp("domain")
+    sizes = {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 6.0}
+    settings = TrainingSettings(target="e", unit="eV/atom", model=sizes, epochs=2, batch_size=16, device="cpu")
+    train(settings, split_records(emt_alloys(240)), folder / "run", progress=False)
+    return folder / "run"
+
+
+def test_a_run_measures_its_domain_and_answers_say_it(run: Path, tmp_path: Path) -> None:
+    model = load(run / "model")
+    assert model.domain is not None
+    assert len(model.domain.names) == 192
+    assert model.domain.crystals == 24
+    strange = bulk("Al", a=3.2).repeat((3, 1, 1))
+    strange.rattle(0.4, seed=0)
+    known = emt_alloys(240)[5].atoms
+    write(tmp_path / "both.extxyz", [Atoms(known), strange])
+    out = tmp_path / "t.csv"
+    assert cli.main(["predict", str(tmp_path / "both.extxyz"), "--model", str(run / "model"), "--out", str(out)]) == 0
+    with open(out, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[3:] == ["e (eV/atom)", "e_68 (eV/atom)", "e_95 (eV/atom)", "novelty", "warnings", "error"]
+    calculator = PRISMCalculator(run / "model")
+    with pytest.warns(UserWarning, match=r"structure 1 of the list: farther from the training crystals than 99 % of"):
+        results = calculator.predict([known, strange])
+    for row, result, atoms in zip(rows, results, (known, strange), strict=True):
+        assert float(row["novelty"]) == pytest.approx(result["novelty"], rel=1e-3)
+        low, high = result["energy_interval"]
+        assert (high - low) / 2 / len(atoms) == pytest.approx(float(row["e_95 (eV/atom)"]), rel=1e-4)
+        assert (high + low) / 2 == pytest.approx(result["energy"])
+        assert 0 < float(row["e_68 (eV/atom)"]) < float(row["e_95 (eV/atom)"])
+    assert results[1]["novelty"] > model.domain.far > 1
+    assert "farther from the training crystals" in rows[1]["warnings"]
+    assert "farther" not in rows[0]["warnings"]
+    known.calc = calculator
+    assert calculator.get_property("novelty", known) == pytest.approx(results[0]["novelty"], rel=1e-4)
+    features = np.stack([one.numpy() for one in model.descriptors([known, strange])])
+    far = how_far([model], [features])
+    assert far is not None
+    np.testing.assert_allclose(far.novelty, [result["novelty"] for result in results], rtol=1e-4)
+    assert how_far([model, small_model(target="e")], [features, features]) is None
+
+
+def test_descriptors_are_of_the_crystal_not_of_how_it_is_written() -> None:
+    model = small_model(experts=("atomistic",))
+    atoms = emt_alloys(240)[7].atoms
+    order = np.random.default_rng(0).permutation(len(atoms))
+    one, permuted, doubled = model.descriptors([atoms, atoms[order], atoms.repeat((2, 1, 1))])
+    torch.testing.assert_close(permuted, one, rtol=0, atol=1e-10)
+    torch.testing.assert_close(doubled, one, rtol=0, atol=1e-10)
+    (per_atom,) = model.descriptors([atoms], per_atom=True)
+    assert per_atom.shape == (len(atoms), 8)
+    torch.testing.assert_close(per_atom.mean(dim=0), one, rtol=0, atol=1e-12)
+
+
+def test_calibrate_on_crystals_of_ones_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = []
+    for record in emt_alloys(60, seed=9):
+        record.atoms.info["mine"] = 0.3 + record.target  # of another reference: the model is off by 0.3
+        frames.append(record.atoms)
+    write(tmp_path / "mine.extxyz", frames)
+    command = ["calibrate", "--data", tmp_path / "mine.extxyz", "--target", "mine", "--model", run / "model"]
+    command = [str(one) for one in (*command, "--out", tmp_path / "new")]
+    assert cli.main(command) == 0
+    told = capsys.readouterr().out
+    assert "the model's e against 'mine' of the data: are they the same?" in told
+    assert "60 crystals, MAE" in told
+    old, new = load(run / "model"), load(tmp_path / "new")
+    assert old.domain is not None
+    assert new.domain is not None
+    assert new.domain.crystals == 60
+    assert new.domain.names == old.domain.names
+    held = PRISMCalculator(tmp_path / "new").predict(frames)
+    inside = []
+    for one, result in zip(frames, held, strict=True):
+        low, high = result["energy_interval"]
+        inside.append(low <= one.info["mine"] * len(one) <= high)
+    assert np.mean(inside) > 0.9
+    torch.testing.assert_close(new.predict_structure(frames), old.predict_structure(frames), rtol=0, atol=0)
+    assert cli.main(command) == 2
+    assert "new' exists; give another --out" in capsys.readouterr().err
+    small_model(target="mine").save(tmp_path / "none")
+    assert cli.main([*command[:-3], str(tmp_path / "none"), "--out", str(tmp_path / "other")]) == 2
+    assert "does not know its training crystals" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pictures")
+def test_embed_writes_features_a_table_and_a_map(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = bulk("Al", a=3.2).repeat((3, 1, 1))
+    strange.rattle(0.4, seed=0)
+    write(tmp_path / "some.extxyz", [bulk("Cu"), strange, bulk("Xe", "fcc", a=6.0)])
+    out = tmp_path / "out"
+    assert cli.main(["embed", str(tmp_path / "some.extxyz"), "--model", str(run / "model"), "--out", str(out)]) == 0
+    assert "2 described, 1 failed" in capsys.readouterr().out
+    with np.load(out / "features.npz") as kept:
+        assert kept["crystals"].shape == (2, 8)
+        assert kept["atoms"].shape == (4, 8)
+        assert kept["crystal_of_atom"].tolist() == [0, 1, 1, 1]
+        np.testing.assert_allclose(kept["atoms"][1:].mean(axis=0), kept["crystals"][1], rtol=1e-5)
+        assert [Path(name).name for name in kept["names"]] == ["some.extxyz#1", "some.extxyz#2"]
+    with open(out / "embed.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["formula"] for row in rows] == ["Cu", "Al", ""]
+    assert "Xe" in rows[2]["error"]
+    assert float(rows[0]["novelty"]) < float(rows[1]["novelty"])
+    assert (out / "map.png").stat().st_size > 5000
+    assert cli.main(["embed", str(tmp_path / "none.cif"), "--model", str(run / "model"), "--out", str(out)]) == 2
+    assert "no structure was described; " in capsys.readouterr().err
+
+
+def test_explain_says_what_an_answer_is_made_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a.cif", bulk("Cu"))
+    assert cli.main(["explain", str(tmp_path / "a.cif"), "--model", str(run / "model")]) == 0
+    told = capsys.readouterr().out
+    value = float(load(run / "model").predict_structure(bulk("Cu")))
+    assert f"e: {value:.4f} eV/atom" in told
+    assert f"output of an atom, mean of each element: Cu {value:.3f}" in told
+    assert "95% of crystals like the validation crystals: " in told
+    assert "nearest training crystals: " in told
+    assert told.count(" at ") == 5
+    assert "to be looked at: nothing" in told
+    assert cli.main(["explain", str(tmp_path / "a.cif"), str(tmp_path / "b.cif"), "--model", str(run / "model")]) == 2
+    captured = capsys.readouterr()
+    assert "b.cif: no such file" in captured.out
+    assert "1 structures could not be predicted: see above" in captured.err
