@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import csv
+import errno
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ __all__ = [
     "open_text",
     "replaced",
     "shown",
+    "storing",
     "sweep",
     "truncate_after_last_record",
     "uncompressed_name",
@@ -95,6 +97,24 @@ def replaced(target: str | Path) -> Iterator[Path]:
         os.replace(aside / target.name, target)
     finally:
         shutil.rmtree(aside)
+
+
+@contextmanager
+def storing(target: str | Path) -> Iterator[None]:
+    """Say that a file could not be written where torch, which writes it inside the block, tells of its own code only.
+
+    Raises:
+        OSError: if it could not.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "failed writing" not in str(error):
+            raise
+        free = shutil.disk_usage(Path(target).parent).free
+        raise OSError(
+            errno.ENOSPC, f"No space left on device, or it failed ({free / 1e6:.1f} MB are free)", shown(target)
+        ) from error
 
 
 def sweep(folder: str | Path, name: str = "*") -> None:

@@ -23,7 +23,7 @@ from torch_geometric.data import Data
 
 from prism_plugin.domain import Domain
 from prism_plugin.errors import PrismError
-from prism_plugin.files import ASIDE
+from prism_plugin.files import ASIDE, storing
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 from prism_plugin.home import writable_home
@@ -91,7 +91,8 @@ class SavedModel(MatGLModel):
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {str(path)!r}; make it, or pass makedirs=True")
         with TemporaryDirectory(prefix=f".model{ASIDE}", dir=folder) as aside:
-            super().save(aside, metadata=metadata)
+            with storing(folder):
+                super().save(aside, metadata=metadata)
             if self.domain is not None and self.domain.digest == digest:
                 self.domain.save(Path(aside) / DOMAIN)
             else:

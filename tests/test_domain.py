@@ -225,7 +225,9 @@ def test_explain_says_what_an_answer_is_made_of(run: Path, tmp_path: Path, capsy
     assert "nearest training crystals: " in told
     assert told.count(" at ") == 5
     assert "to be looked at: nothing" in told
-    assert cli.main(["explain", str(tmp_path / "a.extxyz"), str(tmp_path / "b.cif"), "--model", str(run / "model")]) == 2
+    assert (
+        cli.main(["explain", str(tmp_path / "a.extxyz"), str(tmp_path / "b.cif"), "--model", str(run / "model")]) == 2
+    )
     captured = capsys.readouterr()
     assert "b.cif: no such file" in captured.out
     assert "1 structures could not be predicted: see above" in captured.err

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from prism_plugin.errors import PrismError, warn
-from prism_plugin.files import replaced, write_json
+from prism_plugin.files import replaced, storing, write_json
 
 __all__ = ["CHECKPOINTS", "LAST", "WholeCheckpoints", "is_within_epoch", "newest_checkpoint", "read_checkpoint"]
 
@@ -36,7 +36,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint; Lightning calls this."""
         path = Path(path)
         with replaced(path) as aside:
-            torch.save(checkpoint, aside)
+            with storing(path):
+                torch.save(checkpoint, aside)
             _keep_digest(path.parent, digest_of(aside))
             if path.name == LAST and path.exists():
                 with replaced(path.with_name(_PREVIOUS)) as link:
