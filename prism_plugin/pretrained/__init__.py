@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from urllib.request import getproxies
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import EntryNotFoundError
 
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
-from prism_plugin.matgl_bridge import MATGL_CACHE, load_model
+from prism_plugin.matgl_bridge import DOMAIN, MATGL_CACHE, load_model
 from prism_plugin.model import PRISM
 
 __all__ = [
@@ -116,6 +118,8 @@ def model_folder(model: str | Path) -> Path:
     try:
         how: dict[str, Any] = {"cache_dir": str(MATGL_CACHE), "local_files_only": not is_there}
         paths = [Path(hf_hub_download(model, file, **how)) for file in _FILES]
+        with suppress(EntryNotFoundError):  # not every model knows its training crystals
+            hf_hub_download(model, DOMAIN, **how)
         return paths[0].parent
     except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
         reason = " ".join(str(error).split()) if is_there else "it cannot be reached, and no copy is kept"

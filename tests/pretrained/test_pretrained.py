@@ -22,6 +22,8 @@ from ase.spacegroup import crystal
 
 from prism_plugin import PRISM, PRISMCalculator, load, pretrained
 from prism_plugin.data import Record, read_records
+from prism_plugin.domain import Domain
+from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.pretrained import COMMITTEE, DEFAULT_MODEL, model_folder, saved_metadata
 from prism_plugin.training import TrainingSettings, train
 
@@ -160,7 +162,8 @@ class _Hub(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("ETag", f'"{file.name}"')
         if not found:
-            self.send_header("X-Error-Code", "RepoNotFound")
+            of_model = self.path.startswith("/some/model/")
+            self.send_header("X-Error-Code", "EntryNotFound" if of_model else "RepoNotFound")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if with_body:
@@ -189,14 +192,22 @@ import huggingface_hub.constants, prism_plugin, sys
 for offline in (False, True):
     huggingface_hub.constants.HF_HUB_OFFLINE = offline
     model = prism_plugin.load("some/model")
-    print(model.target, model.training)
+    print(model.target, model.training, model.domain is not None)
 huggingface_hub.constants.HF_HUB_OFFLINE = False
 prism_plugin.load("no/such")
 """
 
 
-def test_a_model_is_downloaded_once(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_model_is_downloaded_once(knows: bool, hub: tuple[str, list[str]], tmp_path: Path) -> None:
     address, asked = hub
+    if knows:
+        model = load(tmp_path / "model")
+        rng = np.random.default_rng(0)
+        features = rng.normal(size=(30, 8))
+        digest = weights_digest(model.state_dict())
+        model.domain = Domain.fit(digest, features, [("a", "Cu")] * 30, features, rng.normal(size=30))
+        model.save(tmp_path / "model")
     settings = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
     environment = {name: value for name, value in os.environ.items() if name not in settings}
     environment |= {"HF_ENDPOINT": address, "HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -204,9 +215,9 @@ def test_a_model_is_downloaded_once(hub: tuple[str, list[str]], tmp_path: Path) 
     found = subprocess.run(
         [sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
-    assert found.stdout == "gap False\ngap False\n", found.stderr
+    assert found.stdout == 2 * f"gap False {knows}\n", found.stderr
     files = {one.rsplit("/", 1)[1] for one in asked if one.startswith("GET /some/model/")}
-    assert files == {"model.json", "model.pt", "state.pt"}
+    assert files == {"model.json", "model.pt", "state.pt", *(["domain.npz"] if knows else [])}
     assert (tmp_path / ".cache" / "matgl").is_dir()  # where matgl keeps its own
     assert "no folder 'no/such' is here, and no such model could be had from the Hugging Face Hub" in found.stderr
     assert "FileNotFoundError" in found.stderr
