@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 import warnings
 from pathlib import Path
@@ -98,11 +99,12 @@ def test_a_table_has_warnings(tmp_path: Path) -> None:
     out = tmp_path / "t.csv"
     with pytest.warns(UserWarning, match="few training crystals with Kr"):
         predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)
-    rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
-    assert "without a neighbor within 4 Å" in rows[0][4]
-    assert rows[1][4] == ""
-    assert "few training crystals with Kr" in rows[2][4]
-    assert "the file has no lattice: taken as a molecule" in rows[3][4]
+    with open(out, newline="", encoding="utf-8") as file:
+        doubts = [row["warnings"] for row in csv.DictReader(file)]
+    assert "without a neighbor within 4 Å" in doubts[0]
+    assert doubts[1] == ""
+    assert "few training crystals with Kr" in doubts[2]
+    assert "the file has no lattice: taken as a molecule" in doubts[3]
     # The table and what lies beside it are no structures, where a folder is read again.
     assert predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)["failed"] == 0
 
