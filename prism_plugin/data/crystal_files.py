@@ -251,6 +251,9 @@ def _check_counts(lines: Sequence[str], atoms: int) -> None:
     on_two_lines = named and numbers[0].isdecimal()  # many symbols take more
     if on_two_lines and len(symbols) != len(numbers):
         raise PrismError(f"the POSCAR has {len(symbols)} symbols, {symbols}, and {len(numbers)} numbers, {numbers}")
+    strange = [one for one in symbols if named and re.split("[/_]", one)[0] not in _ELEMENTS]
+    if strange:
+        raise PrismError(f"{strange[0]!r} in the POSCAR is no element (VASP's fractional hydrogens are not read)")
     mode = next(
         number for number, line in enumerate(lines[6:], start=6) if line.strip()[:1].lower() in ("d", "c", "k", "s")
     )

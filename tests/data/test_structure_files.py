@@ -520,6 +520,14 @@ def test_long_empty_stretches_of_a_cif_cost_nothing(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 5
 
 
+def test_a_pseudohydrogen_is_no_hydrogen(tmp_path: Path) -> None:
+    lines = ["x", "1.0", "4 0 0", "0 4 0", "0 0 4", "Cs_sv H1.25", "1 1", "Direct", "0 0 0", "0.5 0.5 0.5"]
+    (tmp_path / "POSCAR").write_text("\n".join(lines))
+    assert "'H1.25' in the POSCAR is no element" in reasons(tmp_path / "POSCAR")[0]
+    (tmp_path / "POSCAR").write_text("\n".join(lines).replace("H1.25", "H/0a1b2c"))
+    assert read_structure_file(tmp_path / "POSCAR").get_chemical_formula() == "HCs"
+
+
 def test_three_scales_stretch_the_axes(tmp_path: Path) -> None:
     lines = ["x", "4.0 5.0 6.0", "1 0 0", "0 1 0", "0 0 1", "Cs Cl", "1 1", "Direct", "0 0 0", "0.5 0.5 0.5"]
     (tmp_path / "POSCAR").write_text("\n".join(lines))
