@@ -166,7 +166,7 @@ class PRISMCalculator(Calculator):
         if self._gives_energy:
             gradients = ["forces", "stress"] if self.compute_forces else []
             spreads = [f"{name}_std" for name in ("energy", *gradients)] if committee else []
-            return [*type(self).implemented_properties, *gradients, *spreads, *self._of_domain("energy")]
+            return [*type(self).implemented_properties, *gradients, *spreads, *self._of_domain()]
         if target in all_properties:
             raise PrismError(
                 f"this model predicts {target!r} in {unit or 'no unit'!r}, which is not ASE's {target}; energies have "
@@ -175,16 +175,21 @@ class PRISMCalculator(Calculator):
             )
         if self.compute_forces:
             raise PrismError(f"{target} ({unit or 'no unit'}) is no energy and has no forces: leave compute_forces out")
-        return [target, *([f"{target}_std"] if committee else []), *self._of_domain(target)]
+        return [target, *([f"{target}_std"] if committee else []), *self._of_domain()]
 
-    def _of_domain(self, value: str) -> list[str]:
+    def _of_domain(self) -> list[str]:
         """Names of what is known of how far a structure is from the training crystals."""
         levels = interval_levels(self.models)
-        return [] if levels is None else [*([f"{value}_interval"] if levels else []), "novelty"]
+        return [] if levels is None else [*([f"{self._value}_interval"] if levels else []), "novelty"]
 
     @property
     def _gives_energy(self) -> bool:
         return gives_energy(self.model)
+
+    @property
+    def _value(self) -> str:
+        """Name of what the models predict, among the results."""
+        return "energy" if self._gives_energy else self.model.target
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse to change: what a calculator is made of is given when it is made.
@@ -337,13 +342,13 @@ class PRISMCalculator(Calculator):
         far = how_far(self.models, [np.stack(of_model) for of_model in features])
         if far is None:
             return
-        value = "energy" if self._gives_energy else self.model.target
         for row, (result, (place, structure)) in enumerate(zip(results, structures, strict=False)):
             result["novelty"] = float(far.novelty[row])
-            if f"{value}_interval" in self.implemented_properties:
+            if f"{self._value}_interval" in self.implemented_properties:
                 share = len(structure) if self._gives_energy and self.model.unit == "eV/atom" else 1
                 width = share * far.half_widths[row, -1]
-                result[f"{value}_interval"] = np.array([result[value] - width, result[value] + width])
+                middle = result[self._value]
+                result[f"{self._value}_interval"] = np.array([middle - width, middle + width])
             if text := far.warning(row):
                 self._warn_once("far", f"{place}{text}")
 
@@ -363,12 +368,11 @@ class PRISMCalculator(Calculator):
         several = [atoms] if isinstance(atoms, Atoms) else atoms
         if not isinstance(several, Sequence) or not all(isinstance(one, Atoms) for one in several):
             raise TypeError(f"give an ase.Atoms or a list of them, got {type(atoms).__name__}")
-        value = "energy" if self._gives_energy else self.model.target
         for one, result in zip(several, self.predict(several), strict=True):
             share = len(one) if self._gives_energy and self.model.unit == "eV/atom" else 1
             for suffix in ("", "_std"):
-                if value + suffix in result:
-                    one.info[f"prism_{self.model.target}{suffix}"] = result[value + suffix] / share
+                if self._value + suffix in result:
+                    one.info[f"prism_{self.model.target}{suffix}"] = result[self._value + suffix] / share
 
     def _graphs(
         self, structures: Sequence[tuple[str, Structure]]
@@ -470,8 +474,7 @@ class PRISMCalculator(Calculator):
 
     def _unknown(self, structure: Structure) -> _Results:
         """NaN for everything."""
-        value = "energy" if self._gives_energy else self.model.target
-        shapes: dict[str, tuple[int, ...]] = {"energies": (len(structure),), f"{value}_interval": (2,)}
+        shapes: dict[str, tuple[int, ...]] = {"energies": (len(structure),), f"{self._value}_interval": (2,)}
         for suffix in ("", "_std"):
             shapes |= {f"forces{suffix}": (len(structure), 3), f"stress{suffix}": (6,)}
         names = self.implemented_properties

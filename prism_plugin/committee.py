@@ -55,13 +55,14 @@ def how_far(models: Sequence[PRISM], features: Sequence[np.ndarray]) -> HowFar |
     Returns:
         None if a model has no domain.
     """
-    known = [(model.domain, one) for model, one in zip(models, features, strict=True) if model.domain is not None]
-    if len(known) < len(models):
+    levels = interval_levels(models)
+    if levels is None:
         return None
+    known = [(model.domain, one) for model, one in zip(models, features, strict=True) if model.domain is not None]
     novelty = [domain.novelty(one) for domain, one in known]
-    widths = [domain.half_widths(one) for (domain, _), one in zip(known, novelty, strict=True)]
-    together = np.mean([one[:, : len(interval_levels(models) or ())] for one in widths], axis=0)
-    return HowFar(np.mean(novelty, axis=0), together, float(np.mean([domain.far for domain, _ in known])))
+    widths = [domain.half_widths(one)[:, : len(levels)] for (domain, _), one in zip(known, novelty, strict=True)]
+    far = float(np.mean([domain.far for domain, _ in known]))
+    return HowFar(np.mean(novelty, axis=0), np.mean(widths, axis=0), far)
 
 
 def mean_and_spread(answers: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

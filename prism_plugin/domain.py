@@ -12,6 +12,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -150,23 +151,26 @@ class Domain:
         called = [f"{name} ({formula})" for name, formula in zip(self.names, self.formulas, strict=True)]
         return [[(called[index], float(one) / self.unit) for one, index in zip(*pair, strict=True)] for pair in found]
 
-    def along(self, features: np.ndarray, count: int = 2) -> np.ndarray:
-        """Crystals along the first directions, shape ``(n, count)``; of the training crystals ``training_along``."""
-        return ((np.asarray(features) - self.mean) / self.scale @ self.directions.T)[:, :count]
+    def along(self, features: np.ndarray) -> np.ndarray:
+        """Crystals along the directions, shape ``(n, k)``; the training crystals: ``training``."""
+        return (np.asarray(features, dtype=np.float32) - self.mean) / self.scale @ self.directions.T
 
-    def training_along(self, count: int = 2) -> np.ndarray:
-        """Training crystals along the first directions, shape ``(crystals, count)``."""
-        return (self.points * self.steps)[:, :count]
+    @cached_property
+    def training(self) -> np.ndarray:
+        """The training crystals along the directions, shape ``(crystals, k)``."""
+        return self.points * self.steps
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        return (self.training**2).sum(axis=1)
 
     def _nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances to the nearest points, nearest first, and which these are; both of shape ``(n, neighbors)``."""
-        points = self.points * self.steps
-        squares = (points**2).sum(axis=1)
-        along = (np.asarray(features, dtype=np.float32) - self.mean) / self.scale @ self.directions.T
+        points, along = self.training, self.along(features)
         count = min(_NEIGHBORS, len(points))
         distances, indices = np.empty((len(along), count)), np.empty((len(along), count), dtype=int)
         for row, one in enumerate(along):
-            square = squares - 2 * (points @ one)
+            square = self._squares - 2 * (points @ one)
             found = np.argpartition(square, count - 1)[:count]
             exact = ((points[found] - one) ** 2).sum(axis=1)
             order = np.argsort(exact, kind="stable")

@@ -44,7 +44,7 @@ def plot_map(domain: Domain, features: np.ndarray, path: Path) -> None:
         features: of the others, shape ``(n, dim)``.
         path: the picture.
     """
-    known, others = domain.training_along(), domain.along(features)
+    known, others = domain.training, domain.along(features)
     families = np.array([family(formula) for formula in domain.formulas])
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.subplots()

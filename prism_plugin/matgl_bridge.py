@@ -130,7 +130,7 @@ class SavedModel(MatGLModel):
         beside = Path(files["state.pt"]).with_name(DOMAIN)
         if beside.is_file():
             model.domain = Domain.load(beside)
-            if model.domain.digest != weights_digest(weights):
+            if model.domain.digest != (kept.get(DIGEST) or weights_digest(weights)):
                 raise PrismError(
                     f"{DOMAIN} is of other weights than the model beside it: remove it, or fetch both again"
                 )

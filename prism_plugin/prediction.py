@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, count, islice, starmap
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +221,10 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
     numbers_of = np.column_stack([*columns, *([] if far is None else (far.half_widths, far.novelty))])
     digits = [*[8] * len(columns), *[3] * (numbers_of.shape[1] - len(columns))]
     reasons_of = zip(*[reasons for _, reasons in answers], strict=True)
-    values = zip(count(), numbers_of.tolist(), reasons_of)
+    values = enumerate(zip(numbers_of.tolist(), reasons_of, strict=True))
     rows: list[_Row] = []
     for *of_structure, doubt, reason in about:
-        place, numbers, too_large = (0, [], ()) if reason else next(values)
+        place, (numbers, too_large) = (0, ([], ())) if reason else next(values)
         reason = next(filter(None, too_large), reason)
         problem = reason if reason or np.isfinite(numbers).all() else _NOT_FINITE
         texts = [""] * len(digits)

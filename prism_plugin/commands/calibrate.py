@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.devices import find_device
     from prism_plugin.domain import LEVELS
     from prism_plugin.pretrained import load, saved_metadata
+    from prism_plugin.training.report import check_elements_of, features_and_errors
 
     model = load(arguments.model).to(find_device(arguments.device))
     had = model.domain
@@ -44,16 +45,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out.exists():
         raise PrismError(f"{str(arguments.out)!r} exists; give another --out")
     parts = chosen_parts(arguments, model)
-    ((name, _),) = parts.items()
-    for record in parts[name]:
-        try:
-            model.check_elements(set(record.atoms.numbers.tolist()))
-        except ValueError as error:
-            raise PrismError(f"crystal {record.name!r}: {error}") from error
+    ((name, records),) = parts.items()
+    check_elements_of(model, records)
     dataset = make_datasets(parts, *model.cutoffs, True, None, model.has_waves)[name]
-    predictions, descriptors = model.describe_graphs(dataset.graphs, arguments.batch_size, progress="describe")
-    features = descriptors.float().cpu().numpy()
-    errors = predictions.double().cpu().numpy() - dataset.targets.numpy()
+    features, errors = features_and_errors(model, dataset, arguments.batch_size, "describe")
     model.domain = had.calibrated(features, errors)
     model.cpu().save(arguments.out, metadata=dict(saved_metadata(arguments.model)))
     unit = f" {model.unit}" if model.unit else ""

@@ -35,14 +35,14 @@ _TYPESET = {ord(one): "-" for one in "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63
     0x2009: " ",
     0x202F: " ",
 }
+_CELL = (*(f"_cell_length_{axis}" for axis in "abc"), *(f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")))
 _TAGS = {
     tag.lower(): tag
     for tag in (
         *OPERATIONS,
         *(f"_atom_site_{name}" for name in ("label", "type_symbol", "occupancy", "fract_x", "fract_y", "fract_z")),
         *(f"_atom_site_{name}" for name in ("calc_flag", "disorder_group", "attached_hydrogens")),
-        *(f"_cell_length_{axis}" for axis in "abc"),
-        *(f"_cell_angle_{name}" for name in ("alpha", "beta", "gamma")),
+        *_CELL,
         *SPACE_GROUP,
         "_chemical_formula_sum",
     )
@@ -107,13 +107,10 @@ def _settle_operations(content: dict[str, Any]) -> tuple[list[str], bool]:
     """
     if any(re.match("_(space_group_ssg|cell_modulation|cell_wave_vector)", tag, re.IGNORECASE) for tag in content):
         raise PrismError("it is a modulated structure, whose cell does not repeat: give an approximant")
-    keys = [
-        f"_cell_{kind}" for kind in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-    ]
-    lacking = [key for key in keys if key not in content]
+    lacking = [key for key in _CELL if key not in content]
     if lacking:
         raise PrismError(f"it has no {', '.join(lacking)}")
-    lattice = Lattice.from_parameters(*(str2float(content[key]) for key in keys)).matrix
+    lattice = Lattice.from_parameters(*(str2float(content[key]) for key in _CELL)).matrix
     given = next((content[tag] for tag in OPERATIONS if content.get(tag)), None)
     if given is None:
         content[OPERATIONS[0]], doubt = named_operations(content, lattice @ lattice.T)
@@ -125,11 +122,12 @@ def _settle_operations(content: dict[str, Any]) -> tuple[list[str], bool]:
 def _formula_doubts(formula: str, atoms: Atoms) -> list[str]:
     """Compare the formula that a CIF announces with its atoms."""
     parts = re.findall(r"([A-Z][a-z]?)\s*([\d.]*)", re.sub(r"\([^)]*\)", "", formula))
-    announced: Counter[str] = Counter()
+    announced: dict[str, float] = {}
     for symbol, number in parts:
         if symbol not in _ELEMENTS:
             return []
-        announced["H" if symbol == "D" else symbol] += float(number or 1)  # type: ignore[assignment]
+        element = "H" if symbol == "D" else symbol
+        announced[element] = announced.get(element, 0.0) + float(number or 1)
     found = Counter(atoms.symbols)
     lacking = sorted(announced.keys() - found.keys())
     if lacking:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from prism_plugin import __version__
@@ -28,7 +29,7 @@ from prism_plugin.training.initial import UNTOUCHED
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
 from prism_plugin.training.run_folder import SETTINGS
 
-__all__ = ["evaluate", "measure_domain", "write_summary"]
+__all__ = ["check_elements_of", "evaluate", "features_and_errors", "measure_domain", "write_summary"]
 
 
 def write_summary(
@@ -100,20 +101,34 @@ def measure_domain(
     """
     if model.task != model.task_type or len(validation.names) < FEWEST:
         return None
-    seen, held = (
-        model.describe_graphs(one.graphs, batch_size, progress and f"describe {name}")
+    (seen, _), (held, errors) = (
+        features_and_errors(model, one, batch_size, progress and f"describe {name}")
         for name, one in (("train", training), ("val", validation))
     )
-    errors = None
-    if model.task_type == "regression":
-        errors = held[0].double().cpu().numpy() - validation.targets.numpy()
-    features = [descriptors.float().cpu().numpy() for _, descriptors in (seen, held)]
     formulas = (
         Atoms(graph.atomic_numbers.cpu().numpy()).get_chemical_formula("metal", empirical=True)
         for graph in training.graphs
     )
     names = list(zip(training.names, formulas, strict=True))
-    return Domain.fit(weights_digest(model.state_dict()), features[0], names, features[1], errors)
+    is_number = model.task_type == "regression"
+    return Domain.fit(weights_digest(model.state_dict()), seen, names, held, errors if is_number else None)
+
+
+def features_and_errors(
+    model: PRISM, dataset: GraphDataset, batch_size: int = 64, progress: str | bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a model makes of crystals, shape ``(n, dim)``, and predictions minus targets, shape ``(n,)``."""
+    predictions, descriptors = model.describe_graphs(dataset.graphs, batch_size, progress)
+    return descriptors.float().cpu().numpy(), predictions.double().cpu().numpy() - dataset.targets.numpy()
+
+
+def check_elements_of(model: PRISM, records: Sequence[Record]) -> None:
+    """Raise ValueError if a crystal has an element that the model does not know."""
+    for record in records:
+        try:
+            model.check_elements(set(record.atoms.numbers.tolist()))
+        except ValueError as error:
+            raise PrismError(f"crystal {record.name!r}: {error}") from error
 
 
 def evaluate(
@@ -148,11 +163,7 @@ def evaluate(
         raise PrismError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
     records = [record for of_part in parts.values() for record in of_part]
     task = task_of_records(model, records)
-    for record in records:
-        try:
-            model.check_elements(set(record.atoms.numbers.tolist()))
-        except ValueError as error:
-            raise PrismError(f"crystal {record.name!r}: {error}") from error
+    check_elements_of(model, records)
     if len({record.forces is not None for record in records}) > 1:
         raise PrismError("some of the crystals have forces and some have none; evaluate them one after the other")
     if task.differentiates and not gives_energy(model):

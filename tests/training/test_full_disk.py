@@ -36,6 +36,13 @@ def on_a_disk(size: str, script: str, folder: Path) -> subprocess.CompletedProce
     return found
 
 
+def check_it_was_said_and_went_on(done: subprocess.CompletedProcess[str]) -> None:
+    assert "first 2" in done.stdout, done.stdout + done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "second 0" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.fixture(autouse=True)
 def _unshare() -> None:
     if shutil.which("unshare") is None:
@@ -62,10 +69,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> None
         """,
         tmp_path,
     )
-    assert "first 2" in done.stdout, done.stdout + done.stderr
-    assert "No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "second 0" in done.stdout, done.stdout + done.stderr
+    check_it_was_said_and_went_on(done)
     assert (tmp_path / "predictions.csv").read_bytes() == (tmp_path / "whole" / "predictions.csv").read_bytes()
 
 
@@ -84,10 +88,7 @@ def test_a_table_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> No
         """,
         tmp_path,
     )
-    assert "first 2" in done.stdout, done.stdout + done.stderr
-    assert "No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "second 0" in done.stdout, done.stdout + done.stderr
+    check_it_was_said_and_went_on(done)
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"].rpartition("#")[2] for row in rows] == [str(number) for number in range(1, 601)]
