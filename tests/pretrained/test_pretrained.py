@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -22,6 +23,7 @@ from ase.spacegroup import crystal
 
 from prism_plugin import PRISM, PRISMCalculator, load, pretrained
 from prism_plugin.data import Record, read_records
+from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.domain import Domain
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.pretrained import COMMITTEE, DEFAULT_MODEL, model_folder, saved_metadata
@@ -255,6 +257,24 @@ def test_the_gap_model_tells_insulators_from_metals() -> None:
     assert np.abs(np.array(found) - list(known.values())).mean() < 0.3, dict(zip(known, found, strict=True))
     with pytest.raises(PropertyNotImplementedError, match="predicts band_gap"):
         calculator.get_potential_energy(crystals[0])
+
+
+@pytest.mark.parametrize("name", ["prism-mp2018-eform", "prism-mp2018-gap"])
+def test_how_much_of_an_answer_depends_on_its_batch(name: str) -> None:
+    """The bound that docs/training.md names: sums in float32 depend on the batch, by no more than rounding.
+
+    Measured on these crystals: 3.6e-7 eV/atom and 4.8e-7 eV, and 6.1e-7 and 2.7e-6 from the same model in float64.
+    """
+    crystals = [record.structure for record in emt_alloys(96)]
+    crystals += [bulk("NaCl", "rocksalt", a=5.69, cubic=True) * (2, 2, 2), bulk("Si"), bulk("MgO", "rocksalt", a=4.25)]
+    model = load(name)
+    alone = torch.stack([model.predict_structure(one) for one in crystals])
+    for size in (2, 7, len(crystals)):
+        batches = [crystals[first : first + size] for first in range(0, len(crystals), size)]
+        together = torch.cat([model.predict_structure(batch).reshape(-1) for batch in batches])
+        torch.testing.assert_close(together, alone, rtol=0, atol=2e-6)
+    exact = load(name).double()
+    torch.testing.assert_close(exact.predict_structure(crystals).reshape(-1), alone.double(), rtol=0, atol=5e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the model has seen few training crystals with He")
