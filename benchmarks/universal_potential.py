@@ -6,7 +6,8 @@
 Parts: ``forces`` (energies and forces of mlearn's configurations, DFT-PBE, element by element), ``relax`` (crystals of
 the validation part from cells scaled by up to 2 % and atoms moved by 0.03 Å, FIRE and a Frechet cell filter, fmax 0.05
 eV/Å), ``elastic`` (K and G by matcalc), ``speed`` (CPU time of energy, forces and stress, in turn, medians), ``nve``
-(drift over 2 ps), ``phonons``. What a part has found is kept; the same command goes on.
+(drift over 2 ps), ``phonons``. What a part has found of one of the two is kept; the same command goes on, and
+``--who teacher`` finds what is the teacher's before there is a model.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from prism_plugin.files import write_json
 from prism_plugin.simulation import DynamicsSettings, relax_one, run_dynamics
 from prism_plugin.simulation.properties import elastic_constants, phonons
 
-PARTS = ("forces", "relax", "elastic", "speed", "nve", "phonons")
+PARTS = ("forces", "relax", "phonons", "speed", "nve", "elastic")
+COLORS = {"teacher": "#8da0cb", "PRISM": "#d95f02"}
 SIMPLE = {
     "Si": bulk("Si", a=5.46),
     "NaCl": bulk("NaCl", "rocksalt", a=5.69),
@@ -46,7 +48,7 @@ SIMPLE = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", action="append", required=True, help="the potential; repeated: a committee")
+    add("--model", action="append", default=[], help="the potential; repeated: a committee")
     add("--teacher", required=True)
     add("--teacher-path", type=Path)
     add("--mlearn", type=Path, help="folder of ELEMENT_train.extxyz.xz")
@@ -55,27 +57,28 @@ def parse() -> argparse.Namespace:
     add("--count", type=int, default=60, help="crystals of relax and elastic")
     add("--max-atoms", type=int, default=24, help="of these")
     add("--parts", nargs="+", default=PARTS, choices=PARTS)
+    add("--who", choices=COLORS, help="one of the two")
     add("--out", type=Path, required=True)
     return parser.parse_args()
 
 
-def forces(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict[str, Any]:
+def forces(given: argparse.Namespace, name: str, calculator: Calculator) -> dict[str, Any]:
     """RMSE of energies (meV/atom, after a shift: DFT codes count from elsewhere) and of forces (eV/Å)."""
     found: dict[str, Any] = {}
     for path in sorted(given.mlearn.glob("*_train.extxyz*")):
         element = path.name.split("_")[0]
         records = read_records(path, PES)[::4]
-        for name, calculator in calculators.items():
-            differences, squares = [], []
-            for record in tqdm(records, f"{element} {name}"):
-                atoms = record.atoms.copy()
-                atoms.calc = calculator
-                differences.append((atoms.get_potential_energy() - record.target) / len(atoms))
-                squares.append(np.square(atoms.get_forces() - record.forces).mean())
-            found.setdefault(element, {"configurations": len(records)})[name] = {
-                "energy": 1000 * float(np.std(differences)),
-                "forces": float(np.sqrt(np.average(squares, weights=[len(record.atoms) for record in records]))),
-            }
+        differences, squares = [], []
+        for record in tqdm(records, f"{element} {name}"):
+            atoms = record.atoms.copy()
+            atoms.calc = calculator
+            differences.append((atoms.get_potential_energy() - record.target) / len(atoms))
+            squares.append(np.square(atoms.get_forces() - record.forces).mean())
+        found[element] = {
+            "configurations": len(records),
+            "energy": 1000 * float(np.std(differences)),
+            "forces": float(np.sqrt(np.average(squares, weights=[len(record.atoms) for record in records]))),
+        }
     return found
 
 
@@ -86,57 +89,54 @@ def chosen(records: list[Any], given: argparse.Namespace, seed: int) -> list[Any
     return [small[index] for index in order]
 
 
-def relaxations(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict[str, Any]:
+def relaxations(given: argparse.Namespace, name: str, calculator: Calculator) -> dict[str, Any]:
     """Relative change of the volume against DFT's, in %, of each crystal; None where it is lost."""
     records = chosen([one for one in read_records(given.crystals, "e_form") if one.split == "val"], given, 0)
-    found: dict[str, Any] = {"crystals": [record.name for record in records]}
-    for name, calculator in calculators.items():
-        rng = np.random.default_rng(1)
-        changes, unfinished = [], 0
-        for record in tqdm(records, f"relax {name}"):
-            atoms = record.atoms.copy()
-            atoms.set_cell(atoms.cell.array * rng.uniform(0.98, 1.02), scale_atoms=True)
-            atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
-            try:
-                done = relax_one(atoms, calculator)
-            except (PrismError, TeacherError):
-                changes.append(None)
-                continue
-            unfinished += not done.is_converged
-            changes.append(100 * (done.atoms.get_volume() / record.atoms.get_volume() - 1))
-        known = np.abs([change for change in changes if change is not None])
-        found[name] = {
-            "changes": changes,
-            "median": float(np.median(known)),
-            "beyond 10 %": int((known > 10).sum()),
-            "lost": sum(change is None for change in changes),
-            "not converged": unfinished,
-        }
-    return found
+    rng = np.random.default_rng(1)
+    changes: dict[str, float | None] = {}
+    unfinished = 0
+    for record in tqdm(records, f"relax {name}"):
+        atoms = record.atoms.copy()
+        atoms.set_cell(atoms.cell.array * rng.uniform(0.98, 1.02), scale_atoms=True)
+        atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
+        try:
+            done = relax_one(atoms, calculator)
+        except (PrismError, TeacherError):
+            changes[record.name] = None
+            continue
+        unfinished += not done.is_converged
+        changes[record.name] = 100 * (done.atoms.get_volume() / record.atoms.get_volume() - 1)
+    known = np.abs([change for change in changes.values() if change is not None])
+    return {
+        "changes": changes,
+        "median": float(np.median(known)),
+        "beyond 10 %": int((known > 10).sum()),
+        "lost": len(records) - len(known),
+        "not converged": unfinished,
+    }
 
 
-def moduli(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict[str, Any]:
-    """K and G (GPa) beside DFT's: mean absolute relative error, and how many were lost."""
+def moduli(given: argparse.Namespace, name: str, calculator: Calculator) -> dict[str, Any]:
+    """K and G (GPa) beside DFT's: median and mean of the absolute errors, and how many were lost."""
     records = chosen(read_records(given.moduli, "K_vrh"), given, 0)
     shear = {record.name: record.target for record in read_records(given.moduli, "G_vrh")}
-    found: dict[str, Any] = {"DFT": [[record.target, shear[record.name]] for record in records]}
-    for name, calculator in calculators.items():
-        values: list[Any] = []
-        for record in tqdm(records, f"elastic {name}"):
-            try:
-                moduli = elastic_constants(record.atoms, calculator, given.out / "elastic" / name, fmax=0.05)
-                values.append([moduli["bulk modulus (GPa)"], moduli["shear modulus (GPa)"]])
-            except (PrismError, TeacherError):
-                values.append(None)
-        pairs = np.array([(right, mine) for right, mine in zip(found["DFT"], values, strict=True) if mine is not None])
-        errors = np.abs(pairs[:, 1] - pairs[:, 0])
-        found[name] = {
-            "values": values,
-            "median error of K and G (GPa)": np.median(errors, axis=0).tolist(),
-            "mean error of K and G (GPa)": errors.mean(axis=0).tolist(),
-            "lost": sum(value is None for value in values),
-        }
-    return found
+    values: list[Any] = []
+    for record in tqdm(records, f"elastic {name}"):
+        try:
+            moduli = elastic_constants(record.atoms, calculator, given.out / "elastic" / name, fmax=0.05)
+            values.append([moduli["bulk modulus (GPa)"], moduli["shear modulus (GPa)"]])
+        except (PrismError, TeacherError):
+            values.append(None)
+    right = [[record.target, shear[record.name]] for record in records]
+    pairs = np.array([(dft, mine) for dft, mine in zip(right, values, strict=True) if mine is not None])
+    errors = np.abs(pairs[:, 1] - pairs[:, 0])
+    return {
+        "DFT": right,
+        "values": values,
+        "median error of K and G (GPa)": np.median(errors, axis=0).tolist(),
+        "mean error of K and G (GPa)": errors.mean(axis=0).tolist(),
+        "lost": sum(value is None for value in values),
+    }
 
 
 def speed(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict[str, Any]:
@@ -156,29 +156,27 @@ def speed(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict
     return found
 
 
-def drift(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict[str, Any]:
+def drift(given: argparse.Namespace, name: str, calculator: Calculator) -> dict[str, Any]:
     """Change of the total energy over 2 ps at 300 K, meV/atom."""
     settings = DynamicsSettings("nve", temperature=600, timestep=1.0, steps=2000, every=10)
     found = {}
-    for name, atoms in SIMPLE.items():
-        cell = atoms.repeat(3)
-        model = next(calculator for key, calculator in calculators.items() if key != "teacher")
-        done = run_dynamics(cell, model, settings, given.out / "nve" / name, progress=True)
-        found[name] = {"drift (meV/atom in 2 ps)": 2 * done["drift"], "temperature": done["temperature"]}
+    for material, atoms in SIMPLE.items():
+        done = run_dynamics(atoms.repeat(3), calculator, settings, given.out / "nve" / material, progress=True)
+        found[material] = {"drift (meV/atom in 2 ps)": 2 * done["drift"], "temperature": done["temperature"]}
     return found
 
 
-def vibrations(given: argparse.Namespace, calculators: dict[str, Calculator]) -> dict[str, Any]:
+def vibrations(given: argparse.Namespace, name: str, calculator: Calculator) -> dict[str, Any]:
     """Highest and lowest frequency, THz."""
     found: dict[str, Any] = {}
-    for name in ("Si", "NaCl", "Cu"):
-        for who, calculator in calculators.items():
-            done = phonons(SIMPLE[name], calculator, given.out / "phonons" / f"{name}-{who}", fmax=1e-3, min_length=12)
-            found.setdefault(name, {})[who] = {key: done[key] for key in list(done)[:2]}
+    for material in ("Si", "NaCl", "Cu"):
+        folder = given.out / "phonons" / f"{material}-{name}"
+        done = phonons(SIMPLE[material], calculator, folder, fmax=1e-3, min_length=12)
+        found[material] = {key: done[key] for key in list(done)[:2]}
     return found
 
 
-WORK = dict(zip(PARTS, (forces, relaxations, moduli, speed, drift, vibrations), strict=True))
+WORK = {"forces": forces, "relax": relaxations, "elastic": moduli, "nve": drift, "phonons": vibrations}
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
@@ -186,8 +184,8 @@ def draw(found: dict[str, Any], out: Path) -> None:
     if "relax" in found:
         figure = Figure(figsize=(5, 3.6), layout="constrained")
         panel = figure.subplots()
-        for name, color in (("teacher", "#8da0cb"), ("PRISM", "#d95f02")):
-            changes = [change for change in found["relax"][name]["changes"] if change is not None]
+        for name, color in COLORS.items():
+            changes = [change for change in found["relax"][name]["changes"].values() if change is not None]
             panel.hist(np.clip(changes, -20, 20), bins=np.linspace(-20, 20, 41), color=color, alpha=0.7, label=name)
         panel.set(xlabel="change of the volume against DFT (%)", ylabel="crystals")
         panel.legend(frameon=False)
@@ -195,8 +193,8 @@ def draw(found: dict[str, Any], out: Path) -> None:
     if "elastic" in found:
         figure = Figure(figsize=(7.4, 3.6), layout="constrained")
         for index, (panel, title) in enumerate(zip(figure.subplots(1, 2), ("bulk", "shear"), strict=True)):
-            right = np.array(found["elastic"]["DFT"])[:, index]
-            for name, color in (("teacher", "#8da0cb"), ("PRISM", "#d95f02")):
+            right = np.array(found["elastic"]["PRISM"]["DFT"])[:, index]
+            for name, color in COLORS.items():
                 mine = [np.nan if value is None else value[index] for value in found["elastic"][name]["values"]]
                 panel.scatter(right, mine, s=12, color=color, label=name)
             panel.plot([0, right.max()], [0, right.max()], color="0.5", linewidth=1)
@@ -214,13 +212,23 @@ def main() -> None:
     kept = given.out / "results.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     with Teacher(given.teacher, path=given.teacher_path) as teacher:
-        models = given.model if len(given.model) > 1 else given.model[0]
-        calculators = {"PRISM": PRISMCalculator(models, device="cpu"), "teacher": TeacherCalculator(teacher)}
+        calculators: dict[str, Calculator] = {"teacher": TeacherCalculator(teacher)}
+        if given.model:
+            calculators["PRISM"] = PRISMCalculator(
+                given.model if len(given.model) > 1 else given.model[0], device="cpu"
+            )
+        asked = {name: calculators[name] for name in ([given.who] if given.who else COLORS)}
         for part in given.parts:
-            if part not in found:
-                found[part] = WORK[part](given, calculators)
+            if part == "speed" and part not in found and len(asked) == len(COLORS):
+                found[part] = speed(given, calculators)
                 write_json(kept, found)
-    draw(found, given.out)
+            for name, calculator in asked.items():
+                is_wanted = part != "speed" and (part, name) != ("nve", "teacher")
+                if is_wanted and name not in found.setdefault(part, {}):
+                    found[part][name] = WORK[part](given, name, calculator)
+                    write_json(kept, found)
+    if given.who is None:
+        draw(found, given.out)
     for part, values in found.items():
         print(part, json.dumps(values, indent=1)[:3000])
 
