@@ -28,7 +28,7 @@ print(
     f"{len(crystals)} crystals, {sum(map(len, crystals)) / len(crystals):.1f} atoms, {torch.get_num_threads()} threads"
 )
 for forces in (False, True):
-    calculator = PRISMCalculator(compute_forces=forces)
+    calculator = PRISMCalculator("prism-mp2018-eform", compute_forces=forces)
     calculator.predict(crystals[:64])  # warm up
     times: dict[str, list[float]] = {"one by one": [], "in one call": []}
     for _ in range(arguments.repeats):

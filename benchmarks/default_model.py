@@ -177,12 +177,13 @@ def main() -> None:
     parser.add_argument("--name", nargs="+", default=None, help="of models; all that ship")
     parser.add_argument("--install", type=Path, metavar="RUN", help="run that becomes the one model of --name")
     arguments = parser.parse_args()
-    names = arguments.name or pretrained.available_models()
+    shipped = pretrained.available_models()
+    names = arguments.name or [name for name, one in shipped.items() if one.target in COLUMNS]
     if arguments.install is not None and len(names) != 1:
         parser.error("--install needs one --name")
     for name in names:
         model = load(name if arguments.install is None else arguments.install / "model")
-        if name in pretrained.available_models() and load(name).target != model.target:
+        if name in shipped and load(name).target != model.target:
             parser.error(f"{name} predicts {load(name).target}, the run {model.target}")
         parts = split_records(read_records(arguments.data, COLUMNS[model.target]))
         scores, predicted = score(model, parts)

@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -40,7 +41,7 @@ from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import Structure, read_structure
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on, models_in
+from prism_plugin.pretrained import DEFAULT_POTENTIAL, gives_energy, load_on, models_in
 
 __all__ = ["PRISMCalculator"]
 
@@ -70,12 +71,14 @@ if hasattr(os, "register_at_fork"):
 class PRISMCalculator(Calculator):
     """Energies with forces and stress, or another property, of ASE atoms from a PRISM or a committee of them.
 
-    With the default model, ``energy`` is the number of atoms times the formation energy per atom of Materials Project
-    release 2018.6.1 in eV, with the corrections of that time: relative to the elements, not to free atoms. It was
-    trained on relaxed crystals only: its forces and stress are exact gradients of its energy, but not what relaxes a
-    crystal; that is why they must be asked for, and come with a warning. Of elements with fewer than 50 training
-    crystals (He, Ar, Kr, Xe) it warns. Its card says how large its errors are and what it must not be used for
-    (``prism_plugin/pretrained/prism-mp2018-eform/README.md``).
+    The default is a universal potential: ``energy`` is the total energy (eV, PBE, as MatPES counts), with forces and
+    stress. Its card says how large its errors are and what it must not be used for
+    (``prism_plugin/pretrained/prism-universal-pbe/README.md``).
+
+    Others by their names. With ``"prism-mp2018-eform"``, ``energy`` is the number of atoms times the formation energy
+    per atom of Materials Project release 2018.6.1 in eV, with the corrections of that time: relative to the elements,
+    not to free atoms. It was trained on relaxed crystals only: its forces and stress are exact gradients of its energy,
+    but not what relaxes a crystal; that is why they must be asked for, and come with a warning.
 
     A model whose unit is ``"eV/atom"`` (or ``"eV"`` with ``readout="sum"``) answers ``energy``, ``free_energy`` and
     ``energies`` (per atom; they sum to ``energy``), a potential, and any with ``compute_forces=True``, also ``forces``
@@ -83,7 +86,7 @@ class PRISMCalculator(Calculator):
     its own name through ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean,
     and as ``energy_std`` (or the property's name with ``_std``) the standard deviation of their answers, that of the
     whole cell; as ``forces_std`` and ``stress_std`` those of each component.
-    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the default model and its like of two other seeds. Its
+    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the model of formation energies and its like of two other seeds. Its
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
 
@@ -119,6 +122,9 @@ class PRISMCalculator(Calculator):
         >>> from ase.build import bulk
         >>> atoms = bulk("NaCl", "rocksalt", a=5.69)
         >>> atoms.calc = PRISMCalculator()
+        >>> atoms.get_forces().shape
+        (2, 3)
+        >>> atoms.calc = PRISMCalculator("prism-mp2018-eform")
         >>> -5.0 < atoms.get_potential_energy() < -3.0
         True
     """
@@ -128,7 +134,7 @@ class PRISMCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | Path | PRISM | Sequence[str | Path | PRISM] = DEFAULT_MODEL,
+        model: str | Path | PRISM | Sequence[str | Path | PRISM] = DEFAULT_POTENTIAL,
         device: str = "auto",
         dtype: str = "auto",
         compute_forces: bool | None = None,
@@ -142,7 +148,7 @@ class PRISMCalculator(Calculator):
             raise PrismError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         given = models_in(model)
         if not given:
-            raise PrismError("the list of models is empty; leave it out for the default model")
+            raise PrismError("the list of models is empty; leave it out for the default")
         self.models = [load_on(one, device, dtype) for one in given]
         self.model: PRISM = self.models[0]
         self.learned_forces = all(map(learned_forces, self.models))
@@ -234,7 +240,8 @@ class PRISMCalculator(Calculator):
                     "it was made with compute_forces=False"
                     if self.learned_forces
                     else "this model was trained on energies of relaxed crystals, and a relaxation with its gradients "
-                    "ends far from where it should; take a potential (prism train --target pes). The gradients "
+                    f"ends far from where it should; take a potential ({DEFAULT_POTENTIAL}, or one of yours: prism "
+                    "train --target pes). The gradients "
                     "themselves: PRISMCalculator(..., compute_forces=True)"
                 )
                 raise PropertyNotImplementedError(f"no {name}: {why}")  # what ASE expects of a calculator without
@@ -401,7 +408,8 @@ class PRISMCalculator(Calculator):
 
     def _warn_of_doubts(self, place: str, graph: CrystalGraph) -> None:
         """Warn of what is doubtful in a structure, once of each kind."""
-        for kind, text in doubts_of(graph).items():
+        extents = [model.extent for model in self.models if model.extent is not None]
+        for kind, text in chain(doubts_of(graph).items(), *(extent.doubts(graph).items() for extent in extents[:1])):
             self._warn_once(kind, f"{place}{text}")
 
     def _warn_once(self, kind: str, text: str) -> None:

@@ -18,7 +18,7 @@ from prism_plugin.forces import energies_with_gradients, plain_computation, warn
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import batch_graphs
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import DEFAULT_MODEL, gives_energy, load_on
+from prism_plugin.pretrained import DEFAULT_POTENTIAL, gives_energy, load_on
 
 try:
     from torch_sim import SimState
@@ -53,7 +53,9 @@ class TorchSimPRISM(ModelInterface):
         [(2, 3), (2, 3)]
     """
 
-    def __init__(self, model: str | Path | PRISM = DEFAULT_MODEL, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, model: str | Path | PRISM = DEFAULT_POTENTIAL, device: str = "auto", dtype: str = "auto"
+    ) -> None:
         super().__init__()
         self.prism = load_on(model, device, dtype)
         if not gives_energy(self.prism):

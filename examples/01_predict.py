@@ -17,7 +17,7 @@ crystals = {
     "CsCl": bulk("CsCl", "cesiumchloride", a=4.21),
     "GaAs, zincblende": bulk("GaAs", "zincblende", a=5.75),
 }
-calculator = PRISMCalculator()
+calculator = PRISMCalculator("prism-mp2018-eform")
 
 # One at a time, as any ASE program does it. The energy is extensive: per atom times the number of atoms.
 for name, atoms in crystals.items():

@@ -26,7 +26,7 @@ names = [a + b for cations, anions in families.values() for a in cations for b i
 crystals = [bulk(name, "rocksalt", a=constant) for name in names for constant in constants]
 
 # One call for all of them: batches, in the order of the list, with a progress bar.
-results = PRISMCalculator().predict(crystals)
+results = PRISMCalculator("prism-mp2018-eform").predict(crystals)
 energies = np.array([result["energy"] / 2 for result in results]).reshape(len(names), len(constants))
 lowest = dict(zip(names, energies.min(axis=1), strict=True))
 best = dict(zip(names, constants[energies.argmin(axis=1)], strict=True))

@@ -192,7 +192,7 @@ class Domain:
             ValueError: if it is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
                 given: dict[str, Any] = {field.name: kept[field.name] for field in fields(cls)}
             for name in _TEXTS:
                 given[name] = tuple(map(str, json.loads(given[name].tobytes())))

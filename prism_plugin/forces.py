@@ -74,8 +74,8 @@ def warn_of_forces(model: PRISM) -> None:
     if not learned_forces(model):
         warn(
             f"forces and stress of this model ({model.target}) are gradients of an energy that was not trained on "
-            "forces: a relaxation or dynamics with them ends far from where it should. Take a potential (prism train "
-            "--target pes)"
+            "forces: a relaxation or dynamics with them ends far from where it should. Take a potential "
+            "(prism-universal-pbe, or one of yours: prism train --target pes)"
         )
 
 

@@ -25,6 +25,7 @@ from prism_plugin.domain import Domain
 from prism_plugin.errors import PrismError
 from prism_plugin.files import ASIDE, storing
 from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.graph.extent import Extent
 from prism_plugin.graph.lattice import lattice_translations, reduced_bases
 from prism_plugin.home import writable_home
 
@@ -37,8 +38,8 @@ with writable_home():  # matgl makes a folder there when it is imported
     from matgl.utils.io import _get_file_paths
 
 __all__ = [
+    "BESIDE",
     "DIGEST",
-    "DOMAIN",
     "MATGL_CACHE",
     "SavedModel",
     "answer_like_matgl",
@@ -49,7 +50,8 @@ __all__ = [
     "weights_digest",
 ]
 
-DOMAIN = "domain.npz"  # beside a model's other files, if it was measured
+# What lies beside a model's other files, if it was measured, by its attribute: its file and class.
+BESIDE: dict[str, tuple[str, Any]] = {"domain": ("domain.npz", Domain), "extent": ("extent.npz", Extent)}
 DIGEST = "sha256_of_weights"  # in the metadata of a saved model
 
 
@@ -58,8 +60,9 @@ class SavedModel(MatGLModel):
 
     # Symbol -> number of training crystals, where these were too few to trust; of a model that ships, or began as one.
     rare_elements: Mapping[str, int] = MappingProxyType({})
-    # Its training crystals and its errors, where they were measured.
+    # Its training crystals and its errors, and their distances and volumes, where they were measured.
     domain: Domain | None = None
+    extent: Extent | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class SavedModel(MatGLModel):
         Args:
             path: folder of the model.
             metadata: named values that JSON can hold, kept in ``model.json``, with this model's ``rare_elements`` and
-                the SHA-256 of its weights. Its ``domain`` is kept, too, if it is of these weights.
+                the SHA-256 of its weights. Its ``domain`` and ``extent`` are kept, too, if they are of these weights.
             makedirs: make the folder if it is missing.
 
         Raises:
@@ -93,10 +96,12 @@ class SavedModel(MatGLModel):
         with TemporaryDirectory(prefix=f".model{ASIDE}", dir=folder) as aside:
             with storing(folder):
                 super().save(aside, metadata=metadata)
-            if self.domain is not None and self.domain.digest == digest:
-                self.domain.save(Path(aside) / DOMAIN)
-            else:
-                (folder / DOMAIN).unlink(missing_ok=True)
+            for attribute, (name, _) in BESIDE.items():
+                measured = getattr(self, attribute)
+                if measured is not None and measured.digest == digest:
+                    measured.save(Path(aside) / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
             for file in sorted(Path(aside).iterdir()):
                 os.replace(file, folder / file.name)
 
@@ -127,13 +132,13 @@ class SavedModel(MatGLModel):
             raise PrismError(f"{len(differing)} weights are missing or too many, for example {differing[0]}")
         rare = kept.get("rare_elements")
         model.rare_elements = rare if isinstance(rare, dict) else {}
-        beside = Path(files["state.pt"]).with_name(DOMAIN)
-        if beside.is_file():
-            model.domain = Domain.load(beside)
-            if model.domain.digest != (kept.get(DIGEST) or weights_digest(weights)):
-                raise PrismError(
-                    f"{DOMAIN} is of other weights than the model beside it: remove it, or fetch both again"
-                )
+        for attribute, (name, kind) in BESIDE.items():
+            beside = Path(files["state.pt"]).with_name(name)
+            if not beside.is_file():
+                continue
+            setattr(model, attribute, kind.load(beside))
+            if getattr(model, attribute).digest != (kept.get(DIGEST) or weights_digest(weights)):
+                raise PrismError(f"{name} is of other weights than the model beside it: remove it, or fetch both again")
         return model
 
 

@@ -273,9 +273,10 @@ def examine(frame: Frame, models: Sequence[PRISM]) -> tuple[dict[tuple[float, fl
     graphs = {model.cutoffs: build_graph(structure, *model.cutoffs) for model in models}
     doubts = [*frame.doubts, *chain.from_iterable(doubts_of(graph).values() for graph in graphs.values())]
     for model in models:
-        elements = graphs[model.cutoffs].crystals.elements
-        model.check_elements(elements)
-        doubts += filter(None, [model.rare_among(elements)])
+        graph = graphs[model.cutoffs]
+        model.check_elements(graph.crystals.elements)
+        doubts += filter(None, [model.rare_among(graph.crystals.elements)])
+        doubts += [] if model.extent is None else model.extent.doubts(graph).values()
     return graphs, "; ".join(dict.fromkeys(doubts))
 
 

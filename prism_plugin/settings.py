@@ -134,6 +134,9 @@ class DataOptions:
         default=None,
         metavar="MODEL",
     )
+    logger: Literal["tensorboard", "wandb", "mlflow"] | None = option(
+        "log there, too, beside RUN/log; its package must be installed", default=None, resumable=True
+    )
     cache: Text | None = option(
         "folder for graphs, reused by later runs",
         default=None,

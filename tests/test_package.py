@@ -86,8 +86,11 @@ def test_the_wheel_holds_calculators_and_models(tmp_path) -> None:
         *(
             f"prism_plugin/pretrained/{name}/{file}"
             for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")
-            for file in ("state.pt", "README.md", "domain.npz")
+            for file in ("state.pt", "README.md", "domain.npz", "extent.npz")
         ),
+        "prism_plugin/pretrained/prism-universal-pbe/state.pt",
+        "prism_plugin/pretrained/prism-universal-pbe/README.md",
+        "prism_plugin/pretrained/prism-universal-pbe/extent.npz",
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "calculators/", "build/"))]
@@ -106,6 +109,7 @@ def test_doctests(name: str) -> None:
         ("docs/index.md", 1),
         ("docs/tutorials/screen.md", 1),
         ("docs/tutorials/train.md", 1),
+        ("docs/tutorials/relax.md", 1),
         ("docs/tutorials/optimizers.md", 2),
         ("docs/simulate.md", 1),
         ("docs/elra.md", 2),

@@ -11,9 +11,20 @@ from typing import Any, get_args, get_origin, get_type_hints
 from prism_plugin.schema import described
 from prism_plugin.settings import DataOptions
 
-__all__ = ["DEFAULT_MODEL", "TABLE_FLAGS", "add_model", "add_options", "add_parts", "named_value", "table_values"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "DEFAULT_POTENTIAL",
+    "TABLE_FLAGS",
+    "add_model",
+    "add_options",
+    "add_parts",
+    "named_value",
+    "table_values",
+]
 
-DEFAULT_MODEL = "prism-mp2018-eform"  # of prism_plugin.pretrained, whose import takes seconds
+# Of prism_plugin.pretrained, whose import takes seconds.
+DEFAULT_MODEL = "prism-mp2018-eform"
+DEFAULT_POTENTIAL = "prism-universal-pbe"
 # Tables are given as repeated NAME=VALUE.
 TABLE_FLAGS = {"model": "--set", "options": "--option", "weights": "--weight"}
 
@@ -98,7 +109,7 @@ def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     about = "folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub"
     if several:
         about += "; repeated: mean and standard deviation of several, as committee stands for those of formation energy"
-        about += f"; {DEFAULT_MODEL} if not given"
+        about += f"; {DEFAULT_MODEL} if not given, and of forces {DEFAULT_POTENTIAL}"
         add("--model", action="append", default=argparse.SUPPRESS, help=about)
     else:
         add("--model", default=DEFAULT_MODEL, help=about)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.commands.options import DEFAULT_MODEL, add_model
+from prism_plugin.commands.options import DEFAULT_MODEL, DEFAULT_POTENTIAL, add_model
 from prism_plugin.errors import PrismError
 
 __all__ = ["add_parser", "run"]
@@ -59,6 +59,6 @@ def _predict_forces(arguments: argparse.Namespace) -> tuple[dict[str, int], Path
 
     if arguments.devices != 1:
         raise PrismError("--forces works in one process: leave --devices out")
-    calculator = potential_calculator(getattr(arguments, "model", DEFAULT_MODEL), arguments.device)
+    calculator = potential_calculator(getattr(arguments, "model", DEFAULT_POTENTIAL), arguments.device)
     counts = predict_forces(arguments.files, calculator, arguments.out)
     return {"predicted": counts.pop("done"), **counts}, arguments.out / f"{NAME}.csv"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.commands.options import DEFAULT_POTENTIAL
 from prism_plugin.errors import PrismError
 
 __all__ = ["VERBS", "Verb"]
@@ -54,8 +55,9 @@ class Verb:
         add(
             "--model",
             action="append",
-            required=True,
-            help="a potential: folder of a model (RUN/model), or OWNER/NAME on the Hub; repeated: the mean of several",
+            default=argparse.SUPPRESS,
+            help="a potential: folder of a model (RUN/model), name of a shipped one, or OWNER/NAME on the Hub; "
+            f"repeated: the mean of several; {DEFAULT_POTENTIAL} if not given",
         )
         add("--device", default="auto", help="auto, cpu or cuda")
         add("--dtype", default=self.dtype, help="auto (that of the model), float32 or float64")
@@ -68,7 +70,7 @@ class Verb:
         from prism_plugin.simulation.relaxation import potential_calculator
         from prism_plugin.simulation.runner import run_files
 
-        models = arguments.model if len(arguments.model) > 1 else arguments.model[0]
+        models = getattr(arguments, "model", DEFAULT_POTENTIAL)
         calculator = potential_calculator(models, arguments.device, arguments.dtype)
         counts = run_files(arguments.files, calculator, self.make(calculator, arguments), arguments.out)
         how = " (column error; delete such rows to try again)" if counts["failed"] else ""

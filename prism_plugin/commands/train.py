@@ -66,10 +66,10 @@ def add_parser(commands: Any) -> None:
         type=Path,
         metavar="RUN",
         help="go on with an interrupted run; beside it only --epochs (without schedule), --device, --devices, --nodes, "
-        "--cache, --recompute",
+        "--cache, --logger, --recompute",
     )
     add_options(place, TrainingSettings, ("seed", "device", "devices", "nodes"))
-    add_options(place, DataOptions, ("cache",))
+    add_options(place, DataOptions, ("cache", "logger"))
     place.add_argument(
         "--trust", action="store_true", help="import the optimizer's class that a config file or a run names"
     )
@@ -117,7 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_runnable(job.settings)  # before data are fetched
     init = None if job.values.get("init") is None else load(job.values["init"])
     settings, parts = job.load()
-    summary = train(settings, parts, out, resume, init, cache=job.values.get("cache"), on_start=job.save)
+    given = {name: job.values.get(name) for name in ("cache", "logger")}
+    summary = train(settings, parts, out, resume, init, on_start=job.save, **given)
     if summary:
         print(format_scores(summary["scores"], summary["target"], summary["unit"]))
         if "kept" in summary:

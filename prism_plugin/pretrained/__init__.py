@@ -20,12 +20,13 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
-from prism_plugin.matgl_bridge import DOMAIN, MATGL_CACHE, load_model
+from prism_plugin.matgl_bridge import BESIDE, MATGL_CACHE, load_model
 from prism_plugin.model import PRISM
 
 __all__ = [
     "COMMITTEE",
     "DEFAULT_MODEL",
+    "DEFAULT_POTENTIAL",
     "RARE",
     "ModelInfo",
     "available_models",
@@ -38,12 +39,13 @@ __all__ = [
     "saved_metadata",
 ]
 
-DEFAULT_MODEL = "prism-mp2018-eform"
+DEFAULT_POTENTIAL = "prism-universal-pbe"  # what calculators and simulations take
+DEFAULT_MODEL = "prism-mp2018-eform"  # what predictions of a property take
 # The default model and its like of two other seeds, for PRISMCalculator(COMMITTEE): their mean, and its energy_std.
 COMMITTEE = (DEFAULT_MODEL, f"{DEFAULT_MODEL}-seed1", f"{DEFAULT_MODEL}-seed2")
 RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent
-_LICENCE = "BSD-3-Clause; learned from Materials Project data, CC BY 4.0"
+_LICENCE = "BSD-3-Clause; learned from Materials Project data, CC BY 4.0"  # unless its metadata say more
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one
 _CLASSES = ("prism_plugin.model.PRISM", "prism_plugin.potential.PRISMPotential")
@@ -57,7 +59,7 @@ class ModelInfo:
     Attributes:
         target: what it predicts.
         unit: of its predictions.
-        mae: mean absolute error on the validation part, in this unit.
+        mae: mean absolute error on the validation part, in this unit; of a potential that of the forces, eV/Å.
         crystals: number of these crystals.
         elements: how many it knows.
         licence: of the weights.
@@ -90,7 +92,9 @@ def _info(name: str) -> ModelInfo:
     kept = saved_metadata(name)
     settings, scores = kept["settings"], kept["scores"]["val"]
     elements = torch.load(_HERE / name / "model.pt", weights_only=True)["element_types"]
-    return ModelInfo(settings["target"], settings["unit"], scores["mae"], scores["crystals"], len(elements), _LICENCE)
+    error = scores["forces_mae"] if "forces_mae" in scores else scores["mae"]
+    licence = kept.get("licence", _LICENCE)
+    return ModelInfo(settings["target"], settings["unit"], error, scores["crystals"], len(elements), licence)
 
 
 def model_folder(model: str | Path) -> Path:
@@ -118,8 +122,9 @@ def model_folder(model: str | Path) -> Path:
     try:
         how: dict[str, Any] = {"cache_dir": str(MATGL_CACHE), "local_files_only": not is_there}
         paths = [Path(hf_hub_download(model, file, **how)) for file in _FILES]
-        with suppress(EntryNotFoundError):  # not every model knows its training crystals
-            hf_hub_download(model, DOMAIN, **how)
+        for file, _ in BESIDE.values():
+            with suppress(EntryNotFoundError):  # not every model knows its training crystals
+                hf_hub_download(model, file, **how)
         return paths[0].parent
     except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
         reason = " ".join(str(error).split()) if is_there else "it cannot be reached, and no copy is kept"

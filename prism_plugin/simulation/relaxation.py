@@ -23,6 +23,7 @@ from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.data.frame import as_atoms
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.model import PRISM
+from prism_plugin.pretrained import DEFAULT_POTENTIAL
 
 __all__ = ["Relaxation", "potential_calculator", "relax", "relax_one"]
 
@@ -70,14 +71,14 @@ def potential_calculator(model: Any, device: str = "auto", dtype: str = "auto") 
     if not calculator.learned_forces:
         raise PrismError(
             "this model was trained on relaxed crystals, and what relaxes or moves with its gradients ends far from "
-            "where it should: give a potential (prism train --target pes)"
+            f"where it should: take a potential ({DEFAULT_POTENTIAL}, or one of yours: prism train --target pes)"
         )
     return calculator
 
 
 def relax(
     structures: Any,
-    model: str | Path | PRISM | list[Any],
+    model: str | Path | PRISM | list[Any] = DEFAULT_POTENTIAL,
     fmax: float = 0.05,
     steps: int = 500,
     cell: bool = True,
@@ -107,10 +108,8 @@ def relax(
 
     Example:
         >>> from ase.build import bulk
-        >>> from prism_plugin import PRISMPotential
-        >>> relaxed = relax(bulk("Si"), PRISMPotential(("Si",), dim=8, repulsion="zbl"), fmax=1.0, steps=20)
-        >>> relaxed.get_forces().shape
-        (2, 3)
+        >>> round(float(relax(bulk("Si", a=5.2)).get_volume()))
+        41
     """
     calculator = potential_calculator(model, device, dtype)
     is_one = isinstance(structures, (Atoms, IStructure, IMolecule))

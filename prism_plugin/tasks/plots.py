@@ -126,7 +126,13 @@ def plot_classes(
 
 
 def plot_elements(
-    elements: Sequence[np.ndarray], errors: np.ndarray, target: str, unit: str, parts: str, path: str | Path
+    elements: Sequence[np.ndarray],
+    errors: np.ndarray,
+    target: str,
+    unit: str,
+    parts: str,
+    path: str | Path,
+    of: str = "crystals",
 ) -> None:
     """Draw the mean absolute error of the crystals that hold each element, on the periodic table.
 
@@ -137,6 +143,7 @@ def plot_elements(
         unit: its unit.
         parts: which crystals these are, for the title.
         path: where the PNG goes.
+        of: what the errors are of, for the title.
     """
     found: dict[int, list[float]] = {}
     for numbers, error in zip(elements, np.abs(errors), strict=True):
@@ -165,7 +172,7 @@ def plot_elements(
     panel.set(xlim=(0.4, 18.6), ylim=(10.1, 0.4), aspect="equal")
     panel.axis("off")
     label = f"MAE of {target.replace('_', ' ')}" + (f" ({unit})" if unit else "")
-    panel.set_title(f"{label} over the crystals with each element; {len(errors):,} crystals ({parts}), n of them")
+    panel.set_title(f"{label} over the {of} with each element; {len(errors):,} {of} ({parts}), n of them")
     bar = ScalarMappable(scale, colors)
     figure.colorbar(bar, ax=panel, label=label, shrink=0.6, extend="max")
     save_figure(figure, Path(path))

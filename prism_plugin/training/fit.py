@@ -23,7 +23,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -41,6 +41,7 @@ from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
 from prism_plugin.training.initial import UNTOUCHED, validation_losses
+from prism_plugin.training.loggers import make_logger
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
 from prism_plugin.training.run_folder import CRYSTALS, SETTINGS, changeable, check_folder, describe_settings
@@ -72,6 +73,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     cache: str | Path | None = None,
     on_start: Callable[[Path], None] | None = None,
+    logger: str | None = None,
 ) -> dict[str, Any]:
     """Train a PRISM and write its run folder.
 
@@ -88,6 +90,7 @@ def train(
         callbacks: further Lightning callbacks.
         cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.
         on_start: called with the run folder when everything was checked, before the training.
+        logger: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"`` beside the run folder's own log.
 
     Returns:
         The summary: MAE and RMSE of each part, those of the mean predictor, times, versions. With several devices it is
@@ -103,7 +106,7 @@ def train(
     with locked(folder) if first else nullcontext():
         if first:
             sweep(folder)
-        return _train(settings, parts, folder, first, resume, init, progress, callbacks, cache, on_start)
+        return _train(settings, parts, folder, first, resume, init, progress, callbacks, cache, on_start, logger)
 
 
 def _train(
@@ -117,12 +120,14 @@ def _train(
     callbacks: Sequence[Callback],
     cache: str | Path | None,
     on_start: Callable[[Path], None] | None,
+    logger: str | None,
 ) -> dict[str, Any]:
     for name in ("train", "val"):
         if not parts.get(name):
             raise PrismError(f"the part {name!r} is missing or empty: a training needs train and val")
     task = task_of(settings, init)
     device = check_runnable(settings)
+    loggers = [] if logger is None else [make_logger(logger, folder)]
     described = {
         **describe_settings(settings),
         "data": fingerprint(parts),
@@ -158,7 +163,7 @@ def _train(
     place = (folder / CHECKPOINTS).resolve()
     loader = make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed)
     saving = SaveBetweenSteps(place / LAST, loader)
-    trainer = _trainer(settings, task, module.metric, place, device, progress, [*callbacks, saving])
+    trainer = _trainer(settings, task, module.metric, place, device, progress, [*callbacks, saving], loggers)
     started = time.perf_counter()
     grouped = has_group()
     last = place / LAST
@@ -211,6 +216,7 @@ def _trainer(
     device: torch.device,
     progress: bool,
     callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
 ) -> L.Trainer:
     best = ModelCheckpoint(place, "best", monitor=f"val_{metric}", enable_version_counter=False)
     # After the other one, so that it knows the best epoch; save_last would skip epochs without improvement.
@@ -230,7 +236,7 @@ def _trainer(
             callbacks=[*callbacks, *bar, best, every_epoch],
             default_root_dir=place.parent,
             plugins=[WholeCheckpoints(), *cluster],
-            logger=CSVLogger(place.parent, name="log"),
+            logger=[CSVLogger(place.parent, name="log"), *loggers],
             log_every_n_steps=1,
             enable_progress_bar=progress,
             enable_model_summary=False,

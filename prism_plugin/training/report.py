@@ -16,6 +16,7 @@ from prism_plugin.data import GraphDataset, Record, make_datasets
 from prism_plugin.domain import FEWEST, Domain
 from prism_plugin.errors import PrismError
 from prism_plugin.files import write_json
+from prism_plugin.graph.extent import Extent
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy
@@ -29,7 +30,9 @@ from prism_plugin.training.initial import UNTOUCHED
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
 from prism_plugin.training.run_folder import SETTINGS
 
-__all__ = ["check_elements_of", "evaluate", "features_and_errors", "measure_domain", "write_summary"]
+__all__ = ["check_elements_of", "evaluate", "features_and_errors", "measure_domain", "measure_extent", "write_summary"]
+
+_CRYSTALS_AT_ONCE = 256
 
 
 def write_summary(
@@ -67,6 +70,7 @@ def write_summary(
         "python": platform.python_version(),
     }
     model.domain = measure_domain(model, datasets["train"], datasets["val"], settings.batch_size, progress)
+    model.extent = measure_extent(model, datasets["train"], datasets["val"])
     model.save(folder / "model", metadata={"settings": as_dict(settings), "scores": scores})
     sizes = {name: dataset.graphs.atoms for name, dataset in datasets.items()}
     told = card(settings, model, scores, {name: (int(of.min()), int(of.max())) for name, of in sizes.items()})
@@ -112,6 +116,14 @@ def measure_domain(
     names = list(zip(training.names, formulas, strict=True))
     is_number = model.task_type == "regression"
     return Domain.fit(weights_digest(model.state_dict()), seen, names, held, errors if is_number else None)
+
+
+def measure_extent(model: PRISM, training: GraphDataset, validation: GraphDataset) -> Extent | None:
+    """Measure distances and volumes of a model's training crystals; None with too few validation crystals."""
+    if len(validation.names) < FEWEST:
+        return None
+    batches = (dataset.graphs.split(_CRYSTALS_AT_ONCE) for dataset in (training, validation))
+    return Extent.fit(weights_digest(model.state_dict()), *batches)
 
 
 def features_and_errors(

@@ -22,7 +22,7 @@ from tests.conftest import crystal_zoo, small_model
 
 @pytest.fixture(scope="module")
 def calculator() -> PRISMCalculator:
-    return PRISMCalculator()
+    return PRISMCalculator("prism-mp2018-eform")
 
 
 def energy_model(**arguments: object) -> PRISM:
@@ -124,9 +124,9 @@ def test_bad_atoms_and_arguments_are_refused(calculator: PRISMCalculator) -> Non
     with pytest.raises(ValueError, match="unknown element Lr: this model was made for 88 elements"):
         calculator.get_potential_energy(bulk("Lr", "fcc", a=5.0))
     with pytest.raises(ValueError, match="unknown dtype 'half'; choose one of: auto, float32, float64"):
-        PRISMCalculator(dtype="half")
+        PRISMCalculator("prism-mp2018-eform", dtype="half")
     with pytest.raises(ValueError, match="unknown device 'foo'"):
-        PRISMCalculator(device="foo")
+        PRISMCalculator("prism-mp2018-eform", device="foo")
     with pytest.raises(TypeError, match="give the name or folder of a model, or a PRISM; got int"):
         PRISMCalculator(5)
     with pytest.raises(ValueError, match=r"predicts 'energy' in 'meV/atom', which is not ASE's energy"):
@@ -154,14 +154,14 @@ def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
 
 def test_shipped_models_have_a_card_and_are_small() -> None:
     models = available_models()
-    assert set(models) == {*COMMITTEE, "prism-mp2018-gap"}
+    assert set(models) == {*COMMITTEE, "prism-mp2018-gap", "prism-universal-pbe"}
     assert models["prism-mp2018-gap"].target == "band_gap"
     assert 0.01 < models["prism-mp2018-eform"].mae < 0.05
     assert models["prism-mp2018-eform"].elements == 88
     for name in available_models():
         folder = Path(pretrained.__file__).parent / name
         card = (folder / "README.md").read_text()
-        for word in ("CC BY 4.0", "Materials Project", "must not be used", "seed"):
+        for word in ("CC BY 4.0", "Materials Project", "must not be used", '"seed"'):
             assert word in card, word
         assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
         assert load(name).unit

@@ -34,7 +34,7 @@ def energy_model(**arguments: object) -> PRISM:
 @pytest.fixture(scope="module")
 def default() -> PRISMCalculator:
     """The default model in float64, with forces."""
-    return PRISMCalculator(dtype="float64", compute_forces=True)
+    return PRISMCalculator("prism-mp2018-eform", dtype="float64", compute_forces=True)
 
 
 def hundred_atoms() -> Atoms:
@@ -95,7 +95,7 @@ def test_forces_and_stress_are_the_gradients_of_the_energy(which, name, default)
 
 def test_results_are_plain_numbers_and_arrays_in_float64() -> None:
     atoms = STRUCTURES["low symmetry"].copy()
-    atoms.calc = PRISMCalculator(compute_forces=True)  # float32
+    atoms.calc = PRISMCalculator("prism-mp2018-eform", compute_forces=True)  # float32
     assert isinstance(atoms.get_potential_energy(), float)
     assert atoms.get_potential_energies().dtype == np.float64
     assert (atoms.get_forces().dtype, atoms.get_forces().shape) == (np.float64, (4, 3))
@@ -148,7 +148,7 @@ def test_alone_in_a_batch_and_in_any_order_the_answer_is_the_same(dtype, toleran
 
 
 def test_structures_of_both_libraries_may_be_mixed() -> None:
-    calculator = PRISMCalculator(compute_forces=True)
+    calculator = PRISMCalculator("prism-mp2018-eform", compute_forces=True)
     atoms = bulk("NaCl", "rocksalt", a=5.69)
     water = Molecule(["O", "H", "H"], [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     results = calculator.predict([AseAtomsAdaptor.get_structure(atoms), water, atoms])
@@ -299,7 +299,7 @@ def test_annotations_survive_in_files(tmp_path) -> None:
 
 def test_unknown_elements_can_be_nan() -> None:
     good, bad = bulk("NaCl", "rocksalt", a=5.69), bulk("Lr", "fcc", a=5.0)
-    calculator = PRISMCalculator(compute_forces=True, on_unknown_element="nan")
+    calculator = PRISMCalculator("prism-mp2018-eform", compute_forces=True, on_unknown_element="nan")
     with pytest.warns(UserWarning, match="1 of 3 structures have unknown elements, and NaN as answer"):
         results = calculator.predict([good, bad, good])
     same(results[0], results[2], 1e-6)
@@ -307,7 +307,7 @@ def test_unknown_elements_can_be_nan() -> None:
     assert results[1]["forces"].shape == (1, 3)
     assert np.isnan(results[1]["forces"]).all()
     with pytest.raises(ValueError, match="structure 1 of the list: unknown element Lr"):
-        PRISMCalculator().predict([good, bad])
+        PRISMCalculator("prism-mp2018-eform").predict([good, bad])
 
 
 # --- threads, copies, what is left alone ------------------------------------------------------------------------------
@@ -509,8 +509,8 @@ def test_what_are_no_atoms_is_refused_at_every_door(given) -> None:
         calculator.get_potential_energy()
 
 
-def test_the_default_model_is_the_shipped_one() -> None:
-    (one,) = PRISMCalculator().predict([bulk("MgO", "rocksalt", a=4.25)])
+def test_the_calculator_of_a_model_answers_the_model() -> None:
+    (one,) = PRISMCalculator("prism-mp2018-eform").predict([bulk("MgO", "rocksalt", a=4.25)])
     assert one["energy"] / 2 == pytest.approx(float(load().predict_structure(bulk("MgO", "rocksalt", a=4.25))))
 
 
@@ -521,8 +521,8 @@ def test_forces_come_with_a_potential_and_elsewhere_with_a_warning() -> None:
     assert atoms.get_stress().shape == (6,)
     assert "forces" not in PRISMCalculator(random_potential(), compute_forces=False).implemented_properties
     with pytest.warns(UserWarning, match=r"formation_energy.* not trained on forces.*Take a potential"):
-        PRISMCalculator(compute_forces=True)
-    assert "forces" not in PRISMCalculator().implemented_properties
+        PRISMCalculator("prism-mp2018-eform", compute_forces=True)
+    assert "forces" not in PRISMCalculator("prism-mp2018-eform").implemented_properties
     mixed = [random_potential(), small_model(target="energy", unit="eV", readout="sum")]
     with pytest.warns(UserWarning, match="not trained on forces"):  # whichever of a committee it is
         PRISMCalculator(mixed, compute_forces=True)

@@ -349,7 +349,7 @@ def test_a_file_of_several_goes_on_where_it_was_cut(tmp_path) -> None:
 def test_what_does_not_fit_into_memory_is_a_row(tmp_path, monkeypatch) -> None:
     crystals = [bulk("Cu"), bulk("Cu", cubic=True), bulk("Al"), bulk("NaCl", "rocksalt", a=5.64)]
     write(tmp_path / "some.extxyz", crystals)
-    right = PRISMCalculator().predict(crystals)
+    right = PRISMCalculator("prism-mp2018-eform").predict(crystals)
     forward = PRISM.forward
 
     def small_only(self, g, *arguments, **named):

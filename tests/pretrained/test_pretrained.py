@@ -103,7 +103,7 @@ COMPOUNDS: dict[str, tuple[Atoms, float]] = {
 
 
 def test_well_known_compounds() -> None:
-    calculator = PRISMCalculator()
+    calculator = PRISMCalculator("prism-mp2018-eform")
     atoms = [crystal for crystal, _ in COMPOUNDS.values()]
     assert [len(one) for one in atoms] == [2, 2, 2, 9, 6, 20, 10, 2, 10, 2, 1, 28]
     found = np.array([result["energy"] for result in calculator.predict(atoms)]) / [len(one) for one in atoms]
@@ -118,7 +118,7 @@ def test_a_rare_element_is_warned_of(tmp_path: Path) -> None:
     assert set(rare) == {"Ar", "He", "Kr", "Xe"}
     assert all(count < 50 for count in rare.values())
     xenon, salt = bulk("Xe", "fcc", a=5.6), bulk("NaCl", "rocksalt", a=5.64)
-    for predict in (load().predict_structure, lambda atoms: PRISMCalculator().predict([atoms])):
+    for predict in (load().predict_structure, lambda atoms: PRISMCalculator("prism-mp2018-eform").predict([atoms])):
         with pytest.warns(UserWarning, match=r"few training crystals with Xe \(38\): do not trust"):
             predict(xenon)
         with warnings.catch_warnings():
