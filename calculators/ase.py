@@ -26,6 +26,7 @@ from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
 from prism_plugin.committee import check_committee, how_far, interval_levels, mean_and_spread
+from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.evaluation import evaluation, halved, split_graphs
 from prism_plugin.forces import (
@@ -41,7 +42,7 @@ from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 from prism_plugin.graph.doubts import doubts_of
 from prism_plugin.graph.structure import Structure, read_structure
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import DEFAULT_POTENTIAL, gives_energy, load_on, models_in
+from prism_plugin.pretrained import gives_energy, load_on, models_in
 
 __all__ = ["PRISMCalculator"]
 
@@ -240,9 +241,8 @@ class PRISMCalculator(Calculator):
                     "it was made with compute_forces=False"
                     if self.learned_forces
                     else "this model was trained on energies of relaxed crystals, and a relaxation with its gradients "
-                    f"ends far from where it should; take a potential ({DEFAULT_POTENTIAL}, or one of yours: prism "
-                    "train --target pes). The gradients "
-                    "themselves: PRISMCalculator(..., compute_forces=True)"
+                    f"ends far from where it should; take a potential {POTENTIALS}. The gradients themselves: "
+                    "PRISMCalculator(..., compute_forces=True)"
                 )
                 raise PropertyNotImplementedError(f"no {name}: {why}")  # what ASE expects of a calculator without
             raise PropertyNotImplementedError(
@@ -408,7 +408,8 @@ class PRISMCalculator(Calculator):
 
     def _warn_of_doubts(self, place: str, graph: CrystalGraph) -> None:
         """Warn of what is doubtful in a structure, once of each kind."""
-        extents = [model.extent for model in self.models if model.extent is not None]
+        alike = (model.extent for model in self.models if model.cutoffs == graph.crystals.cutoffs)
+        extents = [extent for extent in alike if extent is not None]
         for kind, text in chain(doubts_of(graph).items(), *(extent.doubts(graph).items() for extent in extents[:1])):
             self._warn_once(kind, f"{place}{text}")
 

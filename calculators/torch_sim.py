@@ -13,12 +13,13 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from prism_plugin.defaults import DEFAULT_POTENTIAL
 from prism_plugin.errors import PrismError
 from prism_plugin.forces import energies_with_gradients, plain_computation, warn_of_forces
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import batch_graphs
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import DEFAULT_POTENTIAL, gives_energy, load_on
+from prism_plugin.pretrained import gives_energy, load_on
 
 try:
     from torch_sim import SimState

@@ -9,7 +9,6 @@ validation crystals, whatever the distribution of the errors.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from prism_plugin.arrays import reading_arrays
 from prism_plugin.errors import PrismError
 
 __all__ = ["FEWEST", "LEVELS", "Domain"]
@@ -191,17 +191,14 @@ class Domain:
         Raises:
             ValueError: if it is damaged.
         """
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-                given: dict[str, Any] = {field.name: kept[field.name] for field in fields(cls)}
+        with reading_arrays(path) as kept:
+            given: dict[str, Any] = {field.name: kept[field.name] for field in fields(cls)}
             for name in _TEXTS:
                 given[name] = tuple(map(str, json.loads(given[name].tobytes())))
             given["digest"] = str(given["digest"])
             given["factors"] = tuple(map(float, given["factors"]))
             for name in ("unit", "far", "crystals"):
                 given[name] = given[name].item()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise PrismError(f"{str(path)!r} is damaged ({error}); fetch it again, or remove it") from error
         return cls(**given)
 
 

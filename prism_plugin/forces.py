@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_plugin.defaults import POTENTIALS
 from prism_plugin.errors import warn
 from prism_plugin.evaluation import evaluation
 from prism_plugin.graph.crystals import CrystalBatch
@@ -74,8 +75,7 @@ def warn_of_forces(model: PRISM) -> None:
     if not learned_forces(model):
         warn(
             f"forces and stress of this model ({model.target}) are gradients of an energy that was not trained on "
-            "forces: a relaxation or dynamics with them ends far from where it should. Take a potential "
-            "(prism-universal-pbe, or one of yours: prism train --target pes)"
+            f"forces: a relaxation or dynamics with them ends far from where it should. Take a potential {POTENTIALS}"
         )
 
 

@@ -8,12 +8,11 @@ import collections.abc
 from collections.abc import Collection, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
+from prism_plugin.defaults import DEFAULT_MODEL, DEFAULT_POTENTIAL
 from prism_plugin.schema import described
 from prism_plugin.settings import DataOptions
 
 __all__ = [
-    "DEFAULT_MODEL",
-    "DEFAULT_POTENTIAL",
     "TABLE_FLAGS",
     "add_model",
     "add_options",
@@ -22,9 +21,6 @@ __all__ = [
     "table_values",
 ]
 
-# Of prism_plugin.pretrained, whose import takes seconds.
-DEFAULT_MODEL = "prism-mp2018-eform"
-DEFAULT_POTENTIAL = "prism-universal-pbe"
 # Tables are given as repeated NAME=VALUE.
 TABLE_FLAGS = {"model": "--set", "options": "--option", "weights": "--weight"}
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.commands.options import DEFAULT_MODEL, DEFAULT_POTENTIAL, add_model
+from prism_plugin.commands.options import add_model
+from prism_plugin.defaults import DEFAULT_MODEL, DEFAULT_POTENTIAL
 from prism_plugin.errors import PrismError
 
 __all__ = ["add_parser", "run"]

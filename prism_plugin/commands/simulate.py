@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.commands.options import DEFAULT_POTENTIAL
+from prism_plugin.defaults import DEFAULT_POTENTIAL
 from prism_plugin.errors import PrismError
 
 __all__ = ["VERBS", "Verb"]

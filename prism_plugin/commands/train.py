@@ -117,8 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_runnable(job.settings)  # before data are fetched
     init = None if job.values.get("init") is None else load(job.values["init"])
     settings, parts = job.load()
-    given = {name: job.values.get(name) for name in ("cache", "logger")}
-    summary = train(settings, parts, out, resume, init, on_start=job.save, **given)
+    beside: dict[str, Any] = {name: job.values.get(name) for name in ("cache", "logger")}
+    summary = train(settings, parts, out, resume, init, on_start=job.save, **beside)
     if summary:
         print(format_scores(summary["scores"], summary["target"], summary["unit"]))
         if "kept" in summary:

@@ -5,15 +5,15 @@ Returns doubts about distances and volumes that no training crystal has.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
 
-from prism_plugin.errors import PrismError
+from prism_plugin.arrays import reading_arrays
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 
 __all__ = ["Extent"]
@@ -130,11 +130,8 @@ class Extent:
         Raises:
             ValueError: if it is damaged.
         """
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-                given = {field.name: kept[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise PrismError(f"{str(path)!r} is damaged ({error}); fetch it again, or remove it") from error
+        with reading_arrays(path) as kept:
+            given: dict[str, Any] = {field.name: kept[field.name] for field in fields(cls)}
         return cls(**{**given, "digest": str(given["digest"])})
 
 

@@ -18,6 +18,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import EntryNotFoundError
 
+from prism_plugin.defaults import DEFAULT_MODEL, DEFAULT_POTENTIAL
 from prism_plugin.devices import find_device
 from prism_plugin.errors import PrismError
 from prism_plugin.matgl_bridge import BESIDE, MATGL_CACHE, load_model
@@ -39,8 +40,6 @@ __all__ = [
     "saved_metadata",
 ]
 
-DEFAULT_POTENTIAL = "prism-universal-pbe"  # what calculators and simulations take
-DEFAULT_MODEL = "prism-mp2018-eform"  # what predictions of a property take
 # The default model and its like of two other seeds, for PRISMCalculator(COMMITTEE): their mean, and its energy_std.
 COMMITTEE = (DEFAULT_MODEL, f"{DEFAULT_MODEL}-seed1", f"{DEFAULT_MODEL}-seed2")
 RARE = 50  # fewer training crystals than this, and an element is called rare

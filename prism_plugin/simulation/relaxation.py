@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.data.frame import as_atoms
+from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.model import PRISM
-from prism_plugin.pretrained import DEFAULT_POTENTIAL
 
 __all__ = ["Relaxation", "potential_calculator", "relax", "relax_one"]
 
@@ -71,7 +71,7 @@ def potential_calculator(model: Any, device: str = "auto", dtype: str = "auto") 
     if not calculator.learned_forces:
         raise PrismError(
             "this model was trained on relaxed crystals, and what relaxes or moves with its gradients ends far from "
-            f"where it should: take a potential ({DEFAULT_POTENTIAL}, or one of yours: prism train --target pes)"
+            f"where it should: take a potential {POTENTIALS}"
         )
     return calculator
 
