@@ -25,7 +25,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
-from prism_plugin.committee import check_committee, how_far, interval_levels, mean_and_spread
+from prism_plugin.committee import bounded, check_committee, how_far, interval_levels, mean_and_spread
 from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.evaluation import evaluation, halved, split_graphs
@@ -91,10 +91,11 @@ class PRISMCalculator(Calculator):
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
 
-    Models that know their domain (those that ship, and every run's of a property with 20 validation crystals) answer
-    ``novelty``, the distance from their training crystals (95 % of the validation crystals are nearer than 1), and
-    ``energy_interval`` (or the property's name with ``_interval``), between which 95 % of crystals like the validation
-    crystals lie. Far beyond these it promises nothing, and says so once.
+    Models that know their domain (those that ship, and every run's with 20 validation crystals) answer ``novelty``, the
+    distance from their training crystals (95 % of the validation crystals are nearer than 1), and ``energy_interval``
+    (or the property's name with ``_interval``), between which 95 % of crystals like the validation crystals lie; a
+    potential instead ``max_force_error`` (eV/Å), which the largest error of a force in 95 % of such crystals does not
+    exceed. Far beyond these it promises nothing, and says so once.
 
     Of what is doubtful in a structure (atoms without a neighbor within the model's cutoff, atoms much nearer or farther
     than in any crystal that the thresholds were measured on) it warns once.
@@ -187,7 +188,16 @@ class PRISMCalculator(Calculator):
     def _of_domain(self) -> list[str]:
         """Names of what is known of how far a structure is from the training crystals."""
         levels = interval_levels(self.models)
-        return [] if levels is None else [*([f"{self._value}_interval"] if levels else []), "novelty"]
+        if levels is None:
+            return []
+        if not self._bounds_forces:
+            return [*([f"{self._value}_interval"] if levels else []), "novelty"]
+        return [*([bounded(self.models)[0]] if levels and self.compute_forces else []), "novelty"]
+
+    @property
+    def _bounds_forces(self) -> bool:
+        """Whether the intervals are about forces; else about the value."""
+        return all(model.domain_of_atoms for model in self.models)
 
     @property
     def _gives_energy(self) -> bool:
@@ -346,12 +356,15 @@ class PRISMCalculator(Calculator):
         structures: Sequence[tuple[str, Structure]],
     ) -> None:
         """Add to results how far the structures are from the training crystals, and the interval of 95 %."""
-        far = how_far(self.models, [np.stack(of_model) for of_model in features])
+        far = how_far(self.models, features)
         if far is None:
             return
         for row, (result, (place, structure)) in enumerate(zip(results, structures, strict=False)):
             result["novelty"] = float(far.novelty[row])
-            if f"{self._value}_interval" in self.implemented_properties:
+            if self._bounds_forces:
+                if (name := bounded(self.models)[0]) in self.implemented_properties:
+                    result[name] = float(far.half_widths[row, -1])
+            elif f"{self._value}_interval" in self.implemented_properties:
                 share = len(structure) if self._gives_energy and self.model.unit == "eV/atom" else 1
                 width = share * far.half_widths[row, -1]
                 middle = result[self._value]
@@ -464,8 +477,7 @@ class PRISMCalculator(Calculator):
     def _with_features(model: PRISM, crystals: CrystalBatch, results: list[_Results]) -> list[_Results]:
         """Keep what a model with a domain made of the crystals, beside its answers."""
         if model.domain is not None:
-            features = model.last_descriptors(crystals).double().cpu().numpy()
-            for result, one in zip(results, features, strict=True):
+            for result, one in zip(results, model.domain_features(crystals), strict=True):
                 result[_FEATURES] = one
         return results
 

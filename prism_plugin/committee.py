@@ -12,7 +12,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 
-__all__ = ["HowFar", "check_committee", "how_far", "interval_levels", "mean_and_spread"]
+__all__ = ["HowFar", "bounded", "check_committee", "how_far", "interval_levels", "mean_and_spread"]
 
 
 class HowFar(NamedTuple):
@@ -20,20 +20,36 @@ class HowFar(NamedTuple):
 
     Attributes:
         novelty: distance from the training crystals; 95 % of the validation crystals are nearer than 1; shape ``(n,)``.
-        half_widths: of the intervals about the predictions, one of each level, shape ``(n, levels)``.
+        half_widths: of the intervals about what :func:`bounded` names, one of each level, shape ``(n, levels)``.
         far: novelty that 99 % of the validation crystals do not reach.
+        atoms: the farthest atom of each that is far, where atoms are compared; else None.
     """
 
     novelty: np.ndarray
     half_widths: np.ndarray
     far: float
+    atoms: list[int | None]
 
     def warning(self, row: int) -> str:
         """Say that a crystal is far; an empty text if it is not."""
         novelty = float(self.novelty[row])
         if not novelty > self.far:
             return ""
-        return f"farther from the training crystals than 99 % of the validation crystals were (novelty {novelty:.2g})"
+        atom = self.atoms[row]
+        where = "" if atom is None else f", atom {atom}, counted from 0"
+        return (
+            "farther from the training crystals than 99 % of the validation crystals were "
+            f"(novelty {novelty:.2g}{where})"
+        )
+
+
+def bounded(models: Sequence[PRISM]) -> tuple[str, str]:
+    """Return what the models' intervals are about, and its unit: what they predict; of potentials the largest error.
+
+    That is the largest error of a force in a structure, as the length of a vector.
+    """
+    of_forces = all(model.domain_of_atoms for model in models)
+    return ("max_force_error", "eV/Å") if of_forces else (models[0].target, models[0].unit)
 
 
 def interval_levels(models: Sequence[PRISM]) -> tuple[float, ...] | None:
@@ -45,12 +61,12 @@ def interval_levels(models: Sequence[PRISM]) -> tuple[float, ...] | None:
     return LEVELS if all(domain.factors for domain in known) else ()
 
 
-def how_far(models: Sequence[PRISM], features: Sequence[np.ndarray]) -> HowFar | None:
+def how_far(models: Sequence[PRISM], features: Sequence[Sequence[np.ndarray] | np.ndarray]) -> HowFar | None:
     """Measure how far crystals are from what models know; of several models the mean.
 
     Args:
         models: of one property.
-        features: of the crystals, as each model describes them, shapes ``(n, dim)``.
+        features: of the crystals, for each model as :meth:`~prism_plugin.PRISM.domain_features` gives them.
 
     Returns:
         None if a model has no domain.
@@ -59,10 +75,15 @@ def how_far(models: Sequence[PRISM], features: Sequence[np.ndarray]) -> HowFar |
     if levels is None:
         return None
     known = [(model.domain, one) for model, one in zip(models, features, strict=True) if model.domain is not None]
-    novelty = [domain.novelty(one) for domain, one in known]
-    widths = [domain.half_widths(one)[:, : len(levels)] for (domain, _), one in zip(known, novelty, strict=True)]
-    far = float(np.mean([domain.far for domain, _ in known]))
-    return HowFar(np.mean(novelty, axis=0), np.mean(widths, axis=0), far)
+    each = [domain.novelty(one) for domain, one in known]
+    widths = [domain.half_widths(one)[:, : len(levels)] for (domain, _), one in zip(known, each, strict=True)]
+    novelty, far = np.mean(each, axis=0), float(np.mean([domain.far for domain, _ in known]))
+    (domain, of_first), *_ = known
+    atoms = [
+        domain.farthest(one) if np.ndim(one) == 2 and value > far else None
+        for one, value in zip(of_first, novelty, strict=True)
+    ]
+    return HowFar(novelty, np.mean(widths, axis=0), far, atoms)
 
 
 def mean_and_spread(answers: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,9 +1,10 @@
 """What a model knows: how far a crystal lies from its training crystals, and how large its errors are that far out.
 
 A crystal is the mean of its atoms' features after the last layer, in the directions in which the training crystals
-differ most. Its distance is the mean one to the nearest of them. The interval is conformal, normalized by an error that
-grows with the distance (Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018, section 5.2): it holds for crystals like the
-validation crystals, whatever the distribution of the errors.
+differ most. Its distance is the mean one to the nearest of them. For a potential every atom is compared, with atoms of
+the training crystals; the distance of a crystal is that of its farthest atom. The interval is conformal, normalized by
+an error that grows with the distance (Lei et al., J. Am. Stat. Assoc. 113, 1094, 2018, section 5.2): it holds for
+crystals like the validation crystals, whatever the distribution of the errors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Domain:
         scale: their standard deviations, shape ``(dim,)``.
         directions: shape ``(k, dim)``.
         steps: what 1 means in ``points``, shape ``(k,)``.
-        points: the training crystals along the directions, int8, shape ``(crystals, k)``.
+        points: the training crystals, of a potential atoms of these, along the directions, int8, shape ``(n, k)``.
         names: of the training crystals.
         formulas: of these.
         unit: distance that 95 % of the validation crystals do not reach; novelty 1.
@@ -72,16 +73,16 @@ class Domain:
         digest: str,
         training: np.ndarray,
         names: Sequence[tuple[str, str]],
-        validation: np.ndarray,
+        validation: Sequence[np.ndarray] | np.ndarray,
         errors: np.ndarray | None,
     ) -> Domain:
         """Measure it.
 
         Args:
             digest: of the model's weights.
-            training: features of the training crystals, shape ``(n, dim)``.
+            training: features of the training crystals, or of atoms of these, shape ``(n, dim)``.
             names: of these, with their formulas.
-            validation: features of the validation crystals, shape ``(m, dim)``.
+            validation: features of the validation crystals, m of shape ``(dim,)``, or ``(atoms, dim)``.
             errors: predictions minus targets of these, shape ``(m,)``; None: there are no intervals.
 
         Raises:
@@ -109,11 +110,11 @@ class Domain:
         )
         return plain.calibrated(validation, errors)
 
-    def calibrated(self, validation: np.ndarray, errors: np.ndarray | None) -> Domain:
+    def calibrated(self, validation: Sequence[np.ndarray] | np.ndarray, errors: np.ndarray | None) -> Domain:
         """Return the same training crystals with the distances and errors of other validation crystals.
 
         Args:
-            validation: features of these, shape ``(m, dim)``.
+            validation: features of these, m of shape ``(dim,)``, or ``(atoms, dim)``.
             errors: predictions minus targets, shape ``(m,)``; None: there are no intervals.
 
         Raises:
@@ -133,13 +134,24 @@ class Domain:
             crystals=len(validation),
         )
 
-    def distances(self, features: np.ndarray) -> np.ndarray:
-        """Mean distances of crystals to their nearest training crystals; shape ``(n, dim)`` -> ``(n,)``."""
-        return self._nearest(features)[0].mean(axis=1)
+    def distances(self, features: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Mean distances of crystals to their nearest training crystals.
 
-    def novelty(self, features: np.ndarray) -> np.ndarray:
+        Args:
+            features: n of shape ``(dim,)``, or ``(atoms, dim)``, of which the farthest atom counts.
+
+        Returns:
+            Shape ``(n,)``.
+        """
+        return np.array([self._nearest(one)[0].mean(axis=1).max() for one in map(np.atleast_2d, features)])
+
+    def novelty(self, features: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Return the distances in units of that which 95 % of the validation crystals do not reach, shape ``(n,)``."""
         return self.distances(features) / self.unit
+
+    def farthest(self, features: np.ndarray) -> int:
+        """Which of the atoms of one crystal is the farthest; their features have shape ``(atoms, dim)``."""
+        return int(self._nearest(features)[0].mean(axis=1).argmax())
 
     def half_widths(self, novelty: np.ndarray) -> np.ndarray:
         """Half the widths of intervals about predictions, shape ``(n, levels)``, in the prediction's unit."""
@@ -157,7 +169,7 @@ class Domain:
 
     @cached_property
     def training(self) -> np.ndarray:
-        """The training crystals along the directions, shape ``(crystals, k)``."""
+        """The training crystals, or atoms of these, along the directions, shape ``(n, k)``."""
         return self.points * self.steps
 
     @cached_property

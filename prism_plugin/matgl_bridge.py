@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class SavedModel(MatGLModel):
 
     # Symbol -> number of training crystals, where these were too few to trust; of a model that ships, or began as one.
     rare_elements: Mapping[str, int] = MappingProxyType({})
+    # Whether its domain compares crystals or their atoms.
+    domain_of_atoms: ClassVar[bool] = False
     # Its training crystals and its errors, and their distances and volumes, where they were measured.
     domain: Domain | None = None
     extent: Extent | None = None

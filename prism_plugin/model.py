@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols
@@ -436,19 +437,20 @@ class PRISM(SavedModel):
     @torch.no_grad()
     def describe_graphs(
         self, graphs: Sequence[CrystalGraph], batch_size: int = 64, progress: str | bool = False
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, list[np.ndarray]]:
         """Predict as :meth:`predict_graphs`, and describe the crystals.
 
         Returns:
-            Predictions, shape ``(crystals,)``, and :meth:`last_descriptors` of each, shape ``(crystals, dim)``.
+            Predictions, shape ``(crystals,)``, and :meth:`domain_features` of each.
         """
-        found = self._over(
-            graphs,
-            lambda crystals: torch.cat([self(crystals).unsqueeze(1), self.last_descriptors(crystals)], dim=1),
-            batch_size,
-            progress,
-        ).view(len(graphs), -1)
-        return found[:, 0], found[:, 1:]
+        features: list[np.ndarray] = []
+
+        def evaluate(crystals: CrystalBatch) -> Tensor:
+            values = self(crystals)
+            features.extend(self.domain_features(crystals))
+            return values
+
+        return self._over(graphs, evaluate, batch_size, progress), features
 
     def _over(
         self,
@@ -479,6 +481,18 @@ class PRISM(SavedModel):
             return atoms
         counts = batch.atoms_per_crystal.to(atoms).unsqueeze(1)
         return mean_of_atoms(atoms, batch.atom_crystal.to(atoms.device), counts)
+
+    def domain_features(self, batch: CrystalBatch) -> list[np.ndarray]:
+        """Return what a domain compares of the crystals that were computed last.
+
+        Args:
+            batch: these crystals.
+
+        Returns:
+            :meth:`last_descriptors` of each crystal, shape ``(dim,)``; of a potential of its atoms, ``(atoms, dim)``.
+        """
+        found = self.last_descriptors(batch, self.domain_of_atoms).double().cpu().numpy()
+        return np.split(found, np.cumsum(batch.sizes[:, 0])[:-1]) if self.domain_of_atoms else list(found)
 
     @torch.no_grad()
     def descriptors(self, structures: Sequence[Any], per_atom: bool = False, batch_size: int = 64) -> list[Tensor]:

@@ -77,6 +77,9 @@ class PRISMPotential(PRISM):
     calc_forces = calc_stresses = True
     calc_hessian = calc_magmom = calc_charge = calc_repuls = False
 
+    # An energy sums over atoms, one strange atom among many is to be seen, and forces are of atoms.
+    domain_of_atoms = True
+
     def __init__(
         self,
         element_types: tuple[str, ...] | None = None,

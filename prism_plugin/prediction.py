@@ -22,7 +22,7 @@ import torch
 from ase import Atoms
 from tqdm import tqdm
 
-from prism_plugin.committee import check_committee, how_far, interval_levels, mean_and_spread
+from prism_plugin.committee import bounded, check_committee, how_far, interval_levels, mean_and_spread
 from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import Source, frames_of, iterate_structures
 from prism_plugin.devices import find_device
@@ -41,6 +41,7 @@ from prism_plugin.tables import open_table
 __all__ = ["examine", "formula_and_size", "predict_files", "reason_in_row"]
 
 _Row = tuple[str, ...]  # with the error at its end
+_Answer = tuple[float, np.ndarray, str]  # prediction, features, why there is none
 _CHUNK = 64
 _NOT_FINITE = "the prediction is not finite: the model is damaged, or cannot treat this structure"
 
@@ -62,8 +63,9 @@ def predict_files(
             mean is predicted, and in a column of its own the standard deviation of their predictions.
         out: the CSV; columns name, formula, atoms, the target with its unit, the same with ``_std`` for several models,
             where the models have a domain (:class:`prism_plugin.domain.Domain`) the half widths of the intervals,
-            ``_68`` and ``_95``, and ``novelty``; warnings (what is doubtful in a structure, elements that the model has
-            hardly seen, a crystal far from the training crystals), error. If it is there, what it has is kept and the
+            ``_68`` and ``_95`` (of potentials: of the largest error of a force), and ``novelty``; warnings (what is
+            doubtful in a structure, elements that the model has hardly seen, a crystal far from the training crystals),
+            error. If it is there, what it has is kept and the
             rest is added. Beside it lies ``OUT.model.json``, by which a table knows its
             models.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -145,8 +147,10 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
     about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     levels = interval_levels(models)
-    widths = [f"_{round(100 * level)}" for level in levels or ()]
-    values = [f"{target}{suffix} ({unit})" if unit else f"{target}{suffix}" for suffix in (*suffixes, *widths)]
+    name, of_width = bounded(models)
+    named = [(target + suffix, unit) for suffix in suffixes]
+    named += [(f"{name}_{round(100 * level)}", of_width) for level in levels or ()]
+    values = [f"{name} ({unit})" if unit else name for name, unit in named]
     novelty = [] if levels is None else ["novelty"]
     header = ("name", "formula", "atoms", *values, *novelty, "warnings", "error")
     return open_table(out, header, about)
@@ -216,11 +220,11 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
                 graphs[cutoffs].append(graph)
             about.append((name, *formula_and_size(frame.atoms), doubts, ""))
     answers = [_answers(model, graphs[model.cutoffs]) for model in models]
-    columns = [values for values in mean_and_spread([values[:, 0] for values, _ in answers]) if values is not None]
-    far = how_far(models, [values[:, 1:] for values, _ in answers])
+    columns = [values for values in mean_and_spread([values for values, _, _ in answers]) if values is not None]
+    far = how_far(models, [features for _, features, _ in answers])
     numbers_of = np.column_stack([*columns, *([] if far is None else (far.half_widths, far.novelty))])
     digits = [*[8] * len(columns), *[3] * (numbers_of.shape[1] - len(columns))]
-    reasons_of = zip(*[reasons for _, reasons in answers], strict=True)
+    reasons_of = zip(*[reasons for _, _, reasons in answers], strict=True)
     values = enumerate(zip(numbers_of.tolist(), reasons_of, strict=True))
     rows: list[_Row] = []
     for *of_structure, doubt, reason in about:
@@ -236,28 +240,25 @@ def _predict(chunk: Sequence[tuple[str, Source]], models: Sequence[PRISM] | None
     return rows
 
 
-def _answers(model: PRISM, graphs: Sequence[CrystalGraph]) -> tuple[np.ndarray, list[str]]:
+def _answers(model: PRISM, graphs: Sequence[CrystalGraph]) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
     """Predict crystals; those that do not fit into memory are NaN, with the reason.
 
     Returns:
-        The predictions, and behind them the crystals' features where the model has a domain, shape ``(crystals, 1 +
-        dim)``; and the reasons.
+        The predictions, shape ``(crystals,)``; what the model's domain, if it has one, compares of them; the reasons.
     """
-    dim = 0 if model.domain is None else model.domain.mean.shape[0]
+    lost = np.full(0 if model.domain is None else model.domain.mean.shape[0], np.nan)
 
-    def evaluate(crystals: CrystalBatch) -> list[np.ndarray | MemoryError]:
-        found = model(crystals).double().unsqueeze(1)
-        if dim:
-            found = torch.cat([found, model.last_descriptors(crystals).double()], dim=1)
-        return list(found.cpu().numpy())
+    def evaluate(crystals: CrystalBatch) -> list[_Answer]:
+        values = model(crystals).double().cpu().numpy()
+        features = [lost] * len(crystals) if model.domain is None else model.domain_features(crystals)
+        return [(value, one, "") for value, one in zip(values, features, strict=True)]
 
-    found: list[np.ndarray | MemoryError] = []
+    found: list[_Answer] = []
     with torch.no_grad(), evaluation(model):
         for batch in split_graphs(graphs, max(1, len(graphs))):
-            found += halved(evaluate, batch, too_large=lambda error: error)
-    reasons = [str(one) if isinstance(one, MemoryError) else "" for one in found]
-    rows = [np.full(1 + dim, np.nan) if isinstance(one, MemoryError) else one for one in found]
-    return np.array(rows, dtype=float).reshape(-1, 1 + dim), reasons
+            found += halved(evaluate, batch, too_large=lambda error: (np.nan, lost, str(error)))
+    values, features, reasons = zip(*found, strict=True) if found else ((), (), ())
+    return np.array(values, dtype=float), list(features), list(reasons)
 
 
 def examine(frame: Frame, models: Sequence[PRISM]) -> tuple[dict[tuple[float, float], CrystalGraph], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from ase.io import write
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 
 from prism_plugin import PRISMCalculator, cli, load
 from prism_plugin.committee import how_far
@@ -136,11 +138,97 @@ def test_a_run_measures_its_domain_and_answers_say_it(run: Path, tmp_path: Path)
     assert "farther" not in rows[0]["warnings"]
     known.calc = calculator
     assert calculator.get_property("novelty", known) == pytest.approx(results[0]["novelty"], rel=1e-4)
-    features = np.stack([one.numpy() for one in model.descriptors([known, strange])])
+    features = [one.numpy() for one in model.descriptors([known, strange])]
     far = how_far([model], [features])
     assert far is not None
     np.testing.assert_allclose(far.novelty, [result["novelty"] for result in results], rtol=1e-4)
     assert how_far([model, small_model(target="e")], [features, features]) is None
+
+
+@pytest.fixture(scope="module")
+def potential_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a potential whose validation part is large enough."""
+    folder = tmp_path_factory.mktemp("domain")
+    sizes = {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 4.0, "directions": False}
+    settings = TrainingSettings(target="pes", unit="eV", model=sizes, epochs=2, batch_size=16, device="cpu", lr=1e-2)
+    train(settings, split_records(emt_alloys(240, forces=True)), folder / "run", progress=False)
+    return folder / "run"
+
+
+def test_a_potential_compares_atoms_and_bounds_forces(potential_run: Path, tmp_path: Path) -> None:
+    model = load(potential_run / "model")
+    assert model.domain is not None
+    parts = split_records(emt_alloys(240, forces=True))
+    atoms_of = {record.name: len(record.atoms) for record in parts["train"]}
+    assert len(model.domain.names) == sum(atoms_of.values())  # fewer than are kept
+    assert all(model.domain.names.count(name) == atoms_of[name] for name in list(atoms_of)[:20])
+    calculator = PRISMCalculator(potential_run / "model")
+    known = parts["train"][5].atoms
+    per_atom = [model.domain.novelty(one[None].numpy())[0] for one in model.descriptors([known], True)[0]]
+    (one, doubled) = calculator.predict([known, known.repeat((2, 1, 1))])
+    assert one["novelty"] == pytest.approx(max(per_atom), rel=1e-4)
+    assert doubled["novelty"] == pytest.approx(one["novelty"], rel=1e-4)
+    assert "energy_interval" not in one
+    held = []
+    for record, result in zip(parts["val"], calculator.predict([one.atoms for one in parts["val"]]), strict=True):
+        assert record.forces is not None
+        held.append(np.linalg.norm(result["forces"] - record.forces, axis=1).max() <= result["max_force_error"])
+    assert np.mean(held) >= 0.9
+    strange = bulk("Cu", cubic=True, a=2.9)
+    with pytest.warns(UserWarning, match=r"novelty \d+\.?\d*, atom \d+, counted from 0\)"):
+        (result,) = PRISMCalculator(potential_run / "model").predict([strange])
+    assert result["novelty"] > model.domain.far
+    assert "max_force_error" not in PRISMCalculator(potential_run / "model", compute_forces=False).predict([known])[0]
+    write(tmp_path / "both.extxyz", [Atoms(known), strange])
+    out = tmp_path / "t.csv"
+    command = ["predict", str(tmp_path / "both.extxyz"), "--model", str(potential_run / "model"), "--out"]
+    assert cli.main([*command, str(out)]) == 0
+    with open(out, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[3:8] == [
+        "energy (eV)",
+        "max_force_error_68 (eV/Å)",
+        "max_force_error_95 (eV/Å)",
+        "novelty",
+        "warnings",
+    ]
+    assert float(rows[0]["max_force_error_95 (eV/Å)"]) == pytest.approx(one["max_force_error"], rel=1e-2)
+    assert "counted from 0" in rows[1]["warnings"]
+    assert cli.main([*command, str(tmp_path / "forces"), "--forces"]) == 0
+    (again, _) = read(tmp_path / "forces" / "predict.extxyz", ":")
+    assert again.info["novelty"] == pytest.approx(one["novelty"], rel=1e-4)
+    with open(tmp_path / "forces" / "predict.csv", newline="", encoding="utf-8") as file:
+        assert float(next(csv.DictReader(file))["max_force_error (eV/Å)"]) == pytest.approx(one["max_force_error"])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_commands_tell_of_the_farthest_atom(
+    potential_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = emt_alloys(60, seed=9, forces=True)
+    frames = []
+    for record in records:
+        record.atoms.calc = SinglePointCalculator(record.atoms, energy=record.target, forces=2 * record.forces)
+        frames.append(record.atoms)
+    write(tmp_path / "mine.extxyz", frames)
+    model = str(potential_run / "model")
+    calibrate = ["calibrate", "--data", str(tmp_path / "mine.extxyz"), "--model", model, "--out", str(tmp_path / "new")]
+    assert cli.main(calibrate) == 0
+    assert "60 crystals, mean of max_force_error " in capsys.readouterr().out
+    new, old = (PRISMCalculator(one).predict(frames) for one in (tmp_path / "new", model))
+    assert np.mean([a["max_force_error"] > b["max_force_error"] for a, b in zip(new, old, strict=True)]) > 0.9
+    strange = bulk("Cu", cubic=True, a=2.9)
+    write(tmp_path / "a.extxyz", strange)
+    assert cli.main(["explain", str(tmp_path / "a.extxyz"), "--model", model]) == 0
+    told = capsys.readouterr().out
+    assert "95 % of crystals like the validation crystals: max_force_error at most " in told
+    assert re.search(r"nearest training crystals \(of the farthest atom, \d+, Cu\): ", told)
+    assert cli.main(["embed", str(tmp_path / "a.extxyz"), "--model", model, "--out", str(tmp_path / "out")]) == 0
+    with open(tmp_path / "out" / "embed.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    with pytest.warns(UserWarning, match="farther from the training crystals"):
+        (result,) = PRISMCalculator(model).predict([strange])
+    assert float(row["novelty"]) == pytest.approx(result["novelty"], rel=1e-4)
 
 
 def test_descriptors_are_of_the_crystal_not_of_how_it_is_written() -> None:

@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Calibrate, and say what the intervals were worth before."""
+    from prism_plugin.committee import bounded
     from prism_plugin.data import make_datasets
     from prism_plugin.devices import find_device
     from prism_plugin.domain import LEVELS
@@ -37,10 +38,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     model = load(arguments.model).to(find_device(arguments.device))
     had = model.domain
-    if had is None or model.task != "regression":
+    if had is None or not had.factors:
         raise PrismError(
-            "this model does not know its training crystals: prism train measures them, of a property with at least 20 "
-            "validation crystals"
+            "this model does not know its training crystals, or its answers have no intervals: prism train measures "
+            "them, of a number with at least 20 validation crystals"
         )
     if arguments.out.exists():
         raise PrismError(f"{str(arguments.out)!r} exists; give another --out")
@@ -51,8 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     features, errors = features_and_errors(model, dataset, arguments.batch_size, "describe")
     model.domain = had.calibrated(features, errors)
     model.cpu().save(arguments.out, metadata=dict(saved_metadata(arguments.model)))
-    unit = f" {model.unit}" if model.unit else ""
-    print(f"{len(errors)} crystals, MAE {abs(errors).mean():.4g}{unit}")
+    name, unit = bounded([model])
+    unit = f" {unit}" if unit else ""
+    what = f"mean of {name}" if model.domain_of_atoms else "MAE"
+    print(f"{len(errors)} crystals, {what} {abs(errors).mean():.4g}{unit}")
     print(f"{'interval':10}{'coverage before':>18}{'half width before':>20}{'now':>12}")
     before, now = (domain.half_widths(domain.novelty(features)) for domain in (had, model.domain))
     for column, level in enumerate(LEVELS):

@@ -47,7 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
     per_atom = [one.float().cpu().numpy() for one in model.descriptors(structures, True, arguments.batch_size)]
     crystals = np.stack([one.mean(axis=0) for one in per_atom])
     domain = model.domain
-    columns = [] if domain is None else [domain.along(crystals)[:, :2], domain.novelty(crystals)[:, None]]
+    shown = crystals  # on the map; of a potential, which compares atoms, the farthest of each
+    if domain is not None and model.domain_of_atoms:
+        shown = np.stack([one[domain.farthest(one)] for one in per_atom])
+    columns = [] if domain is None else [domain.along(shown)[:, :2], domain.novelty(shown)[:, None]]
     numbers = iter(np.concatenate([*columns, np.zeros((len(good), 0))], axis=1).tolist())
     header = ["name", "formula", "atoms", *([] if domain is None else ["x", "y", "novelty"]), "error"]
     rows = [
@@ -67,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         if domain is not None:
             from prism_plugin.domain_map import plot_map
 
-            plot_map(domain, crystals, arguments.out / "map.png")
+            plot_map(domain, shown, arguments.out / "map.png")
     print(f"{len(good)} described, {len(found) - len(good)} failed; features, table, picture: {arguments.out}")
 
 

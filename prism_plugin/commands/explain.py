@@ -47,6 +47,7 @@ def _explained(frame: Any, graph: Any, doubts: str, model: Any) -> Iterator[str]
     import numpy as np
     import torch
 
+    from prism_plugin.committee import bounded
     from prism_plugin.domain import LEVELS
     from prism_plugin.evaluation import evaluation
     from prism_plugin.graph.crystals import batch_graphs
@@ -56,22 +57,30 @@ def _explained(frame: Any, graph: Any, doubts: str, model: Any) -> Iterator[str]
     with torch.no_grad(), evaluation(model):
         value = float(model(batch)[0])
         shares = model.feature_dict["readout"].double().cpu().numpy()
-        features = model.last_descriptors(batch).double().cpu().numpy()
+        features = model.domain_features(batch)
     unit = f" {model.unit}" if model.unit else ""
     formula, size = formula_and_size(frame.atoms)
     yield f"  {formula}, {size} atoms"
     yield f"  {model.target}: {value:.4f}{unit}"
     if model.domain is not None:
         (novelty,) = model.domain.novelty(features)
+        name, of_width = bounded([model])
         for level, width in zip(LEVELS, model.domain.half_widths(np.array([novelty]))[0], strict=False):
             low, high = value - width, value + width
-            yield f"    {100 * level:.0f} % of crystals like the validation crystals: {low:.4f} to {high:.4f}{unit}"
-        far = model.domain.far
+            between = f"{low:.4f} to {high:.4f}{unit}"
+            if model.domain_of_atoms:
+                between = f"{name} at most {width:.2g} {of_width}"
+            yield f"    {100 * level:.0f} % of crystals like the validation crystals: {between}"
+        far, (own,) = model.domain.far, features
         yield f"  novelty: {novelty:.2f} (95 % of the validation crystals are below 1, 99 % below {far:.2f})"
         if novelty > far:
             doubts = "; ".join(filter(None, [doubts, "it is far from all training crystals: trust neither"]))
-        near = ", ".join(f"{name} at {distance:.2f}" for name, distance in model.domain.nearest(features)[0])
-        yield f"    nearest training crystals: {near}"
+        whose = ""
+        if model.domain_of_atoms:
+            atom = model.domain.farthest(own)
+            own, whose = own[atom], f" (of the farthest atom, {atom}, {frame.atoms.symbols[atom]})"
+        near = ", ".join(f"{name} at {distance:.2f}" for name, distance in model.domain.nearest(own[None])[0])
+        yield f"    nearest training crystals{whose}: {near}"
     symbols = np.array(frame.atoms.get_chemical_symbols())
     parts = ", ".join(f"{one} {shares[symbols == one].mean():.3f}" for one in dict.fromkeys(symbols.tolist()))
     yield f"  output of an atom, mean of each element: {parts}"

@@ -24,6 +24,7 @@ __all__ = ["NAME", "predict_forces"]
 NAME = "predict"
 _KEPT = ("energy", "forces", "stress")
 _COLUMNS = ("energy (eV)", "largest force (eV/Å)")
+_OF_DOMAIN = {"max_force_error": "max_force_error (eV/Å)", "novelty": "novelty"}  # where the potential has one
 
 
 def predict_forces(
@@ -36,7 +37,8 @@ def predict_forces(
         calculator: of a potential, or of several.
         out: folder; gets ``predict.extxyz`` with ``energy`` (eV), ``forces`` (eV/Å) and, of crystals, ``stress``
             (eV/Å^3) of each frame, of several potentials their mean, with ``energy_std``, ``forces_std`` and
-            ``stress_std``; and ``predict.csv`` with a row for each structure, the frames' in their order.
+            ``stress_std``, and ``novelty`` and ``max_force_error`` of :class:`~prism_plugin.PRISMCalculator`; and
+            ``predict.csv`` with a row for each structure, the frames' in their order.
         progress: whether there is a progress bar.
 
     Returns:
@@ -46,6 +48,7 @@ def predict_forces(
         ValueError: if another process is at the table, or it is another model's.
     """
     frames = out / f"{NAME}.extxyz"
+    known = {name: column for name, column in _OF_DOMAIN.items() if name in calculator.implemented_properties}
 
     def work(atoms: Atoms, _: Path) -> Sequence[Any]:
         (results,) = calculator.predict([atoms], progress=False)
@@ -54,11 +57,13 @@ def predict_forces(
         if "forces_std" in results:
             answer.arrays["forces_std"] = results["forces_std"]
             answer.info |= {name: results[name] for name in ("energy_std", "stress_std") if name in results}
+        answer.info |= {name: results[name] for name in known}
         with open(frames, "a", encoding="utf-8") as file:
             write(file, answer, format="extxyz")
-        return results["energy"], float((results["forces"] ** 2).sum(axis=1).max() ** 0.5)
+        largest = float((results["forces"] ** 2).sum(axis=1).max() ** 0.5)
+        return results["energy"], largest, *(results[name] for name in known)
 
-    run = Run(NAME, _COLUMNS, work, {"forces": True}, partial(_keep_frames, frames))
+    run = Run(NAME, (*_COLUMNS, *known.values()), work, {"forces": True}, partial(_keep_frames, frames))
     return run_files(paths, calculator, run, out, progress)
 
 

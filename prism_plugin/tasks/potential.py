@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prism_plugin.model import PRISM
     from prism_plugin.settings import TrainingSettings
 
-__all__ = ["PES", "WEIGHTS", "Potential", "PotentialLoss", "score_potential"]
+__all__ = ["PES", "WEIGHTS", "Potential", "PotentialLoss", "predict_potential", "score_potential"]
 
 PES = "pes"  # the target of this name is energy, forces and, where there is one, stress
 WEIGHTS = {"energy": 40.0, "forces": 1.0, "stress": 0.5}
@@ -226,7 +226,7 @@ class Potential(Task):
         scores: Scores = {}
         pairs: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
         for name, dataset in datasets.items():
-            found = _predict(model, dataset, batch_size, progress and f"predict {name}")
+            found = predict_potential(model, dataset, batch_size, progress and f"predict {name}")
             sizes = dataset.graphs.atoms
             energies = dataset.targets.cpu().numpy()
             forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
@@ -247,7 +247,9 @@ class Potential(Task):
         return scores
 
 
-def _predict(model: PRISM, dataset: GraphDataset, batch_size: int, progress: str | bool) -> dict[str, np.ndarray]:
+def predict_potential(
+    model: PRISM, dataset: GraphDataset, batch_size: int, progress: str | bool
+) -> dict[str, np.ndarray]:
     """Total energies, forces and stresses of all crystals, in order."""
     from tqdm import tqdm
 

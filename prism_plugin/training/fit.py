@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -40,7 +41,7 @@ from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
-from prism_plugin.training.initial import UNTOUCHED, validation_losses
+from prism_plugin.training.initial import UNTOUCHED, simplest, validation_losses
 from prism_plugin.training.loggers import make_logger
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
@@ -84,8 +85,9 @@ def train(
         resume: go on from its newest whole checkpoint. False refuses a folder that has one.
         init: start from a copy of this model, with its elements and sizes, not from random weights. Where target and
             unit are the same, mean, spread and statistics of norms are kept, a number for each element is fitted to the
-            new labels first, and of the untouched model, the one so corrected and the trained one that is kept which
-            has the least error on the validation part. For another target mean and spread are those of the new data.
+            new labels first, and of the untouched model, the one so corrected and the trained one the simplest is kept
+            that no other beats by a standard error on the validation part. For another target mean and spread are those
+            of the new data.
         progress: whether there are progress bars.
         callbacks: further Lightning callbacks.
         cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.
@@ -190,19 +192,20 @@ def _train(
         torch.distributed.destroy_process_group()
     if not trainer.is_global_zero:
         return {}
-    losses: dict[str, float] = {}
+    losses: dict[str, np.ndarray] = {}
     kept = "trained"
     if init is not None:
         if rivals:
-            contest = {"trained": model, **{name: one.to(model.device) for name, one in rivals.items()}}
+            contest = {**{name: one.to(model.device) for name, one in rivals.items()}, "trained": model}
             loader = make_loader(datasets["val"], settings.batch_size)
             losses = validation_losses(contest, module.loss, loader, task.differentiates)
-            kept = min(losses, key=lambda name: losses[name])
+            kept = simplest(losses)
             model = contest[kept]
         model.rare_elements = _still_rare(init, parts["train"])
     seconds = time.perf_counter() - started
     done = trainer.fit_loop.epoch_progress.current.completed
-    contest_of = {"kept": kept, "validation": losses} if losses else {}
+    means = {name: float(of_model.mean()) for name, of_model in losses.items()}
+    contest_of = {"kept": kept, "validation": means} if losses else {}
     return write_summary(
         settings, task, model, datasets, folder, seconds, (done, int(best["epoch"])), progress, contest_of
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from prism_plugin.pretrained import gives_energy
 from prism_plugin.schema import as_dict
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of_records
+from prism_plugin.tasks.potential import predict_potential
 from prism_plugin.tasks.scores import Scores
 from prism_plugin.training.card import card
 from prism_plugin.training.checkpoints import CHECKPOINTS
@@ -33,6 +35,7 @@ from prism_plugin.training.run_folder import SETTINGS
 __all__ = ["check_elements_of", "evaluate", "features_and_errors", "measure_domain", "measure_extent", "write_summary"]
 
 _CRYSTALS_AT_ONCE = 256
+_ATOMS = 4_000  # of a potential's training crystals; of 1,000 or 8,000 the errors were told apart as well
 
 
 def write_summary(
@@ -94,28 +97,35 @@ def measure_domain(
     """Measure how far crystals lie from a model's training crystals, and its errors that far out.
 
     Args:
-        model: of a property.
+        model: the model.
         training: what it was trained on.
         validation: what it was not.
         batch_size: most crystals of one batch.
         progress: whether there are progress bars.
 
     Returns:
-        The domain; None of a potential, or with fewer validation crystals than an interval needs.
+        The domain; None with fewer validation crystals than an interval needs.
     """
-    if model.task != model.task_type or len(validation.names) < FEWEST:
+    if len(validation.names) < FEWEST:
         return None
-    (seen, _), (held, errors) = (
-        features_and_errors(model, one, batch_size, progress and f"describe {name}")
-        for name, one in (("train", training), ("val", validation))
-    )
+    each = 1
+    if model.domain_of_atoms:
+        rng = np.random.default_rng(0)
+        training = training.subset(rng.permutation(len(training))[:_ATOMS])
+        each = math.ceil(_ATOMS / len(training))
     formulas = (
         Atoms(graph.atomic_numbers.cpu().numpy()).get_chemical_formula("metal", empirical=True)
         for graph in training.graphs
     )
-    names = list(zip(training.names, formulas, strict=True))
+    names = zip(training.names, formulas, strict=True)
+    _, seen = model.describe_graphs(training.graphs, batch_size, progress and "describe train")
+    if model.domain_of_atoms:
+        seen = [of_crystal[rng.permutation(len(of_crystal))[:each]] for of_crystal in seen]
+    named = [name for name, one in zip(names, seen, strict=True) for _ in np.atleast_2d(one)]
+    held, errors = features_and_errors(model, validation, batch_size, progress and "describe val")
     is_number = model.task_type == "regression"
-    return Domain.fit(weights_digest(model.state_dict()), seen, names, held, errors if is_number else None)
+    digest = weights_digest(model.state_dict())
+    return Domain.fit(digest, np.vstack(seen), named, held, errors if is_number else None)
 
 
 def measure_extent(model: PRISM, training: GraphDataset, validation: GraphDataset) -> Extent | None:
@@ -128,10 +138,19 @@ def measure_extent(model: PRISM, training: GraphDataset, validation: GraphDatase
 
 def features_and_errors(
     model: PRISM, dataset: GraphDataset, batch_size: int = 64, progress: str | bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a model makes of crystals, shape ``(n, dim)``, and predictions minus targets, shape ``(n,)``."""
-    predictions, descriptors = model.describe_graphs(dataset.graphs, batch_size, progress)
-    return descriptors.float().cpu().numpy(), predictions.double().cpu().numpy() - dataset.targets.numpy()
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return what a model's domain compares of crystals, and the errors that its intervals are about.
+
+    Returns:
+        :meth:`~prism_plugin.PRISM.domain_features` of each, and predictions minus targets, shape ``(n,)``; of a
+        potential the largest error of a force in each, eV/Å.
+    """
+    predictions, features = model.describe_graphs(dataset.graphs, batch_size, progress)
+    if not model.domain_of_atoms:
+        return features, predictions.double().cpu().numpy() - dataset.targets.numpy()
+    forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
+    errors = np.linalg.norm(predict_potential(model, dataset, batch_size, progress)["forces"] - forces, axis=1)
+    return features, np.maximum.reduceat(errors, np.cumsum([0, *dataset.graphs.atoms[:-1]]))
 
 
 def check_elements_of(model: PRISM, records: Sequence[Record]) -> None:
