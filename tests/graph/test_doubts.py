@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, graphene, molecule
 from ase.io import write
 from pymatgen.core import Lattice, Structure
 
@@ -26,6 +26,14 @@ def kinds(atoms: Atoms, cutoff: float = 4.0) -> set[str]:
     return set(doubts_of(build_graph(atoms, cutoff, 1.0)))
 
 
+def graphite(distance: float) -> Atoms:
+    """Layers of graphite, one upon the other, in a cell that is skewed along them."""
+    atoms = graphene(size=(2, 2, 1), vacuum=distance / 2)
+    atoms.cell[2] += atoms.cell[0]
+    atoms.pbc = True
+    return atoms
+
+
 @pytest.mark.parametrize(
     ("atoms", "wanted"),
     [
@@ -37,6 +45,11 @@ def kinds(atoms: Atoms, cutoff: float = 4.0) -> set[str]:
         (bulk("Cu", a=2.0), {"short"}),
         (bulk("Ar", a=5.3), set()),
         (molecule("H2"), set()),
+        (molecule("CH3OH", cell=[9, 9, 9], pbc=True), {"empty layer"}),
+        (fcc111("Cu", (1, 1, 4), vacuum=3.5, periodic=True), {"empty layer"}),
+        (fcc111("Cu", (1, 1, 4), vacuum=8.0), set()),  # not periodic there
+        (graphite(3.35), set()),
+        (graphite(10.0), {"empty layer"}),
         (Atoms("CuAr", positions=[[0, 0, 0], [0, 0, 9]], cell=[20, 20, 20], pbc=True), {"no neighbor"}),
     ],
 )
@@ -74,6 +87,16 @@ def test_an_atom_far_outside_is_the_one_inside(far: float) -> None:
     model = small_model(cutoff=4.0, cell_cutoff=15.0, element_types=("Na", "Cl")).float()
     right = model.predict_structure(inside)
     assert model.predict_graphs([graph])[0] == pytest.approx(float(right), abs=1e-5)
+
+
+def test_the_empty_layer_is_measured_across_its_vector() -> None:
+    slab = fcc111("Cu", (2, 2, 3), vacuum=5.0, periodic=True)
+    text = doubts_of(build_graph(slab, 4.0, 1.0))["empty layer"]
+    assert text.startswith("across cell vector 3 there is an empty layer of 10.0 Å")
+    turned = slab.copy()
+    turned.set_cell(slab.cell[[2, 0, 1]])
+    turned.positions += (0.3, 5.0, 7.0)
+    assert "cell vector 1 there is an empty layer of 10.0 Å" in doubts_of(build_graph(turned, 4.0, 1.0))["empty layer"]
 
 
 def test_atoms_near_their_cell_stay_to_the_bit() -> None:
