@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
 
-from prism_plugin import PRISM, PRISMPotential, load
+from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, load
 from prism_plugin.files import replaced
 from prism_plugin.forces import energies_with_gradients
 from prism_plugin.graph.store import GraphStore, graph_store
@@ -32,6 +36,8 @@ from prism_plugin.nn import gated_conv
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.optim.rod_flow import RodFlow
 
+# Products and bytes a second, of the data sheet.
+PEAKS = {"H200": {"float32": 67e12, "bfloat16": 989e12, "bytes": 4.8e12}}
 METALS = ("Al", "Cu", "Ag", "Au", "Ni", "Pd", "Pt")
 INVARIANT = {
     "experts": ("atomistic", "cell", "multiscale"),
@@ -193,7 +199,9 @@ def speed(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
                 row: dict[str, Any] = {"model": name, "batch": size, "precision": precision}
                 works = _works(model, store, size, device, precision)
                 for what, work in zip(("predicted a second", "trained a second"), works, strict=True):
-                    row[what] = size / median_time(work, device, 0.2 if tiny else 0.7)
+                    seconds = median_time(work, device, 0.2 if tiny else 0.7)
+                    row[what] = size / seconds
+                    row[f"roofline, {what.split()[0]}"] = roofline_share(work, seconds, device, precision)
                 if device.type == "cuda":
                     row["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
                 print(row, flush=True)
@@ -223,6 +231,66 @@ def _works(
     return predict, step
 
 
+class Traffic(TorchDispatchMode):
+    """Count the bytes of all tensors that operations read and write; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            tensors = [one for one in tree_flatten((args, kwargs, answer))[0] if isinstance(one, torch.Tensor)]
+            self.bytes += sum(one.numel() * one.element_size() for one in tensors)
+        return answer
+
+
+def roofline_share(work: Callable[[], Any], seconds: float, device: torch.device, precision: str) -> float | str:
+    """Share of the speed that the device's arithmetic and memory allow for a call's products and bytes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peaks = next((peaks for known, peaks in PEAKS.items() if known in name), None)
+    if peaks is None and device.type == "cuda":
+        return ""
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        work()
+    if peaks is None:  # of this CPU nobody knows; the counting was tried
+        return f"{flops.get_total_flops():.3g} FLOP, {traffic.bytes:.3g} B"
+    return max(flops.get_total_flops() / peaks[precision], traffic.bytes / peaks["bytes"]) / seconds
+
+
+def potential(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
+    """Energies with forces of many structures, graphs built ahead or not, and relaxations through torch-sim."""
+    rows = []
+    crystals = alloys(4 if tiny else 512)
+    calculator = PRISMCalculator(device=str(device), batch_size=2 if tiny else 128)
+    for ahead in (True, False):
+        calculator._builds_ahead = ahead
+        name = f"energies and forces, graphs {'ahead' if ahead else 'one after the other'}"
+        seconds = median_time(partial(calculator.predict, crystals, progress=False), device, 0.2 if tiny else 5)
+        rows.append({"what": name, "structures a second": len(crystals) / seconds})
+    try:
+        import torch_sim
+    except ImportError:  # a machine without network may lack it
+        return [*rows, {"what": "torch-sim is not installed", "structures a second": ""}]
+    from prism_plugin.calculators.torch_sim import TorchSimPRISM
+
+    steps, some = (2, crystals[:2]) if tiny else (50, crystals[:200])
+    model = TorchSimPRISM(device=str(device))
+    state = torch_sim.initialize_state(some, device=device, dtype=torch.float32)
+    began = time.perf_counter()
+    torch_sim.optimize(state, model, optimizer=torch_sim.frechet_cell_fire, max_steps=steps)
+    _wait(device)
+    rows.append(
+        {
+            "what": f"{steps} steps of cell and positions of {len(some)} structures, torch-sim",
+            "structures a second": len(some) * steps / (time.perf_counter() - began),
+        }
+    )
+    print(rows, flush=True)
+    return rows
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Lay rows out in Markdown."""
     names = list(rows[0])
@@ -248,11 +316,13 @@ def main() -> None:
         "torch": torch.__version__,
         "correctness": correctness(device, arguments.tiny),
         "speed": speed(device, arguments.tiny),
+        "potential": potential(device, arguments.tiny),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     with replaced(arguments.out / "gpu.json") as path:
         path.write_text(json.dumps(found, indent=1))
-    text = f"{where}, torch {torch.__version__}\n\n{table(found['correctness'])}\n\n{table(found['speed'])}\n"
+    tables = (table(found[name]) for name in ("correctness", "speed", "potential"))
+    text = "\n\n".join((f"{where}, torch {torch.__version__}", *tables)) + "\n"
     with replaced(arguments.out / "gpu.md") as path:
         path.write_text(text)
 

@@ -25,6 +25,9 @@ parser.add_argument("folder", type=Path)
 parser.add_argument("--target", choices=list(COLUMNS), default="formation_energy")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores")
+parser.add_argument(
+    "--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="those that ship: bf16-mixed"
+)
 parser.add_argument("--no-progress", action="store_true", help="no progress bars")
 parser.add_argument("--dry-run", action="store_true", help="one epoch of a tiny model")
 arguments = parser.parse_args()
@@ -36,6 +39,7 @@ settings = TrainingSettings(
     target=arguments.target,
     unit=unit,
     seed=arguments.seed,
+    precision=arguments.precision,
     **presets[f"mp2018/{arguments.target}"].settings(),
 )
 if arguments.dry_run:

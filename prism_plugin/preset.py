@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from prism_plugin.tasks.regression import Regression
+
 __all__ = ["Preset", "format_presets", "presets"]
 
 
@@ -27,7 +29,6 @@ class Preset:
         lr: learning rate; the maximum of a OneCycle schedule.
         batch_size: crystals per update.
         clip: largest norm of the gradient.
-        precision: of the products (:class:`~prism_plugin.training.TrainingSettings`).
         batchnorm_batches: for the BatchNorm statistics before a validation; None takes all.
         model: the rest of the model's arguments; equal in all rows of the paper.
     """
@@ -44,7 +45,6 @@ class Preset:
     lr: float = 1e-3
     batch_size: int = 64
     clip: float | None = None
-    precision: str = "32-true"
     batchnorm_batches: int | None = None
     model: Mapping[str, Any] = field(
         default_factory=lambda: MappingProxyType({"dim": 256, "num_layers": 4, "cutoff": 5.0, "similarity_cutoff": 1.0})
@@ -61,7 +61,6 @@ class Preset:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "rotate": self.rotate,
-            "precision": self.precision,
             **{name: value for name, value in optional.items() if value is not None},
         }
 
@@ -69,25 +68,10 @@ class Preset:
 _ADAM = "adam-onecycle"
 # Of the models that ship: what learned most of what was tried (docs/default_model.md).
 _SHIPPED: dict[str, Any] = {
-    "optimizer": "muon",
-    "lr": 4e-3,
+    **{name: Regression.recipe[name] for name in ("optimizer", "lr", "clip", "batchnorm_batches", "model")},
     "weight_decay": 0.1,
-    "clip": 1.0,
-    "precision": "bf16-mixed",
     "epochs": 20,
     "batch_size": 32,
-    "batchnorm_batches": 100,
-    "model": MappingProxyType(
-        {
-            "dim": 128,
-            "num_layers": 3,
-            "num_rbf": 32,
-            "cutoff": 4.0,
-            "similarity_cutoff": 1.0,
-            "experts": ("atomistic",),
-            "atom_encoder": "cartnet",
-        }
-    ),
 }
 _JDFT2D: dict[str, Any] = {"betas": (0.95, 0.999), "weight_decay": 1e-6, "epochs": 5000, "dropout": 0.5}
 
@@ -130,7 +114,7 @@ def format_presets() -> str:
                 "yes" if preset.rotate else "no",
                 f"{preset.model['cutoff']:g} Å",
                 f"{preset.cell_cutoff:g} Å",
-                f"{preset.model['similarity_cutoff']:g}",
+                f"{preset.model.get('similarity_cutoff', 1.0):g}",
                 f"{preset.dropout:g}",
             )
         )

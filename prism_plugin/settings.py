@@ -15,7 +15,9 @@ from prism_plugin.errors import PrismError
 from prism_plugin.schema import Flag, NonNegative, Positive, Table, Text, Whole, check_values, option, options_class
 from prism_plugin.tasks import task_of
 
-__all__ = ["DataOptions", "TrainingSettings"]
+__all__ = ["KEYS_OF_LABELS", "DataOptions", "TrainingSettings"]
+
+KEYS_OF_LABELS = ("target_key", "energy_key", "forces_key", "stress_key")
 
 _AtLeast1 = Annotated[Whole, annotated_types.Ge(1)]
 
@@ -126,6 +128,7 @@ class DataOptions:
         metavar="FILE",
     )
     skip_missing: Flag = option("leave out rows without the target", default=False)
+    target_key: Text | None = option("what a file calls the target", default=None, metavar="KEY")
     energy_key: Text | None = option("what a file calls energies, such as REF_energy", default=None, metavar="KEY")
     forces_key: Text | None = option("what it calls forces", default=None, metavar="KEY")
     stress_key: Text | None = option("what it calls stresses", default=None, metavar="KEY")

@@ -318,4 +318,4 @@ def test_explain_says_what_an_answer_is_made_of(run: Path, tmp_path: Path, capsy
     )
     captured = capsys.readouterr()
     assert "b.cif: no such file" in captured.out
-    assert "1 structures could not be predicted: see above" in captured.err
+    assert "structures that could not be predicted: 1 (see above)" in captured.err

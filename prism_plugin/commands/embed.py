@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     embed = commands.add_parser(
         "embed",
-        help="describe structures by what a model makes of them",
+        help="write the features that a model computes for structures, with a map",
         description="Write the features of structures after a model's last layer. OUT gets features.npz (names, "
         "crystals: the mean over the atoms; atoms: of each atom, and of which crystal it is), embed.csv and, if the "
         "model knows its training crystals, map.png.",

@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     explain = commands.add_parser(
         "explain",
-        help="say what a prediction is made of, and what the model knows of its like",
+        help="explain a prediction: intervals, nearest training crystals, contributions of the elements",
         description="For each structure: prediction with its intervals, novelty, the nearest training crystals, "
         "the share of each element, what is doubtful.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         lines = [f"{name}: {reason}"] if reason else [name, *_explained(frame, graph, doubts, model)]
         print("\n".join(lines), end="\n\n")
     if bad:
-        raise PrismError(f"{bad} structures could not be predicted: see above")
+        raise PrismError(f"structures that could not be predicted: {bad} (see above)")
 
 
 def _explained(frame: Any, graph: Any, doubts: str, model: Any) -> Iterator[str]:
@@ -74,7 +74,12 @@ def _explained(frame: Any, graph: Any, doubts: str, model: Any) -> Iterator[str]
         far, (own,) = model.domain.far, features
         yield f"  novelty: {novelty:.2f} (95 % of the validation crystals are below 1, 99 % below {far:.2f})"
         if novelty > far:
-            doubts = "; ".join(filter(None, [doubts, "it is far from all training crystals: trust neither"]))
+            doubts = "; ".join(
+                filter(
+                    None,
+                    [doubts, "it is far from all training crystals: trust neither prediction nor interval"],
+                )
+            )
         whose = ""
         if model.domain_of_atoms:
             atom = model.domain.farthest(own)

@@ -166,7 +166,10 @@ def _of_properties(
             found = getattr(properties, function)(atoms, calculator, place, **given)
             return [*[found[column] for column in columns], place.name]
 
-        return Run(name, (*columns, "folder"), work, _settings(arguments))
+        def doubt(values: Sequence[Any]) -> str:
+            return properties.doubt_of(dict(zip(columns, values, strict=False)))
+
+        return Run(name, (*columns, "folder"), work, _settings(arguments), doubt=doubt)
 
     return Verb(name, about, output, options, make)
 

@@ -9,7 +9,8 @@ from typing import Any
 from prism_plugin.commands.options import add_options, table_values
 from prism_plugin.config import OPTIMIZER_OPTIONS
 from prism_plugin.errors import PrismError
-from prism_plugin.settings import DataOptions, TrainingSettings
+from prism_plugin.settings import KEYS_OF_LABELS, DataOptions, TrainingSettings
+from prism_plugin.tasks import PES
 
 __all__ = ["add_parser", "add_training_options", "run"]
 
@@ -30,14 +31,14 @@ _HOW = (
     "batchnorm_batches",
 )
 _EXAMPLES = {
-    "epochs": "; 60 for a potential, if not given",
-    "batch_size": "; 4 for a potential, if not given",
-    "optimizer": "; muon for a potential, if not given",
+    "epochs": "; 40 for a property, 60 for a potential, if not given",
+    "batch_size": "; 16 for a property, 4 for a potential, if not given",
+    "optimizer": "; muon, if not given",
     "options": ", for example --option weight_decay=0.01 with adamw-schedulefree, --option accumulate=2 with elra, "
     "like=adam with rod-flow (docs/rod_flow.md); may be repeated",
     "model": ", for example --set dim=128 --set cutoff=6.0; may be repeated",
     "weights": ", for example --weight energy=50; may be repeated",
-    "clip": "; 1 for a potential, if not given",
+    "clip": "; 1, if not given",
 }
 
 
@@ -57,7 +58,7 @@ def add_parser(commands: Any) -> None:
     what.add_argument("--config", metavar="FILE", help="TOML or JSON file of these options (docs/options.md)")
     add_options(what, DataOptions, ("preset", "data"))
     add_options(what, TrainingSettings, ("target", "unit"))
-    add_options(what, DataOptions, ("fold", "splits", "skip_missing", "energy_key", "forces_key", "stress_key", "init"))
+    add_options(what, DataOptions, ("fold", "splits", "skip_missing", *KEYS_OF_LABELS, "init"))
     place = train.add_argument_group("the run")
     where = place.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="RUN", help="run folder")
@@ -117,6 +118,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_runnable(job.settings)  # before data are fetched
     init = None if job.values.get("init") is None else load(job.values["init"])
     settings, parts = job.load()
+    if init is not None and init.unit == settings.unit and init.target != settings.target and settings.target != PES:
+        print(
+            f"the initial model predicts {init.target} ({init.unit}), the data are of {settings.target}: taken for "
+            f"another property. If they are the same: --target {init.target} --target-key {settings.target}"
+        )
     beside: dict[str, Any] = {name: job.values.get(name) for name in ("cache", "logger")}
     summary = train(settings, parts, out, resume, init, on_start=job.save, **beside)
     if summary:

@@ -49,7 +49,7 @@ def read_records(
             only a name for it.
         skip_missing: leave out rows without the target, where False is an error. NaN, ``na``, ``none``, ``null`` and
             nothing are no target.
-        keys: what the file calls ``"energy"``, ``"forces"`` or ``"stress"``.
+        keys: what the file calls the target, or ``"energy"``, ``"forces"`` or ``"stress"``.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -27,23 +27,31 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, Sourc
     Args:
         paths: files of structures (CIF, POSCAR, pymatgen's ``.json``, whatever ASE reads, frame by frame ``.extxyz``,
             ``.xyz``, ``.traj``, ``.db``, ``.jsonl``), or folders of such files, in which tables of ``prism predict``
-            are left out.
+            are left out; each file once.
 
     Yields:
         A name (``path`` or ``path#number``) with a structure, a path that is not read yet, or an error.
     """
-    for path in map(Path, paths):
+    for path in _inside(paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if _is_input(file))
-            yield from iterate_structures(inside)
-            if not inside:
-                yield shown(path), PrismError("there is no file in this folder (its subfolders are not read)")
+            yield shown(path), PrismError("there is no file in this folder (its subfolders are not read)")
         elif not path.is_file():
             yield shown(path), PrismError("a link that leads nowhere" if path.is_symlink() else "no such file")
         elif is_series(path):
             yield from _named_frames(path, True)
         else:
             yield shown(path), path
+
+
+def _inside(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Put the files of a folder in its place, unless there is none; what was given before is left out."""
+    seen: set[Path] = set()
+    for path in map(Path, paths):
+        inside = sorted(file for file in path.iterdir() if _is_input(file)) if path.is_dir() else []
+        for one in inside or [path]:
+            if one not in seen:
+                seen.add(one)
+                yield one
 
 
 def _is_input(file: Path) -> bool:

@@ -21,6 +21,12 @@ class FeatureNorm(nn.BatchNorm1d):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    _seen: int  # batches since the running statistics began, which the host can read without waiting for the device
+
+    def reset_running_stats(self) -> None:
+        """Begin the running statistics anew."""
+        super().reset_running_stats()
+        self._seen = 0
 
     def rows(self, rows: Tensor) -> float:
         """Number of rows, while training of all processes."""
@@ -36,10 +42,15 @@ class FeatureNorm(nn.BatchNorm1d):
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
         """Let the running statistics follow those of ``count`` rows, shape ``(dim,)`` each."""
-        self.num_batches_tracked += 1
-        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        share = self._next_share()
         self.running_mean.lerp_(mean.to(self.running_mean), share)
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), share)
+
+    def _next_share(self) -> float:
+        """Count a batch; give its share in the running statistics."""
+        self.num_batches_tracked += 1
+        self._seen += 1
+        return 1.0 / self._seen if self.momentum is None else self.momentum
 
     def forward(self, values: Tensor) -> Tensor:
         """Normalize rows of shape ``(rows, dim)``."""
@@ -49,7 +60,10 @@ class FeatureNorm(nn.BatchNorm1d):
                 values, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         if rank_and_size()[1] == 1:
-            return super().forward(values)
+            share = self._next_share()
+            return functional.batch_norm(
+                values, self.running_mean, self.running_var, self.weight, self.bias, True, share, self.eps
+            )
         # As torch's own SyncBatchNorm, which knows CUDA only; under autocast as there in the norm's own digits.
         values = values.to(self.weight.dtype)
         mean = sum_over_processes(values.sum(dim=0)) / count

@@ -7,7 +7,7 @@ a table.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from prism_plugin.files import write_table
 from prism_plugin.matgl_bridge import import_matcalc
 from prism_plugin.simulation.plots import plot_bands, plot_elastic, plot_equation_of_state
 
-__all__ = ["elastic_constants", "equation_of_state", "phonons"]
+__all__ = ["doubt_of", "elastic_constants", "equation_of_state", "phonons"]
 
+_IMAGINARY = -0.1  # THz; above it the acoustic modes at Γ are meant, which are not exactly 0
 _SHEAR_STRAINS = (-0.02, -0.01, 0.01, 0.02)  # matcalc's own, to 6 %, leave the linear range of soft crystals
 
 
@@ -131,7 +132,11 @@ def phonons(
     _check_crystal(atoms)
     folder.mkdir(parents=True, exist_ok=True)
     calculation = matcalc.PhononCalc(
-        calculator, fmax=fmax, min_length=min_length, write_phonon=str(folder / "phonon.yaml"), imaginary_freq_tol=-0.1
+        calculator,
+        fmax=fmax,
+        min_length=min_length,
+        write_phonon=str(folder / "phonon.yaml"),
+        imaginary_freq_tol=_IMAGINARY,
     )
     with _reported("no phonons"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*acoustic mode.*")  # the thermal properties are computed again, without
@@ -149,6 +154,17 @@ def phonons(
         "lowest frequency (THz)": float(frequencies.min()),
         "heat capacity at 300 K (J/(K mol))": float(np.interp(300, rows[:, 0], rows[:, 3])),
     }
+
+
+def doubt_of(row: Mapping[str, float]) -> str:
+    """Say what is doubtful in a row of :func:`phonons`; an empty text if nothing is, or it is of another function."""
+    lowest = row.get("lowest frequency (THz)", 0.0)
+    if lowest > _IMAGINARY:
+        return ""
+    return (
+        f"imaginary frequencies, down to {lowest:.2f} THz: to this potential the structure is no minimum of the "
+        "energy, and the thermal properties mean nothing"
+    )
 
 
 def _check_crystal(atoms: Atoms) -> None:

@@ -41,6 +41,7 @@ class Run:
         columns: of its values.
         work: gives them, of atoms and a place: a path without suffix, for a file or a folder.
         settings: what the values depend on, beside the model; as JSON has it.
+        doubt: says what is doubtful in values; an empty text if nothing is.
         resume: looks after what the work writes for several structures, before it goes on; given the number of rows
             that are done.
     """
@@ -50,6 +51,7 @@ class Run:
     work: Callable[[Atoms, Path], Sequence[Any]]
     settings: Mapping[str, Any]
     resume: Callable[[int], None] | None = None
+    doubt: Callable[[Sequence[Any]], str] | None = None
 
 
 def run_files(
@@ -105,10 +107,11 @@ def _row(name: str, found: Frame | PrismError, calculator: PRISMCalculator, run:
             raise found
         about = formula_and_size(found.atoms)
         _, doubts = examine(found, calculator.models)
-        values = [_text(value) for value in run.work(found.atoms, place)]
+        values = run.work(found.atoms, place)
     except _OF_THE_STRUCTURE as error:
         return [name, *about, *[""] * len(run.columns), "", reason_in_row(name, error)]
-    return [name, *about, *values, doubts, ""]
+    doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(values)]))
+    return [name, *about, *map(_text, values), doubts, ""]
 
 
 def _text(value: Any) -> str:

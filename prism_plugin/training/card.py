@@ -28,7 +28,13 @@ _TOLD = (
 )
 
 
-def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mapping[str, tuple[int, int]]) -> str:
+def card(
+    settings: TrainingSettings,
+    model: PRISM,
+    scores: Scores,
+    atoms: Mapping[str, tuple[int, int]],
+    contest: Mapping[str, Any],
+) -> str:
     """Write the card, Markdown.
 
     Args:
@@ -36,6 +42,7 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
         model: the trained model.
         scores: of each part.
         atoms: least and most atoms of the crystals of each part.
+        contest: of a run from an initial model what that predicts (``initial_model``), and which model was ``kept``.
     """
     given = as_dict(settings)
     told = {name: given[name] for name in _TOLD if given[name] not in (None, {}, ())}
@@ -62,6 +69,7 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
         f"* elements, {len(model.element_types)}: {' '.join(model.element_types)}; others are refused",
         f"* weights: {sum(weight.numel() for weight in model.parameters()):,}",
         f"* {'; '.join(options)}",
+        *_origin(contest),
         "",
         "## Use",
         "```python",
@@ -73,11 +81,22 @@ def card(settings: TrainingSettings, model: PRISM, scores: Scores, atoms: Mappin
         "",
         "## To fill in before others use it",
         "* where the crystals and their labels come from, and their licence",
-        "* what it must not be used for: kinds of structures that the data have not (surfaces, molecules, "
+        "* what it must not be used for: kinds of structures that are not in the data (surfaces, molecules, "
         "pressure, other functionals, structures that are not relaxed)",
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(contest: Mapping[str, Any]) -> list[str]:
+    """Say what a model began as, if it did not begin with random weights."""
+    if not contest:
+        return []
+    began = f"* began as a model of {contest['initial_model']} (config.json names it), whose data's licence counts, too"
+    if "kept" not in contest:
+        return [began]
+    losses = ", ".join(f"{name} {loss:.4g}" for name, loss in contest["validation"].items())
+    return [f"{began}; kept: {contest['kept']} (validation losses: {losses})"]
 
 
 def _shown(value: Any) -> str:

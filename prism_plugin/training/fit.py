@@ -33,6 +33,7 @@ from prism_plugin.data import GraphDataset, Record, make_datasets, make_loader
 from prism_plugin.data.records import count_crystals, elements_of, fingerprint
 from prism_plugin.devices import find_device
 from prism_plugin.distributed import has_group
+from prism_plugin.domain import FEWEST
 from prism_plugin.errors import PrismError
 from prism_plugin.files import locked, sweep, write_json
 from prism_plugin.model import PRISM
@@ -151,6 +152,12 @@ def _train(
                 f"{len(parts[name])} crystals of the {name} part are too few for {settings.processes} devices"
             )
     datasets = make_datasets(parts, model.cutoff, model.cell_cutoff, progress and first, cache, model.has_waves)
+    if first and progress:
+        counts = ", ".join(f"{len(dataset):,} {name}" for name, dataset in datasets.items())
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        print(f"crystals: {counts}; {len(model.element_types)} elements; {weights:,} weights")
+        if len(datasets["val"]) < FEWEST:
+            print(f"fewer than {FEWEST} validation crystals: answers will come without novelty and intervals")
     if first:
         write_json(folder / SETTINGS, described)
         if on_start is not None:
@@ -205,7 +212,8 @@ def _train(
     seconds = time.perf_counter() - started
     done = trainer.fit_loop.epoch_progress.current.completed
     means = {name: float(of_model.mean()) for name, of_model in losses.items()}
-    contest_of = {"kept": kept, "validation": means} if losses else {}
+    contest_of: dict[str, Any] = {} if init is None else {"initial_model": init.target}
+    contest_of |= {"kept": kept, "validation": means} if losses else {}
     return write_summary(
         settings, task, model, datasets, folder, seconds, (done, int(best["epoch"])), progress, contest_of
     )

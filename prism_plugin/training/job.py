@@ -22,8 +22,8 @@ from prism_plugin.files import open_text, replaced
 from prism_plugin.preset import presets
 from prism_plugin.pretrained import load, model_names
 from prism_plugin.schema import changed, check_values, described, did_you_mean, resumable
-from prism_plugin.settings import DataOptions, TrainingSettings
-from prism_plugin.tasks import Task, task_of_target
+from prism_plugin.settings import KEYS_OF_LABELS, DataOptions, TrainingSettings
+from prism_plugin.tasks import PES, Task, task_of_target
 from prism_plugin.tasks.regression import Regression
 
 __all__ = ["Job", "label_keys", "load_parts", "read_config"]
@@ -99,7 +99,8 @@ class Job:
             task = task_of_target(_target(both))
             if preset is not None and not task.presets:
                 raise PrismError("the presets are of properties: leave the preset out for a potential")
-            values = dict(_recipe(task, both))
+            recipe = _recipe(task, both)
+            values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in recipe.items()}
         if preset is not None:
             if preset not in presets:
                 raise PrismError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
@@ -192,9 +193,14 @@ def _recipe(task: Task, values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def label_keys(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a file calls its labels, of the options ``energy_key``, ``forces_key`` and ``stress_key``."""
-    given = {name: values.get(f"{name}_key") for name in ("energy", "forces", "stress")}
-    return {name: key for name, key in given.items() if key is not None}
+    """Return what a file calls its labels, of the options ``target_key``, ``energy_key`` and so on."""
+    given = {name.removesuffix("_key"): values.get(name) for name in KEYS_OF_LABELS}
+    keys = {name: key for name, key in given.items() if key is not None}
+    if "target" in keys:
+        if values["target"] == PES:
+            raise PrismError(f"the target {PES!r} is of several labels: give energy_key, forces_key, stress_key")
+        keys[values["target"]] = keys.pop("target")
+    return keys
 
 
 def _target(values: Mapping[str, Any]) -> str | None:
@@ -223,7 +229,7 @@ def load_parts(
         splits: JSON file with the names of each part (:func:`~prism_plugin.data.assign_splits`).
         skip_missing: leave out rows of a file without the target.
         seed: of the split, where neither the data nor ``splits`` say it.
-        keys: what a file calls ``"energy"``, ``"forces"`` or ``"stress"``.
+        keys: what a file calls the target, or ``"energy"``, ``"forces"`` or ``"stress"``.
 
     Returns:
         Records of ``"train"``, ``"val"`` and ``"test"``.

@@ -51,8 +51,8 @@ def write_summary(
 ) -> dict[str, Any]:
     """Report on the best model of a run; write it, the pictures of the training, and the summary.
 
-    ``epochs``: how many were done, and the number of the best. ``contest``: of a run from an initial model of the same
-    property, which model is kept and the validation losses of all.
+    ``epochs``: how many were done, and the number of the best. ``contest``: of a run from an initial model what that
+    predicts; if it is the same, which model is kept and the validation losses of all.
     """
     mean = float(datasets["train"].targets.mean())
     scores = task.report(model, datasets, folder, settings.batch_size, progress, mean)
@@ -72,11 +72,14 @@ def write_summary(
         | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
         "python": platform.python_version(),
     }
-    model.domain = measure_domain(model, datasets["train"], datasets["val"], settings.batch_size, progress)
-    model.extent = measure_extent(model, datasets["train"], datasets["val"])
+    # With too few validation crystals an initial model that is kept keeps what it knew.
+    known = datasets["train"], datasets["val"]
+    model.domain = measure_domain(model, *known, settings.batch_size, progress) or model.domain
+    model.extent = measure_extent(model, *known) or model.extent
     model.save(folder / "model", metadata={"settings": as_dict(settings), "scores": scores})
     sizes = {name: dataset.graphs.atoms for name, dataset in datasets.items()}
-    told = card(settings, model, scores, {name: (int(of.min()), int(of.max())) for name, of in sizes.items()})
+    spans = {name: (int(of.min()), int(of.max())) for name, of in sizes.items()}
+    told = card(settings, model, scores, spans, contest)
     (folder / "model" / "README.md").write_text(told, encoding="utf-8")
     if any(len(rows[0]) > 1 for rows in weights.values()):  # else one expert has all the weight
         plot_fusion(weights, folder / "fusion.png")

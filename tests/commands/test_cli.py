@@ -53,7 +53,8 @@ def test_train_writes_a_model_that_matgl_loads(data, tmp_path, capsys) -> None:
     assert matgl.load_model(out / "model").unit == "eV/atom"
     settings = json.loads((out / "settings.json").read_text())
     assert settings["optimizer"] == "adam-onecycle"
-    assert settings["model"] == {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 5}
+    sizes = {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 5}
+    assert settings["model"] == {**sizes, "experts": ["atomistic"], "atom_encoder": "cartnet"}  # of the recipe
     # fine-tuning starts from a saved model
     further = [*COMMON, "--data", str(data), "--out", str(tmp_path / "further"), "--epochs", "1"]
     assert cli.main([*further, "--init", str(out / "model")]) == 0
@@ -101,7 +102,7 @@ def test_a_mistake_ends_in_one_line(data, tmp_path, capsys, extra, message) -> N
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(data, tmp_path) -> None:
     out = tmp_path / "run"
-    command = ["-m", "prism_plugin.cli", *COMMON, "--data", data, "--out", out]
+    command = ["-m", "prism_plugin.cli", *COMMON, "--data", data, "--out", out, "--optimizer", "adamw-schedulefree"]
     process = processes.start([*command, "--epochs", "100000"])
     for _ in range(600):
         if (out / "checkpoints" / "last.ckpt").exists():

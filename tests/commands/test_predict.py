@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -177,16 +178,18 @@ def test_nothing_predicted_is_an_error(files, tmp_path, capsys) -> None:
 
 
 def test_files_are_read_as_a_stream(tmp_path) -> None:
-    def endless():
-        while True:
-            yield tmp_path / "a.cif"
-
-    write(tmp_path / "a.cif", bulk("Cu"))
-    stream = iterate_structures(endless())
-    assert [next(stream)[0] for _ in range(3)] == [str(tmp_path / "a.cif")] * 3
+    stream = iterate_structures(tmp_path / f"{number}.cif" for number in count())
+    assert [next(stream)[0] for _ in range(3)] == [str(tmp_path / f"{number}.cif") for number in range(3)]
     write(tmp_path / "many.extxyz", [bulk("Cu")] * 50)
     opened = iterate_structures([tmp_path / "many.extxyz"])
     assert [next(opened)[0] for _ in range(2)] == [f"{tmp_path / 'many.extxyz'}#{number}" for number in (1, 2)]
+
+
+def test_a_file_that_is_given_twice_is_one_row(files, tmp_path) -> None:
+    paths = [files / "a.cif", files, files / "a.cif"]
+    names = [name for name, _ in iterate_structures(paths)]
+    assert names[0] == str(files / "a.cif")
+    assert sorted(names) == sorted(name for name, _ in iterate_structures([files]))
 
 
 @pytest.mark.slow

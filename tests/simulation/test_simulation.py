@@ -20,7 +20,7 @@ import prism_plugin
 from prism_plugin import PRISMCalculator, PRISMPotential, cli
 from prism_plugin.errors import PrismError
 from prism_plugin.simulation import DynamicsSettings, relax, relax_one, run_dynamics
-from prism_plugin.simulation.properties import elastic_constants, equation_of_state, phonons
+from prism_plugin.simulation.properties import doubt_of, elastic_constants, equation_of_state, phonons
 from tests.conftest import small_model
 
 
@@ -70,6 +70,19 @@ def test_phonons_of_copper(tmp_path: Path) -> None:
     assert found["lowest frequency (THz)"] > -0.05
     assert 22 < found["heat capacity at 300 K (J/(K mol))"] < 3 * 8.3145  # Dulong and Petit
     assert {"phonon.yaml", "phonons.png", "thermal.csv"} <= {path.name for path in tmp_path.iterdir()}
+    assert doubt_of(found) == ""
+
+
+def test_imaginary_phonons_are_said(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unstable = phonons(bulk("Cu", "bcc", a=2.86), EMT(), tmp_path / "bcc", min_length=7.0)
+    assert unstable["lowest frequency (THz)"] < -0.5
+    assert f"imaginary frequencies, down to {unstable['lowest frequency (THz)']:.2f} THz" in doubt_of(unstable)
+    monkeypatch.setattr("prism_plugin.simulation.properties.phonons", lambda *given, **others: unstable)
+    write(tmp_path / "cu.cif", bulk("Cu"))
+    command = ["phonons", str(tmp_path / "cu.cif"), "--out", str(tmp_path / "out"), "--model", saved]
+    assert cli.main(command) == 0
+    (row,) = rows_of(tmp_path / "out" / "phonons.csv")
+    assert "imaginary frequencies, down to" in row["warnings"]
 
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])

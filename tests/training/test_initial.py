@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.io import write
 
-from prism_plugin import PRISM, load
+from prism_plugin import PRISM, cli, load
 from prism_plugin.data import Record, split_records
 from prism_plugin.data.emt_alloys import METALS, emt_alloys
+from prism_plugin.domain import Domain
+from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.potential import element_corrections, element_shares
 from prism_plugin.tasks.regression import Regression
@@ -94,6 +99,46 @@ def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
     for name in statistics:
         assert torch.equal(last[f"model.{name}"], initial.state_dict()[name])
     assert any(isinstance(layer, FeatureNorm) for layer in initial.modules())
+
+
+def test_a_kept_model_keeps_what_it_knew_of_few_crystals(initial: PRISM, tmp_path: Path) -> None:
+    before = predictions(initial)
+    features = np.random.default_rng(0).normal(size=(40, 8))
+    domain = Domain.fit(weights_digest(initial.state_dict()), features, [("a", "Cu")] * 40, features, features[:, 0])
+    labels = [replace(one, target=float(value)) for one, value in zip(ALLOYS, before, strict=True)]
+    few = {name: records[: 19 if name == "val" else None] for name, records in split_records(labels).items()}
+    init = copy.deepcopy(initial)
+    init.domain = domain
+    settings = TrainingSettings(epochs=1, lr=0.1, **HOW)
+    assert train(settings, few, tmp_path / "run", init=init, progress=False)["kept"] == "untouched"
+    kept = load(tmp_path / "run" / "model")
+    assert kept.domain is not None
+    np.testing.assert_array_equal(kept.domain.points, domain.points)
+    told = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "* began as a model of e (config.json names it)" in told
+    assert "kept: untouched (validation losses: untouched " in told
+
+
+def test_a_file_may_call_the_target_otherwise(
+    initial: PRISM, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    initial.save(tmp_path / "init")
+    for one in ALLOYS:
+        one.atoms.info["other"] = one.target
+    write(tmp_path / "mine.extxyz", [one.atoms for one in ALLOYS])
+    command = ["train", "--data", str(tmp_path / "mine.extxyz"), "--unit", "eV/atom", "--init", str(tmp_path / "init")]
+    command += ["--epochs", "1", "--device", "cpu", "--out"]
+    assert cli.main([*command, str(tmp_path / "one"), "--target", "e", "--target-key", "other"]) == 0
+    told = capsys.readouterr().out
+    assert "kept: " in told
+    assert "taken for another property" not in told
+    assert re.search(r"crystals: \d+ train, \d+ val, \d+ test; 7 elements; [\d,]+ weights", told)
+    assert cli.main([*command, str(tmp_path / "two"), "--target", "other"]) == 0
+    told = capsys.readouterr().out
+    assert "If they are the same: --target e --target-key other" in told
+    command[command.index("eV/atom")] = "eV"
+    assert cli.main([*command, str(tmp_path / "three"), "--target", "pes", "--target-key", "other"]) == 2
+    assert "give energy_key" in capsys.readouterr().err
 
 
 def test_another_target_begins_with_its_own_mean(initial: PRISM, tmp_path: Path) -> None:

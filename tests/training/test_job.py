@@ -234,7 +234,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_same_weights(data, tmp_path, op
 def test_only_some_things_may_change_beside_resume(data, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     small = ["--set", "dim=8", "--set", "num_layers=1", "--set", "cell_cutoff=6.0", "--batch-size", "12"]
-    cached = ["--cache", str(tmp_path / "cache")]
+    cached = ["--cache", str(tmp_path / "cache"), "--optimizer", "adamw-schedulefree"]
     begin = ["train", "--data", str(data), "--target", "e", "--out", str(run), "--epochs", "1", *small, *cached]
     assert cli.main(begin) == 0
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1  # all parts together

@@ -157,7 +157,7 @@ class RodFlow(Optimizer):
                 evaluation.check(start)
                 self._unchecked = False
             end, kept = self._flow(start, evaluation) if settings["time"] else self._warm_up(start, evaluation)
-            if not all(bool(torch.isfinite(vector).all()) for vector in (end, *kept.values())):
+            if not torch.stack([torch.isfinite(vector).all() for vector in (end, *kept.values())]).all():
                 raise PrismError(
                     f"the step is not finite; lower the learning rate (now {settings['lr']:g}); the parameters are as "
                     "before this step"
