@@ -325,6 +325,10 @@ def figures(found: dict[str, Any], name: str) -> dict[str, str]:
     if "elastic" in of:
         errors = of["elastic"]["median error of K and G (GPa)"]
         told["moduli K, G: median error against DFT, GPa"] = ", ".join(f"{error:.1f}" for error in errors)
+        pairs = zip(of["elastic"]["values"], of["elastic"]["DFT"], strict=True)
+        shares = [np.divide(value, right) for value, right in pairs if value is not None]
+        medians = (f"{100 * share:.0f}" for share in np.median(shares, axis=0))
+        told["moduli K, G: median share of DFT's, %"] = ", ".join(medians)
     for material, frequencies in of.get("phonons", {}).items():
         texts = [f"{round(frequency, 2) + 0.0:.2f}" for frequency in frequencies.values()]
         told[f"{material}: highest and lowest phonon, THz"] = ", ".join(texts)

@@ -12,8 +12,8 @@ set -e
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 RUN=runs/jarvis
 if [ -e "$RUN/checkpoints/last.ckpt" ]; then
-    WHAT="--resume $RUN"
+    WHAT=(--resume "$RUN")
 else
-    WHAT="--preset jarvis/formation_energy --out $RUN"
+    WHAT=(--preset jarvis/formation_energy --out "$RUN")
 fi
-srun prism train $WHAT --devices "$SLURM_NTASKS_PER_NODE" --nodes "$SLURM_NNODES"
+srun prism train "${WHAT[@]}" --devices "$SLURM_NTASKS_PER_NODE" --nodes "$SLURM_NNODES"
