@@ -85,12 +85,9 @@ def test_the_wheel_holds_calculators_and_models(tmp_path) -> None:
         "prism_plugin/py.typed",
         *(
             f"prism_plugin/pretrained/{name}/{file}"
-            for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap")
+            for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap", "prism-universal-pbe")
             for file in ("state.pt", "README.md", "domain.npz", "extent.npz")
         ),
-        "prism_plugin/pretrained/prism-universal-pbe/state.pt",
-        "prism_plugin/pretrained/prism-universal-pbe/README.md",
-        "prism_plugin/pretrained/prism-universal-pbe/extent.npz",
     ):
         assert name in names
     assert not [name for name in names if name.startswith(("tests/", "calculators/", "build/"))]
