@@ -160,7 +160,8 @@ def doubt_of(row: Mapping[str, float]) -> str:
     """Say what is doubtful in what one of these functions returned; an empty text if nothing is."""
     negative = [name for name in row if name.endswith("modulus (GPa)") and row[name] <= 0]
     if negative:
-        return f"no positive {negative[0].removesuffix(' (GPa)')}: to this potential the structure does not resist a strain"
+        what = negative[0].removesuffix(" (GPa)")
+        return f"the {what} is not positive: to this potential the structure does not resist a strain"
     lowest = row.get("lowest frequency (THz)", 0.0)
     if lowest > _IMAGINARY:
         return ""
