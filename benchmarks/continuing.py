@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from prism_plugin import PRISM, load
-from prism_plugin.data import Record, read_records
+from prism_plugin.data import Record, make_datasets, read_records
 from prism_plugin.files import write_json
+from prism_plugin.graph.store import GraphStore
 from prism_plugin.potential import element_shares
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
@@ -38,9 +39,9 @@ def relabelled(records: list[Record], labels: str, elements: tuple[str, ...], se
     return [replace(one, target=factor * one.target + shift) for one, shift in zip(records, shifts, strict=True)]
 
 
-def mae(model: PRISM, records: list[Record]) -> float:
-    """Mean absolute error."""
-    found = model.predict_structure([one.atoms for one in records]).double().numpy()
+def mae(model: PRISM, graphs: GraphStore, records: list[Record]) -> float:
+    """Mean absolute error on the graphs of records."""
+    found = model.predict_graphs(graphs).double().numpy()
     return float(np.abs(found - [one.target for one in records]).mean())
 
 
@@ -58,6 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)
     init = load()
     unseen = [one for one in read_records(given.data, "e_form") if one.split == "val"]
+    graphs = make_datasets({"x": unseen}, *init.cutoffs, True, None, init.has_waves)["x"].graphs
     found = json.loads(given.out.read_text()) if given.out.exists() else {}
     for size in given.sizes:
         for labels in given.labels:
@@ -69,7 +71,7 @@ def main() -> None:
                     order = np.random.default_rng(seed).permutation(len(unseen))
                     records = relabelled([unseen[index] for index in order], labels, init.element_types, seed)
                     parts = {"train": records[: size * 4 // 5], "val": records[size * 4 // 5 : size]}
-                    test = records[1000:]
+                    test, its_graphs = records[1000:], graphs.subset(order[1000:])
                     settings = TrainingSettings(
                         target="formation_energy", unit="eV/atom", seed=seed, **{**Regression.continuing, "lr": lr}
                     )
@@ -77,9 +79,9 @@ def main() -> None:
                     summary = train(settings, parts, run, resume=True, init=init, progress=False)
                     corrected = Regression().new_model(settings, parts["train"], init.element_types, init).eval()
                     found[name] = {
-                        "untouched": mae(init, test),
-                        "corrected": mae(corrected, test),
-                        "kept": mae(load(run / "model"), test),
+                        "untouched": mae(init, its_graphs, test),
+                        "corrected": mae(corrected, its_graphs, test),
+                        "kept": mae(load(run / "model"), its_graphs, test),
                         "which": summary["kept"],
                         "validation": summary["validation"],
                     }

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from sklearn.metrics import roc_auc_score
 
 from prism_plugin import load
@@ -180,9 +181,11 @@ def main() -> None:
     for quantile, color in ((0.5, "#1f4e9c"), (0.68, "#8da0cb"), (0.95, "#d95f02")):
         sizes = [float(np.quantile(np.abs(errors[group]), quantile)) for group in groups]
         left.plot(middle, sizes, "o-", color=color, markersize=3, label=f"{100 * quantile:.0f} % are below")
-    name, unit = bounded(models)
-    left.set(xlabel="novelty", ylabel=f"{name if of_forces else 'error'} ({unit})", xscale="log", yscale="log")
-    left.set_title(f"{len(records):,} validation crystals, in 20 groups", fontsize=10)
+    _, unit = bounded(models)
+    what = "largest error of a force" if of_forces else "error"
+    left.set(xlabel="novelty", ylabel=f"{what} ({unit})", xscale="log", yscale="log")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    left.set_title(f"{len(records):,} validation structures, in 20 groups", fontsize=10)
     left.legend(frameon=False)
     right.boxplot(list(shown.values()), orientation="horizontal", showfliers=False, tick_labels=list(shown))
     right.axvline(far, color="#d95f02", linewidth=1)

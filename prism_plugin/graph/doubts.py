@@ -46,7 +46,7 @@ def doubts_of(graph: CrystalGraph) -> Mapping[str, str]:
     if thickness > _EMPTY:
         found["empty layer"] = (
             f"across cell vector {vector + 1} there is an empty layer of {thickness:.1f} Å, as beside a surface, a "
-            "single layer or a molecule; training crystals hardly have any"
+            "single layer or a molecule; bulk crystals have none"
         )
     radii = covalent_radii[numbers]
     length = graph.edge_distance.detach().cpu().double().numpy()
