@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from prism_plugin.arrays import reading_arrays
 from prism_plugin.errors import PrismError
@@ -173,20 +174,19 @@ class Domain:
         return self.points * self.steps
 
     @cached_property
-    def _squares(self) -> np.ndarray:
-        return (self.training**2).sum(axis=1)
+    def _tree(self) -> cKDTree:
+        return cKDTree(self.training)
 
     def _nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distances to the nearest points, nearest first, and which these are; both of shape ``(n, neighbors)``."""
-        points, along = self.training, self.along(features)
-        count = min(_NEIGHBORS, len(points))
-        distances, indices = np.empty((len(along), count)), np.empty((len(along), count), dtype=int)
-        for row, one in enumerate(along):
-            square = self._squares - 2 * (points @ one)
-            found = np.argpartition(square, count - 1)[:count]
-            exact = ((points[found] - one) ** 2).sum(axis=1)
-            order = np.argsort(exact, kind="stable")
-            distances[row], indices[row] = np.sqrt(exact[order]), found[order]
+        """Distances to the nearest points, nearest first, and which these are; both of shape ``(n, neighbors)``.
+
+        Of features that are not finite the distances are NaN.
+        """
+        along = self.along(features)
+        count = min(_NEIGHBORS, len(self.points))
+        distances, indices = np.full((len(along), count), np.nan), np.zeros((len(along), count), dtype=int)
+        finite = np.isfinite(along).all(axis=1)
+        distances[finite], indices[finite] = self._tree.query(along[finite], range(1, count + 1))
         return distances, indices
 
     def save(self, path: Path) -> None:
