@@ -42,7 +42,7 @@ from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
-from prism_plugin.training.initial import UNTOUCHED, simplest, validation_losses
+from prism_plugin.training.initial import CORRECTED, TRAINED, UNTOUCHED, simplest, validation_losses
 from prism_plugin.training.loggers import make_logger
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
@@ -86,9 +86,9 @@ def train(
         resume: go on from its newest whole checkpoint. False refuses a folder that has one.
         init: start from a copy of this model, with its elements and sizes, not from random weights. Where target and
             unit are the same, mean, spread and statistics of norms are kept, a number for each element is fitted to the
-            new labels first, and of the untouched model, the one so corrected and the trained one the simplest is kept
-            that no other beats by a standard error on the validation part. For another target mean and spread are those
-            of the new data.
+            new labels first, and of the untouched model, the one so corrected and the trained one that is kept which is
+            best on the validation part, the trained one only if it is so by more than a standard error. For another
+            target mean and spread are those of the new data.
         progress: whether there are progress bars.
         callbacks: further Lightning callbacks.
         cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.
@@ -168,7 +168,7 @@ def _train(
     continues = task.continues(settings, init)
     module = _module(settings, task, model, datasets["train"], continues)
     # What the trained model has to beat: the initial one, as it is and with the elements' numbers fitted to the data.
-    rivals = {UNTOUCHED: copy.deepcopy(init), "corrected": copy.deepcopy(model)} if init and continues else {}
+    rivals = {UNTOUCHED: copy.deepcopy(init), CORRECTED: copy.deepcopy(model)} if init and continues else {}
     place = (folder / CHECKPOINTS).resolve()
     loader = make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed)
     saving = SaveBetweenSteps(place / LAST, loader)
@@ -200,10 +200,10 @@ def _train(
     if not trainer.is_global_zero:
         return {}
     losses: dict[str, np.ndarray] = {}
-    kept = "trained"
+    kept = TRAINED
     if init is not None:
         if rivals:
-            contest = {**{name: one.to(model.device) for name, one in rivals.items()}, "trained": model}
+            contest = {**{name: one.to(model.device) for name, one in rivals.items()}, TRAINED: model}
             loader = make_loader(datasets["val"], settings.batch_size)
             losses = validation_losses(contest, module.loss, loader, task.differentiates)
             kept = simplest(losses)

@@ -74,18 +74,23 @@ def test_labels_of_another_functional_are_met_by_numbers_of_elements(initial: PR
     assert kept.arguments["std"] == initial.arguments["std"]
 
 
-def test_the_simplest_of_what_cannot_be_told_apart_is_kept() -> None:
+def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
     rng = np.random.default_rng(0)
     first = rng.uniform(1, 2, 30)
     noise = rng.normal(0, 0.3, 30)
     noise -= noise.mean()
     error = noise.std(ddof=1) / np.sqrt(30)
-    for gain, chosen in ((1.05, "trained"), (0.95, "untouched"), (-1.0, "untouched")):
-        assert simplest({"untouched": first, "trained": first - gain * error + noise}) == chosen
-    much, little = first - 2 * error + noise, first - 2.1 * error + noise
-    assert simplest({"untouched": first, "corrected": much, "trained": little + 0.5 * noise[::-1]}) == "corrected"
-    assert simplest({"untouched": first, "corrected": first + 1, "trained": much}) == "trained"
-    assert simplest({"untouched": first[:1], "trained": first[:1] - 1}) == "untouched"  # of one nothing is known
+
+    def chosen(corrected: np.ndarray, trained: np.ndarray) -> str:
+        return simplest({"untouched": first, "corrected": corrected, "trained": trained})
+
+    for gain, name in ((1.05, "trained"), (0.95, "untouched"), (-1.0, "untouched")):
+        assert chosen(first, first - gain * error + noise) == name
+    little = first - 0.1 * error + noise
+    assert chosen(little, first + 1) == "corrected"  # a lower mean is enough
+    assert chosen(little, little - 0.01 * error + 0.5 * noise[::-1]) == "corrected"
+    assert chosen(first + 1, first - 2 * error + noise) == "trained"
+    assert simplest(dict.fromkeys(("untouched", "corrected"), first[:1]) | {"trained": first[:1] - 1}) == "untouched"
 
 
 def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
