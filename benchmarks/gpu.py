@@ -14,6 +14,7 @@ import json
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -279,7 +280,9 @@ def potential(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     model = TorchSimPRISM(device=str(device))
     state = torch_sim.initialize_state(some, device=device, dtype=torch.float32)
     began = time.perf_counter()
-    torch_sim.optimize(state, model, optimizer=torch_sim.frechet_cell_fire, max_steps=steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*reached max steps.*")  # which is meant
+        torch_sim.optimize(state, model, optimizer=torch_sim.frechet_cell_fire, max_steps=steps)
     _wait(device)
     rows.append(
         {

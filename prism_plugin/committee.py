@@ -105,7 +105,7 @@ def check_committee(models: Sequence[PRISM]) -> None:
     Raises:
         ValueError: if the models predict different things, or one is given twice.
     """
-    kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task_type) for model in models})
+    kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task) for model in models})
     if len(kinds) > 1:
         found = " and ".join(f"{target} ({', '.join(others)})" for target, *others in kinds)
         raise PrismError(f"the models predict different things: {found}; give models of one property")

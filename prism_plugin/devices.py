@@ -13,16 +13,15 @@ from prism_plugin.errors import PrismError
 __all__ = ["find_device", "send"]
 
 
-def send(array: np.ndarray | Sequence[int], device: torch.device | str) -> Tensor:
-    """Copy numbers of the host to a device; nothing waits for it.
+def send(numbers: Tensor | np.ndarray | Sequence[int], device: torch.device | str | None) -> Tensor:
+    """Copy numbers, if they are of the host, to a device; nothing waits for it. None leaves a tensor where it is.
 
     Example:
         >>> send([3, 8], "cpu")
         tensor([3, 8])
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    device = torch.device(device)
-    if device.type != "cuda":
+    tensor = numbers if isinstance(numbers, Tensor) else torch.from_numpy(np.ascontiguousarray(numbers))
+    if device is None or torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # from other memory the copy would wait for the device
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from prism_plugin.config import EXPERTS, ModelOptions
+from prism_plugin.devices import send
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.evaluation import evaluation, halved, split_graphs
+from prism_plugin.graph.batching import crystal_of_rows
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.matgl_bridge import SavedModel, batch_from_matgl, inside_potential
@@ -479,8 +481,9 @@ class PRISM(SavedModel):
         atoms = self.feature_dict[f"gc_{len(self.layers)}"]["node_feat"]
         if per_atom:
             return atoms
-        counts = batch.atoms_per_crystal.to(atoms).unsqueeze(1)
-        return mean_of_atoms(atoms, batch.atom_crystal.to(atoms.device), counts)
+        of_crystals = batch.sizes[:, 0]  # on the host, wherever the batch is
+        counts = send(of_crystals, atoms.device).to(atoms.dtype).unsqueeze(1)
+        return mean_of_atoms(atoms, crystal_of_rows(of_crystals, atoms.device), counts)
 
     def domain_features(self, batch: CrystalBatch) -> list[np.ndarray]:
         """Return what a domain compares of the crystals that were computed last.

@@ -100,15 +100,16 @@ class PretendedDevice(TorchDispatchMode):
         name = str(function).split(".")[1]
         tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
         there = any(isinstance(one, There) for one in tensors)
-        if there and name not in _BETWEEN_DEVICES and any(type(one) is Tensor and one.dim() for one in tensors):
+        if there and name not in _BETWEEN_DEVICES and any(not isinstance(one, There) and one.dim() for one in tensors):
             self.mixed[name, _place()] += 1
         goal = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         leaves = goal is not None and goal.type == "cpu"
         waits = name.startswith(_WAITS) or (name == "_to_copy" and leaves)
         waits |= name in _BY_MASK and any(one.dtype == torch.bool and one.dim() for one in tensors[1:])
         waits |= name == "repeat_interleave" and kwargs.get("output_size") is None
-        waits |= name == "copy_" and type(args[0]) is Tensor
-        if there and waits:
+        waits |= name == "copy_" and len({isinstance(one, There) for one in tensors}) > 1 and True not in args[2:]
+        comes = goal is not None and goal.type == "cuda" and name == "_to_copy" and not there
+        if (there and waits) or (comes and not kwargs.get("non_blocking")):
             self.waits[name, _place()] += 1
         if goal is not None and goal.type in ("cuda", "meta"):
             kwargs["device"], there = torch.device("cpu"), True

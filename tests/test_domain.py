@@ -16,12 +16,12 @@ from ase.io import read, write
 
 from prism_plugin import PRISMCalculator, cli, load
 from prism_plugin.committee import how_far
-from prism_plugin.data import split_records
+from prism_plugin.data import make_datasets, split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.domain import FEWEST, LEVELS, Domain
 from prism_plugin.errors import PrismError
 from prism_plugin.matgl_bridge import weights_digest
-from prism_plugin.training import TrainingSettings, train
+from prism_plugin.training import TrainingSettings, report, train
 from tests.conftest import small_model
 
 
@@ -201,6 +201,25 @@ def test_a_potential_compares_atoms_and_bounds_forces(potential_run: Path, tmp_p
         assert float(next(csv.DictReader(file))["max_force_error (eV/Å)"]) == pytest.approx(one["max_force_error"])
 
 
+def test_of_many_atoms_some_are_drawn(potential_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(potential_run / "model")
+    parts = split_records(emt_alloys(240, forces=True))
+    for most, names in ((10, 10), (192, 192), (300, 192)):
+        monkeypatch.setattr(report, "_ATOMS", most)
+        datasets = make_datasets(parts, *model.cutoffs, False, None, model.has_waves)
+        domain = report.measure_domain(model, datasets["train"], datasets["val"], progress=False)
+        assert domain is not None
+        assert len(set(domain.names)) == names
+        each = -(-most // names)
+        assert max(domain.names.count(name) for name in set(domain.names)) == each
+
+
+def test_what_answers_differently_is_no_committee(potential_run: Path) -> None:
+    energies = small_model(target="energy", unit="eV", readout="sum").float()
+    with pytest.raises(PrismError, match=r"predict different things: energy .*potential\) and energy .*regression"):
+        PRISMCalculator([potential_run / "model", energies], compute_forces=False)
+
+
 @pytest.mark.usefixtures("pictures")
 def test_commands_tell_of_the_farthest_atom(
     potential_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -215,6 +234,13 @@ def test_commands_tell_of_the_farthest_atom(
     calibrate = ["calibrate", "--data", str(tmp_path / "mine.extxyz"), "--model", model, "--out", str(tmp_path / "new")]
     assert cli.main(calibrate) == 0
     assert "60 crystals, mean of max_force_error " in capsys.readouterr().out
+    for record in records:
+        record.atoms.calc = None
+        record.atoms.info["energy"] = record.target
+    write(tmp_path / "energies.extxyz", [record.atoms for record in records])
+    calibrate[2], calibrate[-1] = str(tmp_path / "energies.extxyz"), str(tmp_path / "newer")
+    assert cli.main([*calibrate, "--target", "energy"]) == 2
+    assert "about forces, which these data do not have" in capsys.readouterr().err
     new, old = (PRISMCalculator(one).predict(frames) for one in (tmp_path / "new", model))
     assert np.mean([a["max_force_error"] > b["max_force_error"] for a, b in zip(new, old, strict=True)]) > 0.9
     strange = bulk("Cu", cubic=True, a=2.9)

@@ -121,7 +121,8 @@ def run(arguments: argparse.Namespace) -> None:
     if init is not None and init.unit == settings.unit and init.target != settings.target and settings.target != PES:
         print(
             f"the initial model predicts {init.target} ({init.unit}), the data are of {settings.target}: taken for "
-            f"another property. If they are the same: --target {init.target} --target-key {settings.target}"
+            f"another property. If they are the same, say so (a file's: --target {init.target} --target-key "
+            f"{job.values.get('target_key', settings.target)})"
         )
     beside: dict[str, Any] = {name: job.values.get(name) for name in ("cache", "logger")}
     summary = train(settings, parts, out, resume, init, on_start=job.save, **beside)

@@ -55,7 +55,8 @@ def read_records(
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read, a line is bad, or a target is missing, not finite or absurd.
     """
-    path = Path(path)
+    path, keys = Path(path), keys or {}
+    column = keys.get(target, target)
     if path.is_dir():
         if not task_of_target(target).one_number:
             if is_shard_folder(path):
@@ -69,13 +70,13 @@ def read_records(
             raise PrismError(
                 f"the folder {shown(path.parent)!r} has no id_prop.csv; it names a structure file and a target a line"
             )
-        return _gather(_table(path, target, header=False), path, target, skip_missing, {})
+        return _gather(_table(path, column, header=False), path, target, skip_missing, keys)
     if not path.is_file():
         raise FileNotFoundError(
             f"no data file {shown(path)!r}; give a .jsonl or .extxyz file, or the name of a data set"
         )
-    rows = _table(path, target, header=True) if path.suffix.lower() == ".csv" else read_frames(path)
-    return _gather(rows, path, target, skip_missing, keys or {})
+    rows = _table(path, column, header=True) if path.suffix.lower() == ".csv" else read_frames(path)
+    return _gather(rows, path, target, skip_missing, keys)
 
 
 def _gather(rows: Iterator[Read], path: Path, target: str, skip_missing: bool, keys: Mapping[str, str]) -> list[Record]:

@@ -27,7 +27,7 @@ def iterate_structures(paths: Iterable[str | Path]) -> Iterator[tuple[str, Sourc
     Args:
         paths: files of structures (CIF, POSCAR, pymatgen's ``.json``, whatever ASE reads, frame by frame ``.extxyz``,
             ``.xyz``, ``.traj``, ``.db``, ``.jsonl``), or folders of such files, in which tables of ``prism predict``
-            are left out; each file once.
+            are left out. A path that is given twice, also by its folder, is read once.
 
     Yields:
         A name (``path`` or ``path#number``) with a structure, a path that is not read yet, or an error.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -131,8 +131,8 @@ class CrystalBatch:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CrystalBatch:
         """Move all tensors to a device; positions and lattice also to a floating dtype."""
-        moved = {
-            field.name: getattr(self, field.name).to(device)
+        moved: dict[str, Any] = {
+            field.name: send(getattr(self, field.name), device)
             for field in fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }

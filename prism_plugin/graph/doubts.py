@@ -42,11 +42,11 @@ def doubts_of(graph: CrystalGraph) -> Mapping[str, str]:
         )
     if not index.shape[1]:
         return found
-    thickness, vector = _empty_layer(crystals)
+    thickness = _empty_layer(crystals)
     if thickness > _EMPTY:
         found["empty layer"] = (
-            f"across cell vector {vector + 1} there is an empty layer of {thickness:.1f} Å, as beside a surface, a "
-            "single layer or a molecule; bulk crystals have none"
+            f"there is an empty layer of {thickness:.1f} Å, as beside a surface, a single layer or a molecule; bulk "
+            "crystals have none"
         )
     radii = covalent_radii[numbers]
     length = graph.edge_distance.detach().cpu().double().numpy()
@@ -64,18 +64,20 @@ def doubts_of(graph: CrystalGraph) -> Mapping[str, str]:
     return found
 
 
-def _empty_layer(crystals: CrystalBatch) -> tuple[float, int]:
-    """Thickness (Å) of the thickest layer without the center of an atom, across which cell vector (0, 1 or 2) it lies.
+def _empty_layer(crystals: CrystalBatch) -> float:
+    """Thickness (Å) of the thickest layer without the center of an atom, of one crystal.
 
-    Of one crystal, along its periodic vectors, between planes that the other two span.
+    It lies between planes that two vectors of the reduced basis span, however the cell is written; only along periodic
+    vectors.
     """
-    lattice = crystals.lattice[0].detach().cpu().double().numpy()
     if not crystals.pbc.any():
-        return 0.0, 0
-    inverse = np.linalg.inv(lattice)  # its columns are normal to the planes, and as long as these are near
+        return 0.0
+    lattice = crystals.lattice[0].detach().cpu().double().numpy()
+    periodic = crystals.pbc[0].cpu().numpy()
+    reduced = crystals.reduction[0].cpu().double().numpy() @ lattice
+    inverse = np.linalg.inv(np.where(periodic[:, None], reduced, lattice))
     fractional = crystals.positions.detach().cpu().double().numpy() @ inverse
     along = np.sort(fractional - np.floor(fractional), axis=0)
+    # The columns of the inverse are normal to the planes, and as long as these are near.
     steps = np.diff(along, axis=0, append=along[:1] + 1).max(axis=0) / np.linalg.norm(inverse, axis=0)
-    steps[~crystals.pbc[0].cpu().numpy()] = 0.0
-    vector = int(steps.argmax())
-    return float(steps[vector]), vector
+    return float(steps[periodic].max())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prism_plugin.devices import send
 from prism_plugin.graph.lattice import times_matrix
 from prism_plugin.nn.tiling import tiles
 
@@ -46,8 +47,8 @@ def image_table(lattice: Tensor, reduction: Tensor) -> ImageTable:
     """Prepare the search; lattices and matrices of :func:`reduced_basis`, shape ``(crystals, 3, 3)`` each."""
     with torch.no_grad():
         basis = _reduced(lattice.double(), reduction)
-        vectors = torch.as_tensor(_IMAGES, dtype=basis.dtype, device=basis.device) @ basis
-        direction = torch.tensor(_TIE_DIRECTION, dtype=basis.dtype, device=basis.device)
+        vectors = send(_IMAGES, basis.device).to(basis.dtype) @ basis
+        direction = send(np.array(_TIE_DIRECTION), basis.device).to(basis.dtype)
         return ImageTable(basis, torch.linalg.pinv(basis), vectors.square().sum(dim=2), vectors @ direction)
 
 

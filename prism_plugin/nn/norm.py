@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,12 +23,16 @@ class FeatureNorm(nn.BatchNorm1d):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    _seen: int  # batches since the running statistics began, which the host can read without waiting for the device
+    _seen = 0  # num_batches_tracked, as the host can read it without waiting for the device
 
     def reset_running_stats(self) -> None:
         """Begin the running statistics anew."""
         super().reset_running_stats()
         self._seen = 0
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        self._seen = int(state_dict.get(f"{prefix}num_batches_tracked", self._seen))
 
     def rows(self, rows: Tensor) -> float:
         """Number of rows, while training of all processes."""

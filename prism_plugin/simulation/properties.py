@@ -163,7 +163,7 @@ def doubt_of(row: Mapping[str, float]) -> str:
         what = negative[0].removesuffix(" (GPa)")
         return f"the {what} is not positive: to this potential the structure does not resist a strain"
     lowest = row.get("lowest frequency (THz)", 0.0)
-    if lowest > _IMAGINARY:
+    if not lowest <= _IMAGINARY:
         return ""
     return (
         f"imaginary frequencies, down to {lowest:.2f} THz: to this potential the structure is no minimum of the "

@@ -108,9 +108,9 @@ def _row(name: str, found: Frame | PrismError, calculator: PRISMCalculator, run:
         about = formula_and_size(found.atoms)
         _, doubts = examine(found, calculator.models)
         values = run.work(found.atoms, place)
+        doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(values)]))
     except _OF_THE_STRUCTURE as error:
         return [name, *about, *[""] * len(run.columns), "", reason_in_row(name, error)]
-    doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(values)]))
     return [name, *about, *map(_text, values), doubts, ""]
 
 

@@ -92,7 +92,10 @@ def _origin(contest: Mapping[str, Any]) -> list[str]:
     """Say what a model began as, if it did not begin with random weights."""
     if not contest:
         return []
-    began = f"* began as a model of {contest['initial_model']} (config.json names it), whose data's licence counts, too"
+    began = (
+        f"* began as a model of {contest['initial_model']} (a run of prism train names it in config.json); the licence "
+        "of its data counts, too"
+    )
     if "kept" not in contest:
         return [began]
     losses = ", ".join(f"{name} {loss:.4g}" for name, loss in contest["validation"].items())

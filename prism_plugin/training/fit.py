@@ -42,7 +42,7 @@ from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
-from prism_plugin.training.initial import CORRECTED, TRAINED, UNTOUCHED, simplest, validation_losses
+from prism_plugin.training.initial import CORRECTED, TRAINED, UNTOUCHED, validation_losses, which_to_keep
 from prism_plugin.training.loggers import make_logger
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
@@ -157,7 +157,7 @@ def _train(
         weights = sum(parameter.numel() for parameter in model.parameters())
         print(f"crystals: {counts}; {len(model.element_types)} elements; {weights:,} weights")
         if len(datasets["val"]) < FEWEST:
-            print(f"fewer than {FEWEST} validation crystals: answers will come without novelty and intervals")
+            print(f"fewer than {FEWEST} validation crystals: a trained model will answer without novelty and intervals")
     if first:
         write_json(folder / SETTINGS, described)
         if on_start is not None:
@@ -206,9 +206,10 @@ def _train(
             contest = {**{name: one.to(model.device) for name, one in rivals.items()}, TRAINED: model}
             loader = make_loader(datasets["val"], settings.batch_size)
             losses = validation_losses(contest, module.loss, loader, task.differentiates)
-            kept = simplest(losses)
+            kept = which_to_keep(losses)
             model = contest[kept]
-        model.rare_elements = _still_rare(init, parts["train"])
+        if kept != UNTOUCHED:
+            model.rare_elements = _still_rare(init, parts["train"])
     seconds = time.perf_counter() - started
     done = trainer.fit_loop.epoch_progress.current.completed
     means = {name: float(of_model.mean()) for name, of_model in losses.items()}

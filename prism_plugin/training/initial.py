@@ -13,7 +13,7 @@ from prism_plugin.evaluation import evaluation
 from prism_plugin.model import PRISM
 from prism_plugin.tasks.task import Loss
 
-__all__ = ["CORRECTED", "TRAINED", "UNTOUCHED", "simplest", "validation_losses"]
+__all__ = ["CORRECTED", "TRAINED", "UNTOUCHED", "validation_losses", "which_to_keep"]
 
 UNTOUCHED = "untouched"
 CORRECTED = "corrected"
@@ -45,7 +45,7 @@ def validation_losses(
     return found
 
 
-def simplest(losses: Mapping[str, np.ndarray]) -> str:
+def which_to_keep(losses: Mapping[str, np.ndarray]) -> str:
     """Choose among the untouched, the corrected and the trained model by their losses on the validation part.
 
     The corrected one takes the place of the untouched one if its mean loss is lower: how much it corrects was chosen by

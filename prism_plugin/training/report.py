@@ -72,10 +72,12 @@ def write_summary(
         | {name: version(name) for name in ("torch", "matgl", "lightning", "schedulefree")},
         "python": platform.python_version(),
     }
-    # With too few validation crystals an initial model that is kept keeps what it knew.
     known = datasets["train"], datasets["val"]
-    model.domain = measure_domain(model, *known, settings.batch_size, progress) or model.domain
-    model.extent = measure_extent(model, *known) or model.extent
+    if contest.get("kept") != UNTOUCHED:
+        model.domain = measure_domain(model, *known, settings.batch_size, progress)
+        model.extent = measure_extent(model, *known)
+    elif model.domain is not None and len(known[1]) >= FEWEST:  # its training crystals were others
+        model.domain = model.domain.calibrated(*features_and_errors(model, known[1], settings.batch_size))
     model.save(folder / "model", metadata={"settings": as_dict(settings), "scores": scores})
     sizes = {name: dataset.graphs.atoms for name, dataset in datasets.items()}
     spans = {name: (int(of.min()), int(of.max())) for name, of in sizes.items()}
@@ -150,7 +152,9 @@ def features_and_errors(
     """
     predictions, features = model.describe_graphs(dataset.graphs, batch_size, progress)
     if not model.domain_of_atoms:
-        return features, predictions.double().cpu().numpy() - dataset.targets.numpy()
+        return features, predictions.double().cpu().numpy() - dataset.targets.cpu().numpy()
+    if not dataset.has_forces:
+        raise PrismError("the domain of a potential is about forces, which these data do not have")
     forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
     errors = np.linalg.norm(predict_potential(model, dataset, batch_size, progress)["forces"] - forces, axis=1)
     return features, np.maximum.reduceat(errors, np.cumsum([0, *dataset.graphs.atoms[:-1]]))

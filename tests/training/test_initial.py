@@ -13,7 +13,7 @@ import torch
 from ase.io import write
 
 from prism_plugin import PRISM, cli, load
-from prism_plugin.data import Record, split_records
+from prism_plugin.data import Record, read_records, split_records
 from prism_plugin.data.emt_alloys import METALS, emt_alloys
 from prism_plugin.domain import Domain
 from prism_plugin.matgl_bridge import weights_digest
@@ -21,7 +21,7 @@ from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.potential import element_corrections, element_shares
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.initial import simplest
+from prism_plugin.training.initial import which_to_keep
 from prism_plugin.training.job import Job
 
 ALLOYS = emt_alloys(60)
@@ -82,7 +82,7 @@ def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
     error = noise.std(ddof=1) / np.sqrt(30)
 
     def chosen(corrected: np.ndarray, trained: np.ndarray) -> str:
-        return simplest({"untouched": first, "corrected": corrected, "trained": trained})
+        return which_to_keep({"untouched": first, "corrected": corrected, "trained": trained})
 
     for gain, name in ((1.05, "trained"), (0.95, "untouched"), (-1.0, "untouched")):
         assert chosen(first, first - gain * error + noise) == name
@@ -90,7 +90,9 @@ def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
     assert chosen(little, first + 1) == "corrected"  # a lower mean is enough
     assert chosen(little, little - 0.01 * error + 0.5 * noise[::-1]) == "corrected"
     assert chosen(first + 1, first - 2 * error + noise) == "trained"
-    assert simplest(dict.fromkeys(("untouched", "corrected"), first[:1]) | {"trained": first[:1] - 1}) == "untouched"
+    assert (
+        which_to_keep(dict.fromkeys(("untouched", "corrected"), first[:1]) | {"trained": first[:1] - 1}) == "untouched"
+    )
 
 
 def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
@@ -120,8 +122,26 @@ def test_a_kept_model_keeps_what_it_knew_of_few_crystals(initial: PRISM, tmp_pat
     assert kept.domain is not None
     np.testing.assert_array_equal(kept.domain.points, domain.points)
     told = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "* began as a model of e (config.json names it)" in told
+    assert "* began as a model of e (a run of prism train names it in config.json)" in told
     assert "kept: untouched (validation losses: untouched " in told
+
+
+@pytest.mark.filterwarnings("ignore:the model has seen few")
+def test_an_untouched_model_is_calibrated_anew_on_enough_crystals(initial: PRISM, tmp_path: Path) -> None:
+    before = predictions(initial)
+    features = np.random.default_rng(0).normal(size=(40, 16))
+    init = copy.deepcopy(initial)
+    init.domain = Domain.fit(weights_digest(init.state_dict()), features, [("a", "Cu")] * 40, features, features[:, 0])
+    init.rare_elements = {"Pt": 3}
+    labels = [replace(one, target=float(value)) for one, value in zip(ALLOYS, before, strict=True)]
+    parts = {"train": labels[:30], "val": labels[30:]}
+    settings = TrainingSettings(epochs=1, lr=0.1, **HOW)
+    assert train(settings, parts, tmp_path / "run", init=init, progress=False)["kept"] == "untouched"
+    kept = load(tmp_path / "run" / "model")
+    assert kept.domain is not None
+    np.testing.assert_array_equal(kept.domain.points, init.domain.points)  # of the crystals that it has learned from
+    assert kept.domain.crystals == 30
+    assert kept.rare_elements == {"Pt": 3}
 
 
 def test_a_file_may_call_the_target_otherwise(
@@ -140,7 +160,16 @@ def test_a_file_may_call_the_target_otherwise(
     assert re.search(r"crystals: \d+ train, \d+ val, \d+ test; 7 elements; [\d,]+ weights", told)
     assert cli.main([*command, str(tmp_path / "two"), "--target", "other"]) == 0
     told = capsys.readouterr().out
-    assert "If they are the same: --target e --target-key other" in told
+    assert "If they are the same, say so (a file's: --target e --target-key other)" in told
+    rows = []
+    for number, one in enumerate(ALLOYS[:3]):
+        write(tmp_path / f"{number}.cif", one.atoms)
+        rows.append(f"{number}.cif,{one.target}")
+    for name in ("some.csv", "id_prop.csv"):
+        (tmp_path / name).write_text("\n".join(["file,other", *rows]))
+    for data in (tmp_path / "some.csv", tmp_path):
+        read = read_records(data, "e", keys={"e": "other"})
+        assert [one.target for one in read] == [one.target for one in ALLOYS[:3]]
     command[command.index("eV/atom")] = "eV"
     assert cli.main([*command, str(tmp_path / "three"), "--target", "pes", "--target-key", "other"]) == 2
     assert "give energy_key" in capsys.readouterr().err

@@ -171,7 +171,7 @@ class RodFlow(Optimizer):
         self._vectors().clear()
         self._vectors().update(kept)
         settings["taken"] += 1
-        return torch.tensor(self.stats["loss_center"], dtype=start.dtype, device=start.device)
+        return start.new_full((), self.stats["loss_center"])
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
