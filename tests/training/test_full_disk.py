@@ -57,7 +57,7 @@ def test_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> None
     done = on_a_disk(
         "48m",
         f"""
-        head -c 47000000 /dev/zero > "$DISK/others"
+        head -c 49600000 /dev/zero > "$DISK/others"
         $PRISM train {options} --out "$DISK/run"
         echo "first $?"
         rm "$DISK/others"
