@@ -53,10 +53,13 @@ def bounded(models: Sequence[PRISM]) -> tuple[str, str]:
 
 
 def interval_levels(models: Sequence[PRISM]) -> tuple[float, ...] | None:
-    """Return the coverage of the intervals that models know, of which there may be none; None without a domain."""
+    """Return the coverage of the intervals that models know, of which there may be none; None without a domain.
+
+    Nor have models one together of which some compare crystals, with intervals of energies, and others atoms.
+    """
     domains = [model.domain for model in models]
     known = [domain for domain in domains if domain is not None]
-    if len(known) < len(models):
+    if len(known) < len(models) or len({model.domain_of_atoms for model in models}) > 1:
         return None
     return LEVELS if all(domain.factors for domain in known) else ()
 
@@ -105,7 +108,7 @@ def check_committee(models: Sequence[PRISM]) -> None:
     Raises:
         ValueError: if the models predict different things, or one is given twice.
     """
-    kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task) for model in models})
+    kinds = sorted({(model.target, model.unit or "no unit", model.readout, model.task_type) for model in models})
     if len(kinds) > 1:
         found = " and ".join(f"{target} ({', '.join(others)})" for target, *others in kinds)
         raise PrismError(f"the models predict different things: {found}; give models of one property")

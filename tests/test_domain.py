@@ -214,10 +214,16 @@ def test_of_many_atoms_some_are_drawn(potential_run: Path, monkeypatch: pytest.M
         assert max(domain.names.count(name) for name in set(domain.names)) == each
 
 
-def test_what_answers_differently_is_no_committee(potential_run: Path) -> None:
+def test_intervals_of_energies_and_of_forces_are_not_mixed(potential_run: Path) -> None:
     energies = small_model(target="energy", unit="eV", readout="sum").float()
-    with pytest.raises(PrismError, match=r"predict different things: energy .*potential\) and energy .*regression"):
-        PRISMCalculator([potential_run / "model", energies], compute_forces=False)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 8))
+    digest = weights_digest(energies.state_dict())
+    energies.domain = Domain.fit(digest, features, [("a", "Cu")] * 40, features, 100 * features[:, 0])
+    both = PRISMCalculator([potential_run / "model", energies], compute_forces=False)
+    assert not {"energy_interval", "max_force_error", "novelty"} & set(both.implemented_properties)
+    (result,) = both.predict([bulk("Cu")])
+    assert not {"energy_interval", "max_force_error", "novelty"} & result.keys()
 
 
 @pytest.mark.usefixtures("pictures")
