@@ -25,7 +25,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import IMolecule, IStructure
 from tqdm import tqdm
 
-from prism_plugin.committee import bounded, check_committee, how_far, interval_levels, mean_and_spread
+from prism_plugin.committee import (
+    bounded,
+    bounds_forces,
+    check_committee,
+    how_far,
+    interval_levels,
+    mean_and_spread,
+)
 from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.evaluation import evaluation, halved, split_graphs
@@ -190,14 +197,9 @@ class PRISMCalculator(Calculator):
         levels = interval_levels(self.models)
         if levels is None:
             return []
-        if not self._bounds_forces:
+        if not bounds_forces(self.models):
             return [*([f"{self._value}_interval"] if levels else []), "novelty"]
         return [*([bounded(self.models)[0]] if levels and self.compute_forces else []), "novelty"]
-
-    @property
-    def _bounds_forces(self) -> bool:
-        """Whether the intervals are about forces; else about the value."""
-        return all(model.domain_of_atoms for model in self.models)
 
     @property
     def _gives_energy(self) -> bool:
@@ -361,7 +363,7 @@ class PRISMCalculator(Calculator):
             return
         for row, (result, (place, structure)) in enumerate(zip(results, structures, strict=False)):
             result["novelty"] = float(far.novelty[row])
-            if self._bounds_forces:
+            if bounds_forces(self.models):
                 if (name := bounded(self.models)[0]) in self.implemented_properties:
                     result[name] = float(far.half_widths[row, -1])
             elif f"{self._value}_interval" in self.implemented_properties:

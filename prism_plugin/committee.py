@@ -12,7 +12,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 
-__all__ = ["HowFar", "bounded", "check_committee", "how_far", "interval_levels", "mean_and_spread"]
+__all__ = ["HowFar", "bounded", "bounds_forces", "check_committee", "how_far", "interval_levels", "mean_and_spread"]
 
 
 class HowFar(NamedTuple):
@@ -48,8 +48,12 @@ def bounded(models: Sequence[PRISM]) -> tuple[str, str]:
 
     That is the largest error of a force in a structure, as the length of a vector.
     """
-    of_forces = all(model.domain_of_atoms for model in models)
-    return ("max_force_error", "eV/Å") if of_forces else (models[0].target, models[0].unit)
+    return ("max_force_error", "eV/Å") if bounds_forces(models) else (models[0].target, models[0].unit)
+
+
+def bounds_forces(models: Sequence[PRISM]) -> bool:
+    """Whether the models' intervals are about forces; else about what they predict."""
+    return all(model.domain_of_atoms for model in models)
 
 
 def interval_levels(models: Sequence[PRISM]) -> tuple[float, ...] | None:

@@ -74,12 +74,8 @@ def _explained(frame: Any, graph: Any, doubts: str, model: Any) -> Iterator[str]
         far, (own,) = model.domain.far, features
         yield f"  novelty: {novelty:.2f} (95 % of the validation crystals are below 1, 99 % below {far:.2f})"
         if novelty > far:
-            doubts = "; ".join(
-                filter(
-                    None,
-                    [doubts, "it is far from all training crystals: trust neither prediction nor interval"],
-                )
-            )
+            far_away = "it is far from all training crystals: trust neither prediction nor interval"
+            doubts = "; ".join(filter(None, [doubts, far_away]))
         whose = ""
         if model.domain_of_atoms:
             atom = model.domain.farthest(own)

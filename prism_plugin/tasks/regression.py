@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["L1Loss", "Regression"]
 
 
+_MUON = {"optimizer": "muon", "options": {"weight_decay": 0.1}, "batch_size": 16, "epochs": 40, "clip": 1.0}
+
+
 class L1Loss:
     """|prediction - target| of each crystal."""
 
@@ -68,26 +71,13 @@ class Regression(Task):
                     "atom_encoder": "cartnet",
                 }
             ),
-            "optimizer": "muon",
             "lr": 4e-3,
-            "options": {"weight_decay": 0.1},
-            "batch_size": 16,
-            "epochs": 40,
-            "clip": 1.0,
             "batchnorm_batches": 100,
+            **_MUON,
         }
     )
     # The same with --init (benchmarks/fine_tuning.py).
-    fine_tuning = MappingProxyType(
-        {
-            "optimizer": "muon",
-            "lr": 2e-3,
-            "options": {"weight_decay": 0.1},
-            "batch_size": 16,
-            "epochs": 40,
-            "clip": 1.0,
-        }
-    )
+    fine_tuning = MappingProxyType({"lr": 2e-3, **_MUON})
     # The same from a model of this property, whose weights are nearly right (docs/default_model.md).
     continuing = MappingProxyType({**fine_tuning, "lr": 5e-5, "epochs": 10})
 

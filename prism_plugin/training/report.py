@@ -150,11 +150,11 @@ def features_and_errors(
         :meth:`~prism_plugin.PRISM.domain_features` of each, and predictions minus targets, shape ``(n,)``; of a
         potential the largest error of a force in each, eV/Å.
     """
+    if model.domain_of_atoms and not dataset.has_forces:
+        raise PrismError("the domain of a potential is about forces, which these data do not have")
     predictions, features = model.describe_graphs(dataset.graphs, batch_size, progress)
     if not model.domain_of_atoms:
         return features, predictions.double().cpu().numpy() - dataset.targets.cpu().numpy()
-    if not dataset.has_forces:
-        raise PrismError("the domain of a potential is about forces, which these data do not have")
     forces = np.concatenate([np.asarray(of_crystal) for of_crystal in dataset.forces])
     errors = np.linalg.norm(predict_potential(model, dataset, batch_size, progress)["forces"] - forces, axis=1)
     return features, np.maximum.reduceat(errors, np.cumsum([0, *dataset.graphs.atoms[:-1]]))
