@@ -221,29 +221,32 @@ class _Edges:
             of_message *= gate * envelope
             return torch.ops.aten.sigmoid_backward(of_gate.mul_(envelope), gate), of_message, of_envelope
 
-        def normalized(logits: Tensor) -> Tensor:
-            return (logits - cast("Tensor", mean)) * cast("Tensor", inverse)
-
+        # Through the norm all edges touch each other: two passes, of which the first one sums.
+        first: list[tuple[Tensor, Tensor, Tensor | None]] = []
         of_scale = of_shift = None
-        if mean is not None:
+        if mean is not None and inverse is not None and self.scale is not None:
             of_scale, of_shift = torch.zeros_like(mean), torch.zeros_like(mean)
             for part, (_, logits, message) in zip(self.parts, kept, strict=True):
-                of_normalized = of_gate(part, logits, message)[0]
-                of_shift += of_normalized.sum(dim=0)
-                of_scale += of_normalized.mul_(normalized(logits)).sum(dim=0)
+                first.append(of_gate(part, logits, message))
+                of_shift += first[-1][0].sum(dim=0)
+                of_scale += (logits - mean).mul_(first[-1][0]).sum(dim=0)
+            of_scale *= inverse
             mean_shift, mean_scale = sum_over_processes(torch.stack([of_shift, of_scale])) / self.rows
+            factor = inverse * self.scale
+            slope = -factor * inverse * mean_scale
+            offset = -factor * mean_shift - slope * mean
 
         of_receiver, of_sender = (self.edges.new_zeros(rows.shape) for rows in (self.of_receiver, self.of_sender))
         of_edges = torch.empty_like(self.edges)
         of_envelope = None if self.envelope is None else torch.empty_like(self.envelope)
         weights = (self.edge_weight, self.gate_weight, self.gate_bias, self.message_weight, self.message_bias)
         sums = [self.edges.new_zeros(weight.shape[::-1]) for weight in weights]
-        for part, (hidden, logits, message) in zip(self.parts, kept, strict=True):
-            of_logits, of_message, of_envelope_here = of_gate(part, logits, message)
+        for number, (part, (hidden, logits, message)) in enumerate(zip(self.parts, kept, strict=True)):
+            of_logits, of_message, of_envelope_here = first[number] if first else of_gate(part, logits, message)
             if of_envelope is not None and of_envelope_here is not None:
                 of_envelope[part] = of_envelope_here
-            if mean is not None and inverse is not None and self.scale is not None:
-                of_logits = (of_logits - mean_shift - normalized(logits) * mean_scale) * (inverse * self.scale)
+            if of_scale is not None:
+                of_logits = torch.addcmul(offset, logits, slope).addcmul_(of_logits, factor)
             of_logits, of_message = of_logits.to(self.dtype), of_message.to(self.dtype)
             of_active = torch.cat(
                 [product(of_logits, self.gate_weight.T), product(of_message, self.message_weight.T)], dim=1
