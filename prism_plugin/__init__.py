@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prism_plugin.imports import uncollected
+
 if TYPE_CHECKING:
     from prism_plugin.calculators import PRISMCalculator
     from prism_plugin.errors import PrismError
@@ -67,7 +69,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that importing the package does no work."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with uncollected():
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import matgl
@@ -131,3 +133,15 @@ def test_demo_runs_from_start_to_end(tmp_path, capsys) -> None:
     printed = capsys.readouterr().out
     assert "EMT says" in printed
     assert "MAE of the mean" in printed
+
+
+def test_a_process_of_its_own_freezes_what_it_imported() -> None:
+    script = (
+        "import gc, sys; sys.argv = ['prism', 'models']; from prism_plugin import cli; cli.main({}); "
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    for given, frozen in (("", True), ("['models']", False)):
+        process = subprocess.run(
+            [sys.executable, "-c", script.format(given)], capture_output=True, text=True, check=True
+        )
+        assert process.stdout.split()[-2:] == ["True", str(frozen)]
