@@ -7,12 +7,13 @@ BIN := .venv/bin
 
 .PHONY: demo docs matbench-demo test lint
 
-# torch first and all under constraints.txt: no later package then replaces it by another version.
+# The extra device-search lies beside, where its test finds it. torch first and all under constraints.txt: no later package then replaces it by another version.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt $(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install -q --no-deps matbench==0.6
+	$(BIN)/pip install -q -c constraints.txt --no-deps --target .venv/device-search nvalchemi-toolkit-ops warp-lang
 	touch $@
 
 demo: $(BIN)/.installed

@@ -1,7 +1,7 @@
 """PRISM as a model of torch-sim: many relaxations or dynamics at once (extra ``torchsim``).
 
-Returns energies, forces and stresses of all systems of a state. Their graphs are built on
-the CPU, anew for every call; all else happens on the device.
+Returns energies, forces and stresses of all systems of a state. Their graphs are built anew for every call: one after
+the other on the CPU, or by one neighbor search on the device.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.forces import energies_with_gradients, plain_computation, warn_of_forces
 from prism_plugin.graph.build import build_graph
 from prism_plugin.graph.crystals import batch_graphs
+from prism_plugin.graph.structure import read_structure
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy, load_on
 
@@ -39,11 +40,13 @@ class TorchSimPRISM(ModelInterface):
         model: name of a shipped model, folder of a saved one, or a PRISM; it must predict energies.
         device: ``"auto"`` (CUDA where there is one, else CPU; a given PRISM stays where it is) or a torch device.
         dtype: ``"auto"`` (that of the model), ``"float32"`` or ``"float64"``.
+        neighbors: where neighbors are searched for: ``"cpu"``, or ``"device"`` (extra ``device-search``), for GPUs.
 
     Raises:
         FileNotFoundError: if there is no such model.
+        ImportError: if the search on the device is not installed.
         TypeError: if ``model`` is neither a name, a folder nor a PRISM.
-        ValueError: if the model predicts no energy, or device or dtype is unknown.
+        ValueError: if the model predicts no energy, or device, dtype or neighbors is unknown.
 
     Example:
         >>> import torch_sim
@@ -55,9 +58,20 @@ class TorchSimPRISM(ModelInterface):
     """
 
     def __init__(
-        self, model: str | Path | PRISM = DEFAULT_POTENTIAL, device: str = "auto", dtype: str = "auto"
+        self,
+        model: str | Path | PRISM = DEFAULT_POTENTIAL,
+        device: str = "auto",
+        dtype: str = "auto",
+        neighbors: str = "cpu",
     ) -> None:
         super().__init__()
+        if neighbors not in ("cpu", "device"):
+            raise PrismError(f"unknown neighbors {neighbors!r}; choose 'cpu' or 'device'")
+        self._search = None
+        if neighbors == "device":
+            from prism_plugin.graph.device_search import build_graphs_on_device
+
+            self._search = build_graphs_on_device
         self.prism = load_on(model, device, dtype)
         if not gives_energy(self.prism):
             raise PrismError(
@@ -94,15 +108,19 @@ class TorchSimPRISM(ModelInterface):
         cells = state.cell.detach().mT.cpu().double().numpy()  # torch-sim's cell vectors are columns
         positions = state.positions.detach().cpu().double().numpy()
         numbers, system = state.atomic_numbers.cpu().numpy(), state.system_idx.cpu().numpy()
-        graphs = []
+        made: list[Any] = []  # graphs, or structures whose neighbors are still to be found
         for index, cell in enumerate(cells):
             members = system == index
-            atoms = Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc)
             try:
-                graphs.append(build_graph(atoms, *self.prism.cutoffs))
-                self.prism.check_elements(graphs[-1].crystals.elements)
+                one = read_structure(Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc))
+                made.append(one if self._search else build_graph(one, *self.prism.cutoffs))
+                self.prism.check_elements(one.numbers)
             except ValueError as error:
                 raise PrismError(f"system {index}: {error}") from error
-        found = energies_with_gradients(self.prism, batch_graphs(graphs))
+        if self._search:
+            batch = self._search(made, *self.prism.cutoffs, self._device, called="system")
+        else:
+            batch = batch_graphs(made)
+        found = energies_with_gradients(self.prism, batch)
         energy = found.energies.new_zeros(len(cells)).index_add(0, found.crystals.atom_crystal, found.energies)
         return {"energy": energy, "forces": found.forces, "stress": found.stress.to(energy.dtype)}

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch_sim
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch_sim.models.interface import validate_model_outputs
 
-from prism_plugin import PRISM, PRISMCalculator
+from prism_plugin import PRISM, CrystalBatch, PRISMCalculator, batch_graphs, build_graph
 from prism_plugin.calculators.torch_sim import TorchSimPRISM
+from prism_plugin.graph.structure import read_structure
 from tests import processes
 from tests.conftest import crystal_zoo, random_potential, small_model
+
+
+@pytest.fixture
+def search_on_device(monkeypatch):
+    """The search of the extra ``device-search``, which ``make`` puts beside the environment."""
+    folder = Path(sys.prefix) / "device-search"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: see the Makefile")
+    monkeypatch.syspath_prepend(folder)
+    from prism_plugin.graph.device_search import build_graphs_on_device
+
+    return build_graphs_on_device
 
 
 def energy_model(**arguments: object) -> PRISM:
@@ -45,6 +63,45 @@ def test_the_numbers_are_those_of_the_ase_calculator() -> None:
         start = end
     as_dictionary = {name: getattr(state, name) for name in (*before, "system_idx", "pbc")}
     assert torch.equal(TorchSimPRISM(energy_model())(as_dictionary)["energy"], answer["energy"])
+
+
+@pytest.mark.parametrize("cutoff", [2.0, 3.2, 5.0, 8.0])
+def test_a_search_on_the_device_finds_the_edges_of_the_cpu(search_on_device, cutoff) -> None:
+    zoo = [read_structure(atoms) for atoms in crystal_zoo().values()]
+    found = search_on_device(zoo, cutoff, 6.0, torch.device("cpu"))
+    expected = batch_graphs([build_graph(one, cutoff, 6.0) for one in zoo])
+
+    def edges(batch: CrystalBatch) -> torch.Tensor:
+        return torch.cat([batch.edge_index.T, batch.edge_image.long()], dim=1)
+
+    in_order = torch.unique(edges(expected), dim=0)
+    assert len(in_order) == len(edges(expected))
+    assert torch.equal(edges(found), in_order)  # there they come in order, whatever the device does
+    for field in dataclasses.fields(CrystalBatch):
+        if field.name not in ("edge_index", "edge_image"):
+            one, other = getattr(found, field.name), getattr(expected, field.name)
+            same = torch.equal(one, other) and one.dtype == other.dtype if torch.is_tensor(one) else one is other
+            assert same or np.array_equal(one, other), field.name
+    isolated = search_on_device(zoo[-2:], 3.0, 6.0, torch.device("cpu"))
+    assert isolated.edge_index.shape == (2, 0)
+
+
+def test_a_search_on_the_device_moves_no_number(search_on_device) -> None:
+    crystals = [crystal_zoo()[name] for name in ("low symmetry", "skewed", "rocksalt")]
+    state = torch_sim.initialize_state(crystals, torch.device("cpu"), torch.float64)
+    expected, answer = (TorchSimPRISM(energy_model(), neighbors=where)(state) for where in ("cpu", "device"))
+    for name, value in expected.items():
+        torch.testing.assert_close(answer[name], value, rtol=1e-11, atol=1e-11)
+    flat = [crystals[2], bulk("Cu", "fcc", a=0.5)]
+    for where in ("cpu", "device"):
+        with pytest.raises(ValueError, match=r"system 1: the cell has 0.03125 Å\^3 per atom"):
+            torch_sim.static(flat, TorchSimPRISM(energy_model(), neighbors=where))
+    near = [crystals[2], Atoms("Na2", positions=[[0, 0, 0], [0.3, 0, 0]], cell=[5, 5, 5], pbc=True)]
+    for where in ("cpu", "device"):
+        with pytest.raises(ValueError, match="system 1: atoms 0 and 1 lie on top of each other"):
+            torch_sim.static(near, TorchSimPRISM(energy_model(), neighbors=where))
+    with pytest.raises(ValueError, match="choose 'cpu' or 'device'"):
+        TorchSimPRISM(energy_model(), neighbors="gpu")
 
 
 def test_the_volume_of_an_isolated_system_is_that_of_its_cell() -> None:
