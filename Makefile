@@ -37,6 +37,7 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 # One thread a worker: several that wait for each other take longer than one.
 test: lint

@@ -25,13 +25,17 @@ from prism_plugin.matgl_bridge import BESIDE, MATGL_CACHE, load_model
 from prism_plugin.model import PRISM
 
 __all__ = [
+    "BESIDE_MODEL",
     "COMMITTEE",
     "DEFAULT_MODEL",
     "DEFAULT_POTENTIAL",
+    "MODEL_FILES",
     "RARE",
+    "REPOSITORY",
     "ModelInfo",
     "available_models",
     "gives_energy",
+    "hub_folder",
     "load",
     "load_on",
     "model_folder",
@@ -46,9 +50,11 @@ RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent
 _LICENCE = "BSD-3-Clause; learned from Materials Project data, CC BY 4.0"  # unless its metadata say more
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # what matgl takes for one
 _CLASSES = ("prism_plugin.model.PRISM", "prism_plugin.potential.PRISMPotential")
-_FILES = ("model.json", "model.pt", "state.pt")
+MODEL_FILES = ("model.json", "model.pt", "state.pt")
+# What may lie beside them: what the model knows of its training crystals, and its card.
+BESIDE_MODEL = (*[name for name, _ in BESIDE.values()], "README.md")
 
 
 @dataclass(frozen=True)
@@ -115,21 +121,31 @@ def model_folder(model: str | Path) -> Path:
         return folder
     known = f"give the folder of a saved model or one of: {', '.join(model_names())}"
     # Where the first part of "a/b" is a folder, a path was meant, and nobody waits for a network.
-    if not isinstance(model, str) or not _REPOSITORY.fullmatch(model) or folder.parent.is_dir():
+    if not isinstance(model, str) or not REPOSITORY.fullmatch(model) or folder.parent.is_dir():
         raise FileNotFoundError(f"no model {str(model)!r}; {known}")
+    try:
+        return hub_folder(model)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no folder {model!r} is here, and {error}; {known}") from error
+
+
+def hub_folder(repository: str) -> Path:
+    """Where the files of a repository of the Hugging Face Hub lie, once they are downloaded.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or it cannot be reached and no copy is kept.
+    """
     is_there = _is_reachable()  # without a network the library tries for 20 s
     try:
         how: dict[str, Any] = {"cache_dir": str(MATGL_CACHE), "local_files_only": not is_there}
-        paths = [Path(hf_hub_download(model, file, **how)) for file in _FILES]
-        for file, _ in BESIDE.values():
-            with suppress(EntryNotFoundError):  # not every model knows its training crystals
-                hf_hub_download(model, file, **how)
+        paths = [Path(hf_hub_download(repository, file, **how)) for file in MODEL_FILES]
+        for file in BESIDE_MODEL:
+            with suppress(EntryNotFoundError):  # not every model knows its training crystals, or has a card
+                hf_hub_download(repository, file, **how)
         return paths[0].parent
     except Exception as error:  # the libraries below have errors of many kinds, httpx's own among them
         reason = " ".join(str(error).split()) if is_there else "it cannot be reached, and no copy is kept"
-        raise FileNotFoundError(
-            f"no folder {model!r} is here, and no such model could be had from the Hugging Face Hub ({reason}); {known}"
-        ) from error
+        raise FileNotFoundError(f"no such model could be had from the Hugging Face Hub ({reason})") from error
 
 
 def _is_reachable() -> bool:
@@ -151,7 +167,7 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
 
     Args:
         model: name of a model that ships with the package, the folder of a saved one, or ``"owner/name"`` of one on the
-            Hugging Face Hub (``model.push_to_hub`` puts it there), which is kept where matgl keeps its own.
+            Hugging Face Hub (``prism upload`` puts it there), which is kept where matgl keeps its own.
 
     Raises:
         TypeError: if ``model`` is none of these.
@@ -159,7 +175,7 @@ def load(model: str | Path = DEFAULT_MODEL) -> PRISM:
         ValueError: if the folder is no saved model, or one of another class.
     """
     folder = model_folder(model)
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+    missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if missing:
         raise PrismError(
             f"{str(folder)!r} is no saved model: it lacks {', '.join(missing)}; give the folder that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -9,9 +10,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -144,28 +146,65 @@ def test_a_fine_tuned_model_warns_of_what_its_own_data_lack(tmp_path: Path) -> N
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """The part of the Hugging Face Hub that a download needs: ``/owner/name/resolve/main/FILE``."""
+    """The part of the Hugging Face Hub that models need: repositories as folders OWNER/NAME."""
 
     folder: Path
     asked: list[str]
+    token = "hf_writer"
 
     def do_HEAD(self) -> None:
-        self._answer(False)
+        self._file(False)
 
     def do_GET(self) -> None:
-        self._answer(True)
+        self._file(True)
 
-    def _answer(self, with_body: bool) -> None:
-        file = self.folder / self.path.rsplit("/", 1)[1]
-        found = self.path.startswith("/some/model/resolve/") and file.exists()
-        body = file.read_bytes() if found else b""
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(f"POST {self.path}")
+        if self.headers.get("Authorization") != f"Bearer {self.token}":
+            self._answer(401, b'{"error": "Invalid username or password."}')
+        elif self.path == "/api/repos/create":
+            asked = json.loads(body)
+            (self.folder / asked["organization"] / asked["name"]).mkdir(parents=True)
+            address = f"http://{self.headers['Host']}/{asked['organization']}/{asked['name']}"
+            self._answer(200, json.dumps({"url": address}).encode())
+        elif self.path.endswith("/preupload/main"):
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            self._answer(200, json.dumps({"files": files}).encode())
+        elif self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    repository = self.path.removeprefix("/api/models/").removesuffix("/commit/main")
+                    content = base64.b64decode(line["value"]["content"])
+                    (self.folder / repository / line["value"]["path"]).write_bytes(content)
+            self._answer(
+                200,
+                json.dumps(
+                    {"commitUrl": f"http://{self.headers['Host']}/me/gap/commit/0", "commitOid": "0" * 40}
+                ).encode(),
+            )
+        else:
+            self._answer(200, b'{"errors": [], "warnings": []}')  # of a card's head
+
+    def _file(self, with_body: bool) -> None:
+        owner, name, _, _, file = (*self.path.strip("/").split("/"), *5 * [""])[:5]
+        path = self.folder / owner / name / file
         self.asked.append(f"{self.command} {self.path}")
-        self.send_response(200 if found else 404)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{file.name}"')
-        if not found:
-            of_model = self.path.startswith("/some/model/")
-            self.send_header("X-Error-Code", "EntryNotFound" if of_model else "RepoNotFound")
+        code = {} if path.parent.is_dir() else {"X-Error-Code": "RepoNotFound"}
+        if not path.is_file():
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound", **code})
+        else:
+            self._answer(200, path.read_bytes(), {"ETag": f'"{file}"', "X-Repo-Commit": "0" * 40}, with_body)
+
+    def _answer(
+        self, status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({}), with_body: bool = True
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if with_body:
@@ -176,14 +215,18 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server in the place of the Hub, with the model some/model."""
-    PRISM(element_types=("Cu",), dim=8, num_layers=1, target="gap", unit="eV").save(tmp_path / "model")
-    _Hub.folder, _Hub.asked = tmp_path / "model", []
+def hub(tmp_path: Path) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """A server in the place of the Hub, with the model some/model: the environment that leads there, what was asked."""
+    _Hub.folder, _Hub.asked = tmp_path / "repositories", []
+    PRISM(element_types=("Cu",), dim=8, num_layers=1, target="gap", unit="eV").save(_Hub.folder / "some" / "model")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", _Hub.asked
+    settings = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
+    environment = {name: value for name, value in os.environ.items() if name not in settings}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HOME": str(tmp_path)}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+    yield environment, _Hub.asked
     server.shutdown()
     thread.join()
     server.server_close()
@@ -201,19 +244,15 @@ prism_plugin.load("no/such")
 
 
 @pytest.mark.parametrize("knows", [False, True])
-def test_a_model_is_downloaded_once(knows: bool, hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    address, asked = hub
+def test_a_model_is_downloaded_once(knows: bool, hub: tuple[dict[str, str], list[str]], tmp_path: Path) -> None:
+    environment, asked = hub
     if knows:
-        model = load(tmp_path / "model")
+        model = load(_Hub.folder / "some" / "model")
         rng = np.random.default_rng(0)
         features = rng.normal(size=(30, 8))
         digest = weights_digest(model.state_dict())
         model.domain = Domain.fit(digest, features, [("a", "Cu")] * 30, features, rng.normal(size=30))
-        model.save(tmp_path / "model")
-    settings = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
-    environment = {name: value for name, value in os.environ.items() if name not in settings}
-    environment |= {"HF_ENDPOINT": address, "HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment |= {"NO_PROXY": "127.0.0.1"}
+        model.save(_Hub.folder / "some" / "model")
     found = subprocess.run(
         [sys.executable, "-c", HUB], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
@@ -223,6 +262,72 @@ def test_a_model_is_downloaded_once(knows: bool, hub: tuple[str, list[str]], tmp
     assert (tmp_path / ".cache" / "matgl").is_dir()  # where matgl keeps its own
     assert "no folder 'no/such' is here, and no such model could be had from the Hugging Face Hub" in found.stderr
     assert "FileNotFoundError" in found.stderr
+
+
+COMMANDS = """
+import contextlib, io, json, os, sys
+from prism_plugin import cli
+said = []
+for token, *arguments in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        status = cli.main(arguments)
+    said.append((status, out.getvalue(), errors.getvalue()))
+print(json.dumps(said))
+"""
+
+
+def test_a_model_goes_to_the_hub_and_comes_back(hub: tuple[dict[str, str], list[str]], tmp_path: Path) -> None:
+    environment, _ = hub
+    token = _Hub.token
+    bare = str(_Hub.folder / "some" / "model")
+    commands = [
+        ("hf_reader", "upload", "prism-mp2018-gap", "me/gap"),
+        (token, "upload", bare, "me/other"),
+        (token, "upload", "prism-mp2018-gap", "me/gap"),
+        ("", "download", "me/gap", "--out", "mine"),
+        ("", "download", "me/gap", "--out", "mine"),
+        ("", "download", "gap", "--out", "new"),
+        ("", "download", "no/such", "--out", "new"),
+    ]
+    process = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=True,
+    )
+    refused, without_card, uploaded, downloaded, *mistakes = json.loads(process.stdout)
+    assert uploaded == [0, f"{environment['HF_ENDPOINT']}/me/gap\n", ""]
+    assert downloaded == [0, "mine\n", ""]
+    for (status, _, errors), message in zip(
+        (refused, without_card, *mistakes),
+        (
+            "the model was not uploaded to 'me/gap' (Client error '401 Unauthorized'",
+            "has no README.md: whoever finds the model needs to know",
+            "'mine' is there already: give a new folder",
+            "'gap' is no repository of the Hugging Face Hub; give owner/name",
+            "no such model could be had from the Hugging Face Hub",
+        ),
+        strict=True,
+    ):
+        assert status == 2
+        assert message in errors
+        assert len(errors.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+    assert not (_Hub.folder / "me" / "other").exists()
+
+    gap, there, mine = model_folder("prism-mp2018-gap"), _Hub.folder / "me" / "gap", tmp_path / "mine"
+    assert {one.name for one in gap.iterdir()} == {one.name for one in there.iterdir()}
+    for one in gap.iterdir():
+        assert (mine / one.name).read_bytes() == (there / one.name).read_bytes()
+        if one.name != "README.md":
+            assert (there / one.name).read_bytes() == one.read_bytes()
+    card = (there / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: prism-plugin\n")
+    assert card.endswith((gap / "README.md").read_text())
 
 
 def test_without_a_network_nobody_waits_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
