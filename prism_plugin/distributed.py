@@ -6,7 +6,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-__all__ = ["has_group", "rank_and_size", "sum_over_processes"]
+__all__ = ["has_group", "mean_over_processes", "rank_and_size", "sum_over_processes"]
 
 
 def has_group() -> bool:
@@ -26,6 +26,26 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if rank_and_size()[1] == 1:
         return values
     return _Sum.apply(values)
+
+
+def mean_over_processes(total: Tensor, rows: int) -> tuple[Tensor, Tensor | float]:
+    """Divide a sum over rows by the number of rows, both of all processes, differentiably.
+
+    The numbers travel together and stay on the device, where nobody waits for them.
+
+    Args:
+        total: sum over the rows of this process, shape ``(dim,)``.
+        rows: their number.
+
+    Returns:
+        The mean, shape ``(dim,)``, 0 if there is no row at all; and the number of rows, if there are several processes
+        a tensor, at least 1.
+    """
+    if rank_and_size()[1] == 1:
+        return total / rows, float(rows)
+    both = sum_over_processes(torch.cat([total, total.new_full((1,), rows)]))
+    count = both[-1].detach().clamp(min=1)
+    return both[:-1] / count, count
 
 
 class _Sum(torch.autograd.Function):

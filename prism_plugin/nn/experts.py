@@ -78,10 +78,9 @@ class GatedMessagePassing(nn.Module):
         norm: nn.Module = self.gate_norm
         gate_weight: Tensor = self.gate.weight
         gate_bias: Tensor = self.gate.bias
-        scale, shift, eps, rows = None, None, 0.0, 0.0
+        scale, shift, eps = None, None, 0.0
         if isinstance(norm, FeatureNorm):
-            rows = norm.rows(edges)
-            if norm.training and rows >= 2:
+            if norm.has_statistics(edges):
                 scale, shift, eps = norm.weight, norm.bias, norm.eps
             else:  # a fixed affine map: part of the gate's last layer
                 factor, summand = norm.running()
@@ -99,9 +98,9 @@ class GatedMessagePassing(nn.Module):
             scale,
             shift,
         )
-        answer = gated_messages(tensors, Settings(index, update_edges, eps, rows), self.recompute)
-        if isinstance(norm, FeatureNorm) and answer.mean is not None and answer.variance is not None:
-            norm.follow(answer.mean, answer.variance, rows)
+        answer = gated_messages(tensors, Settings(index, update_edges, eps), self.recompute)
+        if isinstance(norm, FeatureNorm) and answer.statistics is not None:
+            norm.follow(*answer.statistics)
         return answer
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prism_plugin.distributed import rank_and_size, sum_over_processes
+from prism_plugin.distributed import mean_over_processes, rank_and_size, sum_over_processes
 from prism_plugin.nn.autograd_mode import needs_gradient, plain_autograd
 from prism_plugin.nn.linear import linear, product
 from prism_plugin.nn.tiling import tiles
 
-__all__ = ["Answer", "GatedTensors", "Settings", "gated_messages", "plain_messages"]
+__all__ = ["Answer", "GatedTensors", "Settings", "Statistics", "gated_messages", "plain_messages"]
 
 _LITTLE = 2**15  # numbers in the edges' features
 
@@ -66,13 +66,25 @@ class Settings(NamedTuple):
         edge_index: receiver and sender of each edge, shape ``(2, edges)``.
         update_edges: whether e' is wanted.
         eps: of the BatchNorm.
-        rows: number of the edges, of all processes.
     """
 
     edge_index: Tensor
     update_edges: bool
     eps: float
-    rows: float
+
+
+class Statistics(NamedTuple):
+    """Of the gates' logits over the edges of all processes.
+
+    Attributes:
+        mean: shape ``(dim,)``.
+        variance: shape ``(dim,)``.
+        rows: number of the edges.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    rows: Tensor | float
 
 
 class Answer(NamedTuple):
@@ -81,14 +93,12 @@ class Answer(NamedTuple):
     Attributes:
         total: sum of the messages at each node, shape ``(nodes, dim)``.
         edges: e', shape ``(edges, dim)``, or None if not asked for.
-        mean: of the gates' logits over the edges, shape ``(dim,)``, if they are normalized by it.
-        variance: of the gates' logits, likewise.
+        statistics: of the gates' logits, if they are normalized by them.
     """
 
     total: Tensor
     edges: Tensor | None
-    mean: Tensor | None
-    variance: Tensor | None
+    statistics: Statistics | None
 
 
 def gated_messages(tensors: GatedTensors, settings: Settings, recompute: bool = False) -> Answer:
@@ -105,7 +115,8 @@ def gated_messages(tensors: GatedTensors, settings: Settings, recompute: bool = 
     if little or plain_autograd():
         return plain_messages(tensors, settings)
     if needs_gradient(*tensors):
-        return Answer(*_GatedMessages.apply(settings, recompute, *tensors))
+        total, updated, *statistics = _GatedMessages.apply(settings, recompute, *tensors)
+        return Answer(total, updated, None if statistics[0] is None else Statistics(*statistics))
     return _Edges(tensors, settings).forward(kept=None)
 
 
@@ -118,25 +129,25 @@ def plain_messages(tensors: GatedTensors, settings: Settings) -> Answer:
     hidden = hidden + of_receiver.index_select(0, receiver) + of_sender.index_select(0, sender)
     for_gate, for_message = functional.silu(hidden).chunk(2, dim=1)
     logits = linear(for_gate, gate_weight, gate_bias).to(edges.dtype)
-    mean = variance = None
+    statistics = None
     if scale is not None and shift is not None:
-        mean = sum_over_processes(logits.sum(dim=0)) / settings.rows
-        variance = sum_over_processes((logits - mean).square().sum(dim=0)) / settings.rows
+        mean, rows = mean_over_processes(logits.sum(dim=0), len(logits))
+        variance = sum_over_processes((logits - mean).square().sum(dim=0)) / rows
         logits = (logits - mean) * torch.rsqrt(variance + settings.eps) * scale + shift
-        mean, variance = mean.detach(), variance.detach()
+        statistics = Statistics(mean.detach(), variance.detach(), rows)
     gate = torch.sigmoid(logits)
     if envelope is not None:
         gate = gate * envelope.unsqueeze(-1)
     message = linear(for_message, message_weight, message_bias) * gate
     total = edges.new_zeros(len(of_receiver), edges.shape[1]).index_add(0, receiver, message.to(edges.dtype))
-    return Answer(total, edges + gate if settings.update_edges else None, mean, variance)
+    return Answer(total, edges + gate if settings.update_edges else None, statistics)
 
 
 class _Edges:
     """One layer's edges, forward and back, a tile at a time."""
 
     def __init__(self, tensors: GatedTensors, settings: Settings) -> None:
-        self.index, self.update_edges, self.eps, self.rows = settings
+        self.index, self.update_edges, self.eps = settings
         self.of_receiver, self.of_sender, self.edges, self.envelope, *_, self.scale, self.shift = tensors
         # Products are computed in the node products' dtype: under autocast that is a shorter one than the edges'.
         self.dtype = self.of_receiver.dtype
@@ -181,12 +192,12 @@ class _Edges:
                 moments.add(logits.to(self.edges.dtype))
                 waiting.append((part, logits, message))
         if moments is None:
-            return Answer(total, updated, None, None)
-        mean, variance = moments.of_all_processes(self.rows)
-        inverse = torch.rsqrt(variance + self.eps)
+            return Answer(total, updated, None)
+        statistics = moments.of_all_processes()
+        inverse = torch.rsqrt(statistics.variance + self.eps)
         for part, logits, message in waiting:
-            self._gather(part, self.gate(logits, mean, inverse), message, total, updated)
-        return Answer(total, updated, mean, variance)
+            self._gather(part, self.gate(logits, statistics.mean, inverse), message, total, updated)
+        return Answer(total, updated, statistics)
 
     def _gather(self, part: slice, gate: Tensor, message: Tensor, total: Tensor, updated: Tensor | None) -> None:
         if self.envelope is not None:
@@ -199,13 +210,14 @@ class _Edges:
         self,
         of_total: Tensor | None,
         of_updated: Tensor | None,
-        mean: Tensor | None,
-        variance: Tensor | None,
+        statistics: Statistics | None,
         kept: Iterable[Activations],
         of_weights: bool,
     ) -> list[Tensor | None]:
         """Return the gradients of the tensors, in their order; those of the weights only if wanted."""
-        inverse = None if variance is None else torch.rsqrt(variance + self.eps)
+        mean, inverse = None, None
+        if statistics is not None:
+            mean, inverse = statistics.mean, torch.rsqrt(statistics.variance + self.eps)
 
         def of_gate(part: slice, logits: Tensor, message: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             """Gradients of the normalized logits, of the ungated messages and of the envelope."""
@@ -224,14 +236,14 @@ class _Edges:
         # Through the norm all edges touch each other: two passes, of which the first one sums.
         first: list[tuple[Tensor, Tensor, Tensor | None]] = []
         of_scale = of_shift = None
-        if mean is not None and inverse is not None and self.scale is not None:
+        if statistics is not None and mean is not None and inverse is not None and self.scale is not None:
             of_scale, of_shift = torch.zeros_like(mean), torch.zeros_like(mean)
             for part, (_, logits, message) in zip(self.parts, kept, strict=True):
                 first.append(of_gate(part, logits, message))
                 of_shift += first[-1][0].sum(dim=0)
                 of_scale += (logits - mean).mul_(first[-1][0]).sum(dim=0)
             of_scale *= inverse
-            mean_shift, mean_scale = sum_over_processes(torch.stack([of_shift, of_scale])) / self.rows
+            mean_shift, mean_scale = sum_over_processes(torch.stack([of_shift, of_scale])) / statistics.rows
             factor = inverse * self.scale
             slope = -factor * inverse * mean_scale
             offset = -factor * mean_shift - slope * mean
@@ -294,24 +306,25 @@ class _Moments:
         self.mean += (mean - self.mean) * share
         self.rows += len(rows)
 
-    def of_all_processes(self, count: float) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the ``count`` rows of all processes."""
-        mean = sum_over_processes(self.mean * self.rows) / count
-        return mean, sum_over_processes(self.squares + (self.mean - mean).square() * self.rows) / count
+    def of_all_processes(self) -> Statistics:
+        """Statistics over the rows of all processes."""
+        mean, rows = mean_over_processes(self.mean * self.rows, self.rows)
+        squares = sum_over_processes(self.squares + (self.mean - mean).square() * self.rows)
+        return Statistics(mean, squares / rows, rows)
 
 
 class _GatedMessages(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, settings: Settings, recompute: bool, *tensors: Tensor | None) -> Answer:
+    def forward(ctx: Any, settings: Settings, recompute: bool, *tensors: Tensor | None) -> tuple[Any, ...]:
         ctx.set_materialize_grads(False)
         kept: list[Activations] | None = None if recompute else []
         answer = _Edges(GatedTensors(*cast("tuple[Any, ...]", tensors)), settings).forward(kept)
-        if answer.mean is not None:
-            ctx.mark_non_differentiable(answer.mean, answer.variance)
-        ctx.settings = settings[1:]
+        mean, variance, rows = answer.statistics or (None, None, None)
+        ctx.mark_non_differentiable(*[one for one in (mean, variance, rows) if isinstance(one, Tensor)])
+        ctx.settings, ctx.rows = settings[1:], rows
         activations = [tensor for tile in kept or [] for tensor in tile]
-        ctx.save_for_backward(settings.edge_index, answer.mean, answer.variance, *tensors, *activations)
-        return answer
+        ctx.save_for_backward(settings.edge_index, mean, variance, *tensors, *activations)
+        return answer.total, answer.edges, mean, variance, rows
 
     @staticmethod
     def backward(ctx: Any, of_total: Tensor | None, of_updated: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -326,7 +339,8 @@ class _GatedMessages(torch.autograd.Function):
             kept: Iterable[Activations] = list(zip(activations[::3], activations[1::3], activations[2::3], strict=True))
             anew = (edges.activations(part, keep=True) for part in edges.parts)
             kept = kept or (anew if mean is None else list(anew))  # with a norm they are needed twice
-            gradients = edges.backward(of_total, of_updated, mean, variance, kept, of_weights=any(needed[4:]))
+            statistics = None if mean is None else Statistics(mean, variance, ctx.rows)
+            gradients = edges.backward(of_total, of_updated, statistics, kept, of_weights=any(needed[4:]))
         return (None, None, *[grad if need else None for grad, need in zip(gradients, needed, strict=True)])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prism_plugin.distributed import rank_and_size, sum_over_processes
+from prism_plugin.distributed import mean_over_processes, rank_and_size, sum_over_processes
 
 __all__ = ["FeatureNorm"]
 
@@ -17,7 +17,8 @@ class FeatureNorm(nn.BatchNorm1d):
     """BatchNorm over edges or nodes that also accepts fewer than two of them while training.
 
     With none or one there is no batch variance; then the running statistics normalize and stay as they are. In a
-    data-parallel training the statistics are those of the rows of all processes.
+    data-parallel training the statistics are those of the rows of all processes, which are two at least: each has a
+    crystal, and edges come in pairs.
     """
 
     running_mean: Tensor
@@ -34,11 +35,9 @@ class FeatureNorm(nn.BatchNorm1d):
         super()._load_from_state_dict(state_dict, prefix, *others)
         self._seen = int(state_dict.get(f"{prefix}num_batches_tracked", self._seen))
 
-    def rows(self, rows: Tensor) -> float:
-        """Number of rows, while training of all processes."""
-        if not self.training or rank_and_size()[1] == 1:
-            return float(len(rows))
-        return float(sum_over_processes(torch.tensor([float(len(rows))], device=rows.device)))
+    def has_statistics(self, rows: Tensor) -> bool:
+        """Whether rows are normalized by their own statistics; of several processes all answer the same."""
+        return self.training and (len(rows) >= 2 or rank_and_size()[1] > 1)
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Factor and summand that normalize by the running statistics, shape ``(dim,)`` each."""
@@ -46,11 +45,16 @@ class FeatureNorm(nn.BatchNorm1d):
         return factor, self.bias - self.running_mean * factor
 
     @torch.no_grad()
-    def follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        """Let the running statistics follow those of ``count`` rows, shape ``(dim,)`` each."""
-        share = self._next_share()
+    def follow(self, mean: Tensor, variance: Tensor, count: Tensor | float) -> None:
+        """Let the running statistics follow those of ``count`` rows, ``(dim,)`` each; of fewer than two they stay."""
+        share: Tensor | float = self._next_share()
+        if isinstance(count, Tensor):
+            share = share * (count >= 2)
+            variance = variance * (count / (count - 1).clamp(min=1))
+        else:
+            variance = variance * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean), share)
-        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), share)
+        self.running_var.lerp_(variance.to(self.running_var), share)
 
     def _next_share(self) -> float:
         """Count a batch; give its share in the running statistics."""
@@ -60,8 +64,7 @@ class FeatureNorm(nn.BatchNorm1d):
 
     def forward(self, values: Tensor) -> Tensor:
         """Normalize rows of shape ``(rows, dim)``."""
-        count = self.rows(values)
-        if not self.training or count < 2:
+        if not self.has_statistics(values):
             return functional.batch_norm(
                 values, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
@@ -72,7 +75,7 @@ class FeatureNorm(nn.BatchNorm1d):
             )
         # As torch's own SyncBatchNorm, which knows CUDA only; under autocast as there in the norm's own digits.
         values = values.to(self.weight.dtype)
-        mean = sum_over_processes(values.sum(dim=0)) / count
+        mean, count = mean_over_processes(values.sum(dim=0), len(values))
         variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
         self.follow(mean.detach(), variance.detach(), count)
         return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias

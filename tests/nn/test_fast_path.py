@@ -129,7 +129,7 @@ def gated_inputs(norm: bool, envelope: bool, edges: int = 23, dim: int = 4) -> t
         random(dim) if norm else None,
         random(dim) if norm else None,
     )
-    return tensors, Settings(index, True, 1e-5, float(edges))
+    return tensors, Settings(index, True, 1e-5)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

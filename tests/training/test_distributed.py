@@ -48,7 +48,7 @@ def _messages(mine: slice) -> tuple[Answer, list[torch.Tensor]]:
     weights = [random(*shape) for shape in shapes]
     index = torch.arange(len(edges)).expand(2, -1)
     tensors = GatedTensors(nodes, nodes, edges, None, *weights)
-    return gated_messages(tensors, Settings(index, False, 1e-5, 11.0)), [edges, *weights]
+    return gated_messages(tensors, Settings(index, False, 1e-5)), [edges, *weights]
 
 
 def _rank(rank: int, store: str, folder: str) -> None:
@@ -80,7 +80,7 @@ def _rank(rank: int, store: str, folder: str) -> None:
             "weight": norm.weight.grad,
             "bias": norm.bias.grad,
             "cumulative": cumulative,
-            "messages": [messages.mean, messages.variance, *[tensor.grad for tensor in needed]],
+            "messages": [*messages.statistics[:2], *[tensor.grad for tensor in needed]],
             "batches": [list(sampler) for sampler in batches],
             "lengths": [len(sampler) for sampler in batches],
         },
@@ -122,7 +122,7 @@ def test_batchnorm_sees_the_rows_of_all_processes(two) -> None:
 def test_gated_messages_normalize_by_the_edges_of_all_processes(two) -> None:
     answer, needed = _messages(slice(0, 11))
     answer.total.sin().sum().backward()
-    alone = [answer.mean, answer.variance, *[tensor.grad for tensor in needed]]
+    alone = [*answer.statistics[:2], *[tensor.grad for tensor in needed]]
     for number, (expected, *found) in enumerate(zip(alone, *[rank["messages"] for rank in two], strict=True)):
         if number < 2:  # statistics: the same everywhere
             expected, found = torch.stack([expected] * 2), [torch.stack(found)]
