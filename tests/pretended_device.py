@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -22,6 +23,7 @@ ELSEWHERE = torch.device("cuda:0")
 # Their answers, or the lengths of these, are known to the device alone; the host waits for it.
 _WAITS = ("_local_scalar_dense", "nonzero", "_unique", "unique_", "bincount", "masked_select", "equal", "is_nonzero")
 _BY_MASK = ("index", "index_put", "index_put_")  # of which the mask's length must be known
+_PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "__matmul__", "__rmatmul__")
 _BETWEEN_DEVICES = ("copy_", "_to_copy")
 
 
@@ -66,21 +68,46 @@ class There(Tensor):
         raise RuntimeError(f"{function} outside of PretendedDevice()")
 
 
+class _Autocast(TorchFunctionMode):
+    """What CUDA's autocast does to products: torch's own goes by a device that must be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortened = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        tensors = [one for one in tree_flatten((args, kwargs or {}))[0] if isinstance(one, There)]
+        if name in _PRODUCTS and tensors and torch.is_autocast_enabled("cuda"):
+            self.shortened += 1
+            short = torch.get_autocast_dtype("cuda")
+            args, kwargs = tree_map_only(
+                There, lambda one: one.to(short) if one.dtype == torch.float32 else one, (args, kwargs or {})
+            )
+        return function(*args, **(kwargs or {}))
+
+
 class PretendedDevice(TorchDispatchMode):
     """Inside, CUDA seems to be here.
 
     Attributes:
         waits: how often the host waited for the device, by operation and by the place in the package.
-        mixed: operations on tensors of two devices, which a GPU refuses.
+        mixed: operations on tensors of two devices, and sums over processes of tensors on the host: a GPU refuses both.
+        sums: how often processes waited for each other, by operation and place.
+        autocast: counts the products that were shortened.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()
         self.mixed: Counter[tuple[str, str]] = Counter()
+        self.sums: Counter[tuple[str, str]] = Counter()
+        self.autocast = _Autocast()
         self._patches = pytest.MonkeyPatch()
 
     def __enter__(self) -> Any:
+        self._patches.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        self._patches.setattr(torch.cuda, "is_bf16_supported", lambda: True)
         self._patches.setattr(torch.cuda, "_lazy_init", lambda: None)
         self._patches.setattr(Tensor, "pin_memory", lambda tensor: tensor)
         self._patches.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
@@ -89,10 +116,12 @@ class PretendedDevice(TorchDispatchMode):
         self._patches.setattr(
             torch, "tensor", lambda *given, device=None, **others: make(*given, **others).to(device or "cpu")
         )
+        self.autocast.__enter__()
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
+        self.autocast.__exit__(*raised)
         self._patches.undo()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,6 +129,12 @@ class PretendedDevice(TorchDispatchMode):
         name = str(function).split(".")[1]
         tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
         there = any(isinstance(one, There) for one in tensors)
+        if str(function).startswith("c10d."):
+            self.sums[name, _place()] += 1
+            if not all(isinstance(one, There) for one in tensors):  # NCCL knows tensors on GPUs only
+                self.mixed[name, _place()] += 1
+            plain = tree_map_only(There, lambda one: one.held, (args, kwargs))
+            return function(*plain[0], **plain[1])
         if there and name not in _BETWEEN_DEVICES and any(not isinstance(one, There) and one.dim() for one in tensors):
             self.mixed[name, _place()] += 1
         goal = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None

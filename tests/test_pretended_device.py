@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch_sim as ts
 from ase.build import bulk
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from prism_plugin import PRISM, CrystalBatch, PRISMCalculator, PRISMPotential, load
 from prism_plugin.calculators.torch_sim import TorchSimPRISM
@@ -27,6 +28,7 @@ from prism_plugin.forces import energies_with_gradients
 from prism_plugin.graph.store import GraphStore, graph_store
 from prism_plugin.graph.structure import read_structure
 from prism_plugin.nn import gated_conv
+from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.tasks import TASKS
 from prism_plugin.training.batchnorm import reestimate_batchnorm
@@ -118,6 +120,50 @@ def test_training_steps(name: str, little: int, monkeypatch: pytest.MonkeyPatch)
     here, there, device = on_both(work, MODELS[name])
     assert not device.waits
     assert_same(there, here)
+
+
+@pytest.mark.parametrize("little", [0, 2**30], ids=["fused", "plain"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in WAITS_OF_A_PREDICTION])
+def test_a_training_step_in_half_precision(name: str, little: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gated_conv, "_LITTLE", little)
+
+    def work(model: PRISM) -> list[torch.Tensor]:
+        batch = store_for(model.train()).batch([0, 3, 5])
+        with torch.autocast(model.device.type, torch.bfloat16):
+            answer = model(batch)
+        answer.sum().backward()
+        assert all(one.grad is None or one.grad.dtype == torch.float32 for one in model.parameters())
+        return [answer.detach(), *[one.grad for one in model.parameters() if one.grad is not None]]
+
+    here, there, device = on_both(work, MODELS[name])
+    assert not device.waits
+    assert device.autocast.shortened > 10
+    for one, other in zip(there, here, strict=True):  # both are rounded to 8 bits, not at the same places
+        assert (back(one) - other).abs().max() <= 0.1 * other.abs().max() + 1e-3
+
+
+@pytest.fixture
+def one_of_two() -> Iterator[None]:
+    """A group of two processes of which only this one is there: sums are those of this one."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_of_two")
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in WAITS_OF_A_PREDICTION])
+def test_a_training_step_of_several_devices(name: str) -> None:
+    def work(model: PRISM) -> list[torch.Tensor]:
+        batch = store_for(model.train()).batch([0, 3, 5])
+        model(batch).sum().backward()
+        return [*model.parameters(), *[one.grad for one in model.parameters() if one.grad is not None]]
+
+    here, there, device = on_both(work, MODELS[name])
+    assert not device.waits  # each wait would be one for all
+    assert_same(there, here)
+    model = made(name)
+    norms = sum(isinstance(module, FeatureNorm) for module in model.modules())
+    assert norms * 2 < device.sums.total() <= norms * 4  # two forward, and as many backward
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
