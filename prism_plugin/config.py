@@ -126,6 +126,7 @@ class ModelOptions:
     multiscale: _Multiscale = _MULTISCALE
     angular: _Channels = _ANGULAR
     angular_order: _Degree = _ANGULAR_ORDER
+    minimum: Number | None = option("no prediction is below, as 0 for a band gap; None: no bound", default=None)
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""
@@ -136,6 +137,8 @@ class ModelOptions:
             raise PrismError(f"{len(self.element_refs)} element_refs are given for {number} element_types")
         if self.task_type == "classification" and self.readout == "sum":
             raise PrismError("readout 'sum' is for extensive targets; a classification needs 'mean'")
+        if self.minimum is not None and self.task_type != "regression":
+            raise PrismError("minimum is for a regression; a probability has its bounds")
         if self.angular and "atomistic" not in self.experts:
             raise PrismError("angular is of the atomistic edges: it needs the atomistic expert")
         if self.initial_norm and self.norm is None:

@@ -82,6 +82,8 @@ class PRISM(SavedModel):
         angular: channels of a block that gives the atomistic edges the angles between them in each layer; 0: none. See
             :class:`~prism_plugin.nn.angular.AngularBlock`; with ``norm=None`` call :meth:`calibrate` before training.
         angular_order: largest degree of its Legendre polynomials, 1 to 3.
+        minimum: no prediction in eval mode is below it, as 0 for a band gap; a training sees what lies below. None: no
+            bound.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -130,6 +132,7 @@ class PRISM(SavedModel):
         multiscale: str = "fused",
         angular: int = 0,
         angular_order: int = 3,
+        minimum: float | None = None,
     ) -> None:
         super().__init__()
         given = locals()
@@ -150,6 +153,7 @@ class PRISM(SavedModel):
         self.mean = options.mean
         self.std = options.std
         self.task_type = task_type
+        self.minimum = options.minimum
         self.register_buffer("_element_refs", None, persistent=False)
         if element_refs is not None:
             table = torch.zeros(NUM_EMBEDDINGS, dtype=torch.float64)
@@ -329,8 +333,11 @@ class PRISM(SavedModel):
         batch = self.as_batch(g)
         outputs = self.atom_outputs(batch)
         prediction = outputs.new_zeros(len(batch)).index_add(0, batch.atom_crystal, outputs)
-        if self.readout != "sum" and not inside_potential(g):
+        total = inside_potential(g)
+        if self.readout != "sum" and not total:
             prediction = prediction / batch.atoms_per_crystal.to(prediction.dtype)  # Eq. 16
+        if self.minimum is not None and not self.training and not total:
+            prediction = prediction.clamp(min=self.minimum)
         self.feature_dict["final"] = prediction.detach()
         return prediction
 

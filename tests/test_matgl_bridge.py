@@ -142,6 +142,7 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "multiscale": "residual",
         "angular": 2,
         "angular_order": 1,
+        "minimum": -3.0,
     }
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})

@@ -16,6 +16,7 @@ from prism_plugin.graph.dgl_format import import_dgl
 from prism_plugin.nn.encoders import EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.nn.feature_neighbors import similar_pairs
+from prism_plugin.pretrained import gives_energy
 from tests.conftest import crystal_zoo, small_model
 
 
@@ -211,3 +212,17 @@ def test_unknown_elements_and_wrong_cutoffs_are_refused() -> None:
         model(build_graph(bulk("Na"), 4.0))
     with pytest.raises(TypeError, match="cannot read str as a crystal graph"):
         model("NaCl")
+
+
+def test_a_bound_of_predictions_is_none_of_the_training() -> None:
+    crystals = [bulk("Cu"), bulk("NaCl", "rocksalt", a=5.6), bulk("Si")]
+    free = small_model()
+    values = free.predict_structure(crystals)
+    middle = float(values.median())
+    bound = small_model(minimum=middle)
+    assert torch.equal(bound.predict_structure(crystals), values.clamp(min=middle))
+    batch = batch_graphs([build_graph(one, *free.cutoffs) for one in crystals])
+    assert torch.equal(bound.train().read_out(batch), free.train().read_out(batch))
+    assert not gives_energy(small_model(minimum=0.0, unit="eV/atom"))
+    with pytest.raises(ValueError, match="minimum is for a regression"):
+        PRISM(minimum=0.0, task_type="classification")

@@ -25,6 +25,7 @@ VARIANTS = [
     {"superatom_readout": "mean", "multiscale_aggregation": "mean"},
     {"fusion": "gated", "similarity_cutoff": 3.0},
     {"readout": "sum"},
+    {"readout": "attention", "minimum": -1.3},
     {"norm": None, "similarity_cutoff": 3.0, "rbf_scale": "even"},
     {"element_refs": tuple(0.1 * number for number in range(118)), "readout": "sum"},
     *[{"experts": (expert,)} for expert in EXPERTS],

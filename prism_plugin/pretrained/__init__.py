@@ -222,7 +222,7 @@ def load_on(model: str | Path | PRISM, device: str = "auto", dtype: str = "auto"
 def gives_energy(model: PRISM) -> bool:
     """Whether the sum of a model's outputs over the atoms is an energy in eV."""
     fits = (model.unit, model.readout) in (("eV/atom", "mean"), ("eV", "sum"))
-    return fits and model.task_type == "regression"
+    return fits and model.task_type == "regression" and model.minimum is None
 
 
 def saved_metadata(model: str | Path) -> dict[str, Any]:

@@ -320,4 +320,6 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
     sums = [sum(outputs[starts[c] : starts[c + 1]]) for c in range(len(crystals))]
     if a["readout"] != "sum":  # Eq. 16
         sums = [total / len(crystal.numbers) for total, crystal in zip(sums, crystals, strict=True)]
+    if a["minimum"] is not None and not model.training:
+        sums = [total if total > a["minimum"] else 0 * total + a["minimum"] for total in sums]
     return torch.stack(sums)
