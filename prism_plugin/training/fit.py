@@ -42,7 +42,15 @@ from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
 from prism_plugin.tasks import Task, task_of
 from prism_plugin.training.checkpoints import CHECKPOINTS, LAST, WholeCheckpoints, newest_checkpoint, read_checkpoint
-from prism_plugin.training.initial import CORRECTED, TRAINED, UNTOUCHED, validation_losses, which_to_keep
+from prism_plugin.training.initial import (
+    CORRECTED,
+    MIDWAY,
+    TRAINED,
+    UNTOUCHED,
+    midway,
+    validation_losses,
+    which_to_keep,
+)
 from prism_plugin.training.loggers import make_logger
 from prism_plugin.training.module import PropertyTraining
 from prism_plugin.training.report import write_summary
@@ -203,7 +211,8 @@ def _train(
     kept = TRAINED
     if init is not None:
         if rivals:
-            contest = {**{name: one.to(model.device) for name, one in rivals.items()}, TRAINED: model}
+            contest = {name: one.to(model.device) for name, one in rivals.items()}
+            contest |= {MIDWAY: midway(contest[CORRECTED], model), TRAINED: model}
             loader = make_loader(datasets["val"], settings.batch_size)
             losses = validation_losses(contest, module.loss, loader, task.differentiates)
             kept = which_to_keep(losses)

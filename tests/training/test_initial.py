@@ -21,11 +21,12 @@ from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.potential import element_corrections, element_shares
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.initial import which_to_keep
+from prism_plugin.training.initial import midway, which_to_keep
 from prism_plugin.training.job import Job
 
 ALLOYS = emt_alloys(60)
 SIZES = {"dim": 16, "num_layers": 1, "num_rbf": 8, "cutoff": 4.0, "cell_cutoff": 6.0, "experts": ("atomistic",)}
+LATER = ("midway", "trained")
 HOW = {"target": "e", "unit": "eV/atom", "batch_size": 8, "device": "cpu"}
 
 
@@ -67,7 +68,7 @@ def test_labels_of_another_functional_are_met_by_numbers_of_elements(initial: PR
     summary = train(TrainingSettings(epochs=3, lr=1e-4, **HOW), parts, tmp_path / "run", init=initial, progress=False)
     losses = summary["validation"]
     assert losses["corrected"] < 0.4 * losses["untouched"]
-    assert summary["kept"] in ("corrected", "trained")
+    assert summary["kept"] in ("corrected", *LATER)
     assert summary["scores"]["val"]["mae"] == pytest.approx(losses[summary["kept"]], abs=1e-6)
     kept = load(tmp_path / "run" / "model")
     assert kept.arguments["mean"] == initial.arguments["mean"]
@@ -81,8 +82,8 @@ def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
     noise -= noise.mean()
     error = noise.std(ddof=1) / np.sqrt(30)
 
-    def chosen(corrected: np.ndarray, trained: np.ndarray) -> str:
-        return which_to_keep({"untouched": first, "corrected": corrected, "trained": trained})
+    def chosen(corrected: np.ndarray, trained: np.ndarray, midway: np.ndarray = first + 1) -> str:
+        return which_to_keep({"untouched": first, "corrected": corrected, "midway": midway, "trained": trained})
 
     for gain, name in ((1.05, "trained"), (0.95, "untouched"), (-1.0, "untouched")):
         assert chosen(first, first - gain * error + noise) == name
@@ -90,16 +91,32 @@ def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
     assert chosen(little, first + 1) == "corrected"  # a lower mean is enough
     assert chosen(little, little - 0.01 * error + 0.5 * noise[::-1]) == "corrected"
     assert chosen(first + 1, first - 2 * error + noise) == "trained"
+    half = first - 1.5 * error + noise  # each step must be a standard error better than the last
+    assert chosen(first + 1, first + 1, half) == "midway"
+    assert chosen(first + 1, half - 0.5 * error + noise, half) == "midway"
+    assert chosen(first + 1, half - 1.5 * error + noise, half) == "trained"
     assert (
-        which_to_keep(dict.fromkeys(("untouched", "corrected"), first[:1]) | {"trained": first[:1] - 1}) == "untouched"
+        which_to_keep(dict.fromkeys(("untouched", "corrected"), first[:1]) | dict.fromkeys(LATER, first[:1] - 1))
+        == "untouched"
     )
+
+
+def test_midway_has_the_means_of_the_weights(initial: PRISM) -> None:
+    trained = copy.deepcopy(initial)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.add_(torch.randn_like(weight))
+    found, before, after = (one.state_dict() for one in (midway(initial, trained), initial, trained))
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, (before[name] + after[name]) / 2 if weight.is_floating_point() else weight)
+    assert any(not torch.equal(found[name], before[name]) for name in found)
 
 
 def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
     summary = train(
         TrainingSettings(epochs=3, lr=1e-3, **HOW), shifted(np.ones(7)), tmp_path / "run", init=initial, progress=False
     )
-    assert summary["validation"].keys() == {"trained", "untouched", "corrected"}
+    assert summary["validation"].keys() == {"untouched", "corrected", *LATER}
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     statistics = [name for name in initial.state_dict() if "running" in name]
     assert statistics
