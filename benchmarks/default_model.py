@@ -45,7 +45,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "band_gap": {
         "about": "Band gap of inorganic crystals as PBE gives it, in eV.",
         "predicts": "band gap of PBE / PBE+U (Materials Project release 2018.6.1): 0 for a metal, and less than "
-        "experiments have for a semiconductor; a prediction can be a little below 0",
+        "experiments have for a semiconductor; never below 0",
         "limits": "* gaps as experiments measure them, or optical ones;\n* telling metals from semiconductors where "
         "the answer lies within its error of 0;\n* crystals that are not relaxed;",
     },
@@ -109,7 +109,32 @@ def plot_sizes(sizes: np.ndarray, errors: np.ndarray, target: str, unit: str, pa
     save_figure(figure, path)
 
 
-def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], scores: dict[str, Any]) -> None:
+def describe(model: PRISM, scores: dict[str, Any]) -> dict[str, str]:
+    """Say what a card says of the kind of model."""
+    cutoff = f"{model.cutoff:g} Å"
+    turned = (
+        f"the model is not quite invariant under rotation: turned at random, the same crystals give "
+        f"{scores['mae_rotated']:.4f}; a prediction moves by {scores['rotation_difference']:.5f} on average; the mean "
+        f"over {TURNS} orientations gives {scores['mae_mean_of_turns']:.4f}"
+    )
+    if model.arguments["directions"]:
+        return {
+            "orientation": turned,
+            "supercells": f"the model sees atoms and their neighbors within {cutoff}, not the cell",
+            "experts": "Of PRISM's four experts only the atomistic one is in use (with CartNet's atom encoder): at "
+            "this size it learns most (docs/default_model.md, docs/ablations.md).",
+        }
+    return {
+        "orientation": "exact: a turned or mirrored crystal has the same prediction",
+        "supercells": f"neighbors within {cutoff}, waves of the lattice and means over the atoms are the same for it",
+        "experts": "Three of PRISM's four experts: the atomistic one, the cell expert in reciprocal space and the "
+        "multiscale expert that starts at zero; properties of the elements beside their embeddings.",
+    }
+
+
+def install(
+    name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], scores: dict[str, Any], note: str
+) -> None:
     """Write the model with its scores, its card, its log and its pictures."""
     settings = json.loads((run / "settings.json").read_text())
     del settings["data"]  # a fingerprint
@@ -131,6 +156,8 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
     values = {
         **scores,
         **texts,
+        **describe(model, scores),
+        "note": f" {note}" if note else "",
         "about": about,
         "limits": limits,
         "name": name,
@@ -141,8 +168,6 @@ def install(name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], 
         "train": len(parts["train"]),
         "epochs": settings["epochs"],
         "seed": settings["seed"],
-        "cutoff": settings["model"]["cutoff"],
-        "turns": TURNS,
         "elements": len(seen),
         "rare": ", ".join(f"{symbol} ({count})" for symbol, count in rare.items()),
     }
@@ -176,6 +201,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--name", nargs="+", default=None, help="of models; all that ship")
     parser.add_argument("--install", type=Path, metavar="RUN", help="run that becomes the one model of --name")
+    parser.add_argument("--note", default="", help="what the card is to say of the training besides")
     arguments = parser.parse_args()
     shipped = pretrained.available_models()
     names = arguments.name or [name for name, one in shipped.items() if one.target in COLUMNS]
@@ -189,7 +215,7 @@ def main() -> None:
         scores, predicted = score(model, parts)
         print(name, json.dumps(scores, indent=1))
         if arguments.install is not None:
-            install(name, arguments.install, model, parts, scores)
+            install(name, arguments.install, model, parts, scores, arguments.note)
             draw(name, model, parts["val"], predicted)
 
 
