@@ -19,6 +19,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.files import write_table
 from prism_plugin.matgl_bridge import import_matcalc
 from prism_plugin.simulation.plots import plot_bands, plot_elastic, plot_equation_of_state
+from prism_plugin.simulation.relaxation import with_one_blas_thread
 
 __all__ = ["doubt_of", "elastic_constants", "equation_of_state", "phonons"]
 
@@ -26,6 +27,7 @@ _IMAGINARY = -0.1  # THz; above it the acoustic modes at Γ are meant, which are
 _SHEAR_STRAINS = (-0.02, -0.01, 0.01, 0.02)  # matcalc's own, to 6 %, leave the linear range of soft crystals
 
 
+@with_one_blas_thread
 def equation_of_state(
     atoms: Atoms, calculator: Calculator, folder: Path, fmax: float = 0.01, strain: float = 0.06, points: int = 11
 ) -> dict[str, float]:
@@ -70,6 +72,7 @@ def equation_of_state(
     }
 
 
+@with_one_blas_thread
 def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: float = 0.01) -> dict[str, float]:
     """Fit the elastic tensor to the stresses of strained cells, whose atoms relax.
 

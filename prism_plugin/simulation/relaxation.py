@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 from pymatgen.core import IMolecule, IStructure
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from prism_plugin.calculators import PRISMCalculator
@@ -25,7 +26,11 @@ from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.model import PRISM
 
-__all__ = ["Relaxation", "potential_calculator", "relax", "relax_one"]
+__all__ = ["Relaxation", "potential_calculator", "relax", "relax_one", "with_one_blas_thread"]
+
+# The cell filter solves hundreds of equations of 3 x 3 numbers in each step: threads only wait for each other there, on
+# a machine that does other work for most of a second.
+with_one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
 # A volume that leaves these factors of the first one is no relaxation any more.
 _SMALLEST, _LARGEST = 0.4, 2.5
@@ -131,6 +136,7 @@ def relax(
     return relaxed[0] if is_one else relaxed
 
 
+@with_one_blas_thread
 def relax_one(
     atoms: Atoms, calculator: Calculator, fmax: float = 0.05, steps: int = 500, cell: bool = True
 ) -> Relaxation:
