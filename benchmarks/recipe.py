@@ -42,6 +42,16 @@ START = TrainingSettings(
     precision="bf16-mixed",
 )
 _MUON = {"optimizer": "muon", "clip": 1.0}
+_RECIPE = {**_MUON, "options": {"lr": 4e-3, "weight_decay": 0.1}, "model": {"dim": 128, "num_layers": 3}}
+_PARTS = {
+    **_RECIPE["model"],
+    "experts": ("atomistic", "multiscale"),
+    "atom_encoder": "elements",
+    "rbf_scale": "even",
+    "directions": False,
+    "initial_norm": True,
+    "multiscale": "residual",
+}
 # Name -> settings that differ from START; those of the model by their own names.
 VARIANTS: dict[str, dict[str, Any]] = {
     "start: width 64, 2 layers, AdamW-ScheduleFree 8e-3": {},
@@ -61,10 +71,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "training crystals not turned": {"rotate": False},
     "without suspect labels": {},
     "products in float32": {"precision": "32-true"},
-    "the recipe: width 128, 3 layers, Muon 4e-3": {
-        **_MUON,
-        "options": {"lr": 4e-3, "weight_decay": 0.1},
-        "model": {"dim": 128, "num_layers": 3},
+    "the recipe: width 128, 3 layers, Muon 4e-3": _RECIPE,
+    # Further parts, of our own.
+    "the recipe with elements, no directions, norms and the multiscale expert from zero": {
+        **_RECIPE,
+        "model": _PARTS,
+        "rotate": False,
+    },
+    "these and the cell expert in reciprocal space": {
+        **_RECIPE,
+        "model": {**_PARTS, "experts": ("atomistic", "cell", "multiscale"), "cell": "reciprocal"},
+        "rotate": False,
     },
 }
 
