@@ -66,9 +66,10 @@ def which_to_keep(losses: Mapping[str, np.ndarray]) -> str:
     """Choose among the models by their losses on the validation part.
 
     The corrected one takes the place of the untouched one if its mean loss is lower: how much it corrects was chosen by
-    leaving out training crystals. The midway one and then the trained one, whose best epoch these crystals have chosen,
-    must be better than what was chosen before by more than one standard error of the differences (as Breiman et al.,
-    Classification and Regression Trees, 1984, choose among trees): of few crystals a lower mean is often chance.
+    leaving out training crystals. The midway one must be better than that by more than one standard error of the
+    differences (as Breiman et al., Classification and Regression Trees, 1984, choose among trees): of few crystals a
+    lower mean is often chance. The trained one, whose best epoch these crystals have chosen, by two: a single crystal
+    can make up one.
 
     Args:
         losses: of the same crystals by each model, shape ``(crystals,)``.
@@ -77,8 +78,8 @@ def which_to_keep(losses: Mapping[str, np.ndarray]) -> str:
         The name of the model; its mean loss is not above that of the untouched one.
     """
     chosen = CORRECTED if losses[CORRECTED].mean() < losses[UNTOUCHED].mean() else UNTOUCHED
-    for name in (MIDWAY, TRAINED):
+    for name, errors in ((MIDWAY, 1), (TRAINED, 2)):
         gains = losses[chosen] - losses[name]
-        if len(gains) > 1 and gains.mean() > gains.std(ddof=1) / len(gains) ** 0.5:
+        if len(gains) > 1 and gains.mean() > errors * gains.std(ddof=1) / len(gains) ** 0.5:
             chosen = name
     return chosen

@@ -75,7 +75,7 @@ def test_labels_of_another_functional_are_met_by_numbers_of_elements(initial: PR
     assert kept.arguments["std"] == initial.arguments["std"]
 
 
-def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
+def test_a_trained_model_is_kept_if_it_is_better_by_standard_errors() -> None:
     rng = np.random.default_rng(0)
     first = rng.uniform(1, 2, 30)
     noise = rng.normal(0, 0.3, 30)
@@ -85,16 +85,20 @@ def test_a_trained_model_is_kept_if_it_is_better_by_a_standard_error() -> None:
     def chosen(corrected: np.ndarray, trained: np.ndarray, midway: np.ndarray = first + 1) -> str:
         return which_to_keep({"untouched": first, "corrected": corrected, "midway": midway, "trained": trained})
 
-    for gain, name in ((1.05, "trained"), (0.95, "untouched"), (-1.0, "untouched")):
+    for gain, name in ((2.05, "trained"), (1.95, "untouched"), (-1.0, "untouched")):
         assert chosen(first, first - gain * error + noise) == name
+    for gain, name in ((1.05, "midway"), (0.95, "untouched")):
+        assert chosen(first, first + 1, first - gain * error + noise) == name
     little = first - 0.1 * error + noise
     assert chosen(little, first + 1) == "corrected"  # a lower mean is enough
     assert chosen(little, little - 0.01 * error + 0.5 * noise[::-1]) == "corrected"
-    assert chosen(first + 1, first - 2 * error + noise) == "trained"
-    half = first - 1.5 * error + noise  # each step must be a standard error better than the last
-    assert chosen(first + 1, first + 1, half) == "midway"
-    assert chosen(first + 1, half - 0.5 * error + noise, half) == "midway"
-    assert chosen(first + 1, half - 1.5 * error + noise, half) == "trained"
+    assert chosen(first + 1, first - 3 * error + noise) == "trained"
+    half = first - 1.5 * error + noise  # the trained one must be better than this by two more
+    assert chosen(first + 1, half - 1.5 * error + noise, half) == "midway"
+    assert chosen(first + 1, half - 2.5 * error + noise, half) == "trained"
+    one = first.copy()
+    one[0] -= 0.9
+    assert chosen(first, one) == "untouched"  # for a single crystal's sake
     assert (
         which_to_keep(dict.fromkeys(("untouched", "corrected"), first[:1]) | dict.fromkeys(LATER, first[:1] - 1))
         == "untouched"
