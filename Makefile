@@ -7,7 +7,8 @@ BIN := .venv/bin
 
 .PHONY: demo docs matbench-demo test lint
 
-# The extra device-search lies beside, where its test finds it. torch first and all under constraints.txt: no later package then replaces it by another version.
+# torch first and all under constraints.txt: no later package then replaces it by another version. The extra
+# device-search lies beside, where its test finds it: matgl would import what comes with it.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt $(TORCH)

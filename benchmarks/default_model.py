@@ -37,6 +37,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "about": "Formation energy per atom of inorganic crystals, in eV/atom.",
         "predicts": "formation energy per atom (PBE / PBE+U with the corrections of Materials Project release "
         "2018.6.1), relative to the elements; `PRISMCalculator` multiplies it by the number of atoms",
+        "unbounded": "",
         "limits": "* forces, stresses, relaxation, phonons or dynamics: it has seen relaxed crystals only, and nobody "
         "has validated its gradients;\n* comparing energies with those of later Materials Project releases, whose "
         "corrections differ;\n* deciding on stability alone: its error is larger than many distances from the convex "
@@ -45,7 +46,8 @@ TEXTS: dict[str, dict[str, str]] = {
     "band_gap": {
         "about": "Band gap of inorganic crystals as PBE gives it, in eV.",
         "predicts": "band gap of PBE / PBE+U (Materials Project release 2018.6.1): 0 for a metal, and less than "
-        "experiments have for a semiconductor; never below 0",
+        "experiments have for a semiconductor",
+        "unbounded": "; a prediction can be a little below 0",
         "limits": "* gaps as experiments measure them, or optical ones;\n* telling metals from semiconductors where "
         "the answer lies within its error of 0;\n* crystals that are not relaxed;",
     },
@@ -112,24 +114,26 @@ def plot_sizes(sizes: np.ndarray, errors: np.ndarray, target: str, unit: str, pa
 def describe(model: PRISM, scores: dict[str, Any]) -> dict[str, str]:
     """Say what a card says of the kind of model."""
     cutoff = f"{model.cutoff:g} Å"
-    turned = (
-        f"the model is not quite invariant under rotation: turned at random, the same crystals give "
-        f"{scores['mae_rotated']:.4f}; a prediction moves by {scores['rotation_difference']:.5f} on average; the mean "
-        f"over {TURNS} orientations gives {scores['mae_mean_of_turns']:.4f}"
-    )
-    if model.arguments["directions"]:
-        return {
-            "orientation": turned,
-            "supercells": f"the model sees atoms and their neighbors within {cutoff}, not the cell",
-            "experts": "Of PRISM's four experts only the atomistic one is in use (with CartNet's atom encoder): at "
-            "this size it learns most (docs/default_model.md, docs/ablations.md).",
-        }
-    return {
-        "orientation": "exact: a turned or mirrored crystal has the same prediction",
-        "supercells": f"neighbors within {cutoff}, waves of the lattice and means over the atoms are the same for it",
-        "experts": "Three of PRISM's four experts: the atomistic one, the cell expert in reciprocal space and the "
-        "multiscale expert that starts at zero; properties of the elements beside their embeddings.",
+    told = {
+        "bound": TEXTS[model.target]["unbounded"] if model.minimum is None else f"; never below {model.minimum:g}",
+        "experts": f"Of PRISM's experts: {', '.join(model.expert_names)}; the settings say in which form.",
     }
+    if model.expert_names == ("atomistic",):
+        told["experts"] = (
+            "Of PRISM's four experts only the atomistic one is in use (with CartNet's atom encoder): at this size and "
+            "with so many epochs it learns most (docs/default_model.md, docs/ablations.md)."
+        )
+    if model.arguments["directions"]:
+        told["orientation"] = (
+            "the model is not quite invariant under rotation: turned at random, the same crystals give "
+            f"{scores['mae_rotated']:.4f}; a prediction moves by {scores['rotation_difference']:.5f} on average; the "
+            f"mean over {TURNS} orientations gives {scores['mae_mean_of_turns']:.4f}"
+        )
+        told["supercells"] = f"the model sees atoms and their neighbors within {cutoff}, not the cell"
+    else:
+        told["orientation"] = "exact: a turned or mirrored crystal has the same prediction"
+        told["supercells"] = f"neighbors within {cutoff}, waves of the lattice and means over the atoms are the same"
+    return told
 
 
 def install(

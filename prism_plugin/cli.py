@@ -18,10 +18,10 @@ from prism_plugin import __version__
 from prism_plugin.commands import (
     calibrate,
     demo,
+    download,
     embed,
     evaluate,
     explain,
-    hub,
     info,
     label,
     models,
@@ -31,6 +31,7 @@ from prism_plugin.commands import (
     scaling,
     simulate,
     train,
+    upload,
 )
 from prism_plugin.errors import PrismError
 from prism_plugin.imports import uncollected
@@ -48,12 +49,16 @@ COMMANDS: dict[str, Any] = {
     "scaling": scaling,
     "info": info,
     "models": models,
-    **hub.VERBS,
+    "upload": upload,
+    "download": download,
     "rodflow": rodflow,
     "label": label,
     **simulate.VERBS,
     "demo": demo,
 }
+
+
+_WITHOUT_MODELS = ("presets", "label")  # what these import takes no seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without Å ends no work
     arguments = _parser().parse_args(argv)
     try:
-        if argv is None and arguments.command != "presets":
+        if argv is None and arguments.command not in _WITHOUT_MODELS:
             _import_models()
         COMMANDS[arguments.command].run(arguments)
     except (PrismError, ImportError, OSError) as error:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed
 from torch import Tensor
 
-__all__ = ["has_group", "mean_over_processes", "rank_and_size", "sum_over_processes"]
+__all__ = [
+    "Statistics",
+    "has_group",
+    "mean_over_processes",
+    "rank_and_size",
+    "statistics_over_processes",
+    "sum_over_processes",
+]
 
 
 def has_group() -> bool:
@@ -28,6 +37,26 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return _Sum.apply(values)
 
 
+class Statistics(NamedTuple):
+    """Of the rows of all processes.
+
+    Attributes:
+        mean: shape ``(dim,)``.
+        variance: shape ``(dim,)``.
+        rows: their number; if there are several processes a tensor, at least 1.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    rows: Tensor | float
+
+
+def statistics_over_processes(values: Tensor) -> Statistics:
+    """Compute the statistics of rows, shape ``(rows, dim)``, differentiably."""
+    mean, rows = mean_over_processes(values.sum(dim=0), len(values))
+    return Statistics(mean, sum_over_processes((values - mean).square().sum(dim=0)) / rows, rows)
+
+
 def mean_over_processes(total: Tensor, rows: int) -> tuple[Tensor, Tensor | float]:
     """Divide a sum over rows by the number of rows, both of all processes, differentiably.
 
@@ -38,8 +67,7 @@ def mean_over_processes(total: Tensor, rows: int) -> tuple[Tensor, Tensor | floa
         rows: their number.
 
     Returns:
-        The mean, shape ``(dim,)``, 0 if there is no row at all; and the number of rows, if there are several processes
-        a tensor, at least 1.
+        Mean and rows as :class:`Statistics` has them; the mean is 0 if there is no row at all.
     """
     if rank_and_size()[1] == 1:
         return total / rows, float(rows)

@@ -17,7 +17,7 @@ from prism_plugin.errors import PrismError
 from prism_plugin.graph.batching import crystal_of_rows
 from prism_plugin.graph.crystals import CrystalBatch
 from prism_plugin.graph.lattice import folded, lattice_translations, reduced_basis, times_matrix
-from prism_plugin.graph.structure import Structure, check_distances
+from prism_plugin.graph.structure import TOO_NEAR_AT_MOST, Structure, check_distances
 
 try:
     import warp
@@ -142,13 +142,14 @@ def _order(index: Tensor, image: Tensor) -> Tensor:
 
 
 def _check(structures: Sequence[Structure], index: Tensor, distance: Tensor, edges: np.ndarray, called: str) -> None:
-    """Raise ValueError if two atoms lie on top of each other."""
-    pairs, lengths = index.cpu().numpy(), distance.cpu().numpy()
-    start = last = 0
-    for number, (one, count) in enumerate(zip(structures, edges, strict=True)):
-        first, last = last, last + count
+    """Raise ValueError if two atoms lie on top of each other; only pairs that may do come to the host."""
+    near = (distance <= TOO_NEAR_AT_MOST).nonzero().squeeze(1)
+    pairs, lengths = index[:, near].cpu().numpy(), distance[near].cpu().numpy()
+    of_structure = np.searchsorted(np.cumsum(edges), near.cpu().numpy(), side="right")
+    starts = np.cumsum([0, *map(len, structures)])
+    for number in np.unique(of_structure):
+        mine = of_structure == number
         try:
-            check_distances(one.numbers, pairs[:, first:last] - start, lengths[first:last])
+            check_distances(structures[number].numbers, pairs[:, mine] - starts[number], lengths[mine])
         except PrismError as error:
             raise PrismError(f"{called} {number}: {error}") from error
-        start += len(one)

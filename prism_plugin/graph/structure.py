@@ -16,13 +16,14 @@ from pymatgen.core import Composition, Element, IMolecule, IStructure
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.lattice import reduced_basis
 
-__all__ = ["Structure", "check_distances", "read_structure"]
+__all__ = ["TOO_NEAR_AT_MOST", "Structure", "check_distances", "read_structure"]
 
 # Two atoms nearer than this (Å) are one atom entered twice; the shortest bond known, H-H, has 0.74 Å.
 _SHORTEST_DISTANCE = 0.1
 # In 5,700 crystals of Materials Project no pair is nearer than 0.63 times the sum of its covalent radii; in its cores
 # no formula for crystals holds.
 _SHORTEST_PART = 0.15
+TOO_NEAR_AT_MOST = max(_SHORTEST_DISTANCE, 2 * _SHORTEST_PART * float(covalent_radii.max()))  # whatever the elements
 # Beyond these (Å^3 per atom, Å) a cell is in another unit than Å; a molecule in a box of 50 Å is far from them.
 _LARGEST_VOLUME = 1e6
 _SMALLEST_VOLUME = 0.5  # Å^3 per atom; diamond has 5.7

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prism_plugin.distributed import mean_over_processes, rank_and_size, sum_over_processes
+from prism_plugin.distributed import (
+    Statistics,
+    mean_over_processes,
+    rank_and_size,
+    statistics_over_processes,
+    sum_over_processes,
+)
 from prism_plugin.nn.autograd_mode import needs_gradient, plain_autograd
 from prism_plugin.nn.linear import linear, product
 from prism_plugin.nn.tiling import tiles
 
-__all__ = ["Answer", "GatedTensors", "Settings", "Statistics", "gated_messages", "plain_messages"]
+__all__ = ["Answer", "GatedTensors", "Settings", "gated_messages", "plain_messages"]
 
 _LITTLE = 2**15  # numbers in the edges' features
 
@@ -73,20 +79,6 @@ class Settings(NamedTuple):
     eps: float
 
 
-class Statistics(NamedTuple):
-    """Of the gates' logits over the edges of all processes.
-
-    Attributes:
-        mean: shape ``(dim,)``.
-        variance: shape ``(dim,)``.
-        rows: number of the edges.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    rows: Tensor | float
-
-
 class Answer(NamedTuple):
     """What the edges answer.
 
@@ -131,8 +123,7 @@ def plain_messages(tensors: GatedTensors, settings: Settings) -> Answer:
     logits = linear(for_gate, gate_weight, gate_bias).to(edges.dtype)
     statistics = None
     if scale is not None and shift is not None:
-        mean, rows = mean_over_processes(logits.sum(dim=0), len(logits))
-        variance = sum_over_processes((logits - mean).square().sum(dim=0)) / rows
+        mean, variance, rows = statistics_over_processes(logits)
         logits = (logits - mean) * torch.rsqrt(variance + settings.eps) * scale + shift
         statistics = Statistics(mean.detach(), variance.detach(), rows)
     gate = torch.sigmoid(logits)

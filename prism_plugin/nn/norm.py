@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prism_plugin.distributed import mean_over_processes, rank_and_size, sum_over_processes
+from prism_plugin.distributed import rank_and_size, statistics_over_processes
 
 __all__ = ["FeatureNorm"]
 
@@ -75,8 +75,7 @@ class FeatureNorm(nn.BatchNorm1d):
             )
         # As torch's own SyncBatchNorm, which knows CUDA only; under autocast as there in the norm's own digits.
         values = values.to(self.weight.dtype)
-        mean, count = mean_over_processes(values.sum(dim=0), len(values))
-        variance = sum_over_processes((values - mean).square().sum(dim=0)) / count
+        mean, variance, count = statistics_over_processes(values)
         self.follow(mean.detach(), variance.detach(), count)
         return (values - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
