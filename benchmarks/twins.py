@@ -15,17 +15,19 @@ from torch.nn import functional
 
 from prism_plugin import PRISM
 from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.nn.backbones.backbone import Edges
+from prism_plugin.nn.backbones.cartnet import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.nn.encoders import EdgeEncoder, cosine_envelope, feature_envelope
-from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
-from prism_plugin.nn.layer import Edges, PRISMLayer
+from prism_plugin.nn.gated_conv import Answer
+from prism_plugin.nn.layer import PRISMLayer
 
 __all__ = ["cartnet", "naive"]
 
 
 class NaiveGated(GatedMessagePassing):
-    def forward(
+    def messages(
         self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Answer:
         receiver, sender = index
         gate_weight, message_weight = self.project.weight.chunk(2)
         gate_bias, message_bias = self.project.bias.chunk(2)
@@ -38,7 +40,7 @@ class NaiveGated(GatedMessagePassing):
         )
         message = self.message(functional.silu(hidden)) * gate
         total = torch.zeros_like(nodes).index_add(0, receiver, message)
-        return nodes + functional.silu(self.norm(total)), edges + gate if update_edges else None
+        return Answer(total, edges + gate if update_edges else None, None)
 
 
 class NaiveMultiscale(MultiscaleMessagePassing):
@@ -96,7 +98,7 @@ class NaiveLayer(PRISMLayer):
         elif self.similarity_envelope == "cosine":
             envelope = cosine_envelope(distance, self.cutoff)
         edges = Edges(features, index, envelope)
-        return expert(atoms, edges.features, edges.index, edges.envelope, update_edges=False)[0]
+        return expert.update(atoms, expert.messages(atoms, *vars(edges).values(), update_edges=False).total)
 
 
 _TWINS = {

@@ -44,7 +44,8 @@ _Width = Annotated[Whole, annotated_types.Ge(2), annotated_types.Le(4096)]
 _Radius = Annotated[Positive, annotated_types.Le(100)]
 _Refs = Annotated[tuple[Number, ...], *Texts.__metadata__] | None
 _Betas = tuple[Fraction, Fraction]
-_AtomEncoder = Literal["prism", "cartnet", "elements"]
+_AtomEncoder = Literal["prism", "cartnet", "elements", "embedding"]
+_Backbone = Literal["cartnet", "icomformer", "ecomformer"]
 _Cell = Literal["translations", "reciprocal"]
 _Multiscale = Literal["fused", "residual"]
 _Channels = Annotated[Whole, annotated_types.Ge(0), annotated_types.Le(4096)]
@@ -55,7 +56,10 @@ _ELEMENT_TYPES = option("symbols of the elements that the model knows; None mean
 _CUTOFF = option("radius of the atomistic edges, Å", default=5.0)
 _CELL_CUTOFF = option("radius of the cell edges, Å", default=15.0)
 _SIMILARITY_CUTOFF = option("largest distance ||h_i - h_j|| of a similarity edge", default=1.0)
-_ATOM_ENCODER = option("prism (Eq. 4), cartnet, or elements: with properties of the elements", default="prism")
+_ATOM_ENCODER = option(
+    "prism (Eq. 4), cartnet, elements: with properties of the elements, or embedding alone", default="prism"
+)
+_BACKBONE = option("the network that gives the experts their edges and messages", default="cartnet")
 _DIRECTIONS = option("whether edges know their direction (Eq. 8), or only their length", default=True)
 _CELL = option(
     "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
@@ -127,6 +131,8 @@ class ModelOptions:
     angular: _Channels = _ANGULAR
     angular_order: _Degree = _ANGULAR_ORDER
     minimum: Number | None = option("no prediction is below, as 0 for a band gap; None: no bound", default=None)
+    backbone: _Backbone = _BACKBONE
+    neighbors: _Channels = option("nearest neighbors of an atom that have edges, within cutoff; 0: all", default=0)
 
     def __post_init__(self) -> None:
         """Check what concerns several values."""
@@ -141,6 +147,14 @@ class ModelOptions:
             raise PrismError("minimum is for a regression; a probability has its bounds")
         if self.angular and "atomistic" not in self.experts:
             raise PrismError("angular is of the atomistic edges: it needs the atomistic expert")
+        if self.backbone != "cartnet":
+            own = {"rbf_scale": "cutoff", "directions": True, "angular": 0}
+            if given := [name for name, default in own.items() if getattr(self, name) != default]:
+                raise PrismError(
+                    f"{' and '.join(given)}: of CartNet's edges; the backbone {self.backbone!r} has its own"
+                )
+            if self.num_rbf < 2:
+                raise PrismError(f"the backbone {self.backbone!r} needs num_rbf of 2 at least")
         if self.initial_norm and self.norm is None:
             raise PrismError("initial_norm=True is a BatchNorm, and norm=None means none; choose one of them")
 
@@ -170,6 +184,16 @@ class PotentialOptions:
     angular: _Channels = _ANGULAR
     angular_order: _Degree = _ANGULAR_ORDER
     repulsion: Literal["zbl"] | None = option("pair energy at distances that no training crystal has", default=None)
+    backbone: _Backbone = _BACKBONE
+
+    def __post_init__(self) -> None:
+        """Refuse what no potential can be."""
+        if self.backbone == "icomformer":
+            raise PrismError(
+                "no potential is made with the backbone 'icomformer': its edges look at the shortest lattice vectors, "
+                "so that the energy jumps where another one becomes the shortest and is not that of n cells for n "
+                "copies of a cell; take 'cartnet' or 'ecomformer'"
+            )
 
 
 @options_class

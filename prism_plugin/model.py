@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph, batch_graphs
 from prism_plugin.matgl_bridge import SavedModel, batch_from_matgl, inside_potential
 from prism_plugin.nn.angular import AngularBlock, EdgeAngles, real_harmonics
 from prism_plugin.nn.attention import AtomAttention
+from prism_plugin.nn.backbones import BACKBONES
+from prism_plugin.nn.backbones.backbone import Edges
+from prism_plugin.nn.backbones.cartnet import GatedMessagePassing
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
-from prism_plugin.nn.experts import GatedMessagePassing
-from prism_plugin.nn.layer import Edges, PRISMLayer, encode_edges
+from prism_plugin.nn.layer import PRISMLayer, encode_edges
 from prism_plugin.nn.minimum_image import image_table
 from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.nn.reciprocal import wave_geometry
@@ -84,6 +86,10 @@ class PRISM(SavedModel):
         angular_order: largest degree of its Legendre polynomials, 1 to 3.
         minimum: no prediction in eval mode is below it, as 0 for a band gap; a training sees what lies below. None: no
             bound.
+        backbone: the network that gives the experts their edges and messages: ``"cartnet"``, ``"icomformer"`` or
+            ``"ecomformer"`` (:mod:`prism_plugin.nn.backbones`).
+        neighbors: of the atomistic edges within ``cutoff`` each atom keeps those to its nearest so many neighbors, and
+            to all that are as far as the last of these; such edges have no envelope. 0: all edges.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -133,13 +139,15 @@ class PRISM(SavedModel):
         angular: int = 0,
         angular_order: int = 3,
         minimum: float | None = None,
+        backbone: str = "cartnet",
+        neighbors: int = 0,
     ) -> None:
         super().__init__()
         given = locals()
         options = ModelOptions(**{name: given[name] for name in described(ModelOptions)})
         self.save_args(vars(options))  # in plain types, as a saved model holds them
         element_types = tuple(chemical_symbols[1:119]) if options.element_types is None else options.element_types
-        dim, num_layers, num_rbf = options.dim, options.num_layers, options.num_rbf
+        dim, num_layers = options.dim, options.num_layers
         cutoff, cell_cutoff, similarity_cutoff = options.cutoff, options.cell_cutoff, options.similarity_cutoff
         experts, element_refs = options.experts, options.element_refs
         self.element_types = element_types
@@ -154,20 +162,22 @@ class PRISM(SavedModel):
         self.std = options.std
         self.task_type = task_type
         self.minimum = options.minimum
+        self.neighbors = options.neighbors
         self.register_buffer("_element_refs", None, persistent=False)
         if element_refs is not None:
             table = torch.zeros(NUM_EMBEDDINGS, dtype=torch.float64)
             table[[number_of[symbol] for symbol in element_types]] = torch.tensor(element_refs, dtype=torch.float64)
             self._element_refs = table
 
+        made = BACKBONES[options.backbone](options)
         self.atom_encoder = AtomEncoder(dim, atom_encoder)
         self.has_waves = "cell" in experts and cell == "reciprocal"
         self.has_translations = "cell" in experts and cell == "translations"
         self.has_mean_superatom = "multiscale" in experts and multiscale == "residual"
         if "atomistic" in experts:
-            self.atomistic_encoder = EdgeEncoder(dim, cutoff, num_rbf, rbf_scale, directions)
+            self.atomistic_encoder = made.edge_encoder(cutoff)
         if self.has_translations:
-            self.cell_encoder = EdgeEncoder(dim, cell_cutoff, num_rbf, rbf_scale, directions)
+            self.cell_encoder = made.edge_encoder(cell_cutoff)
         self.has_superatom = self.has_translations or "multiscale" in experts
         if self.has_mean_superatom:
             self.superatom_mean = nn.Linear(dim, dim)
@@ -178,23 +188,9 @@ class PRISM(SavedModel):
             kinds = ("atomistic",) * ("atomistic" in experts) + ("cell",) * self.has_translations
             self.initial_norms.update({name: FeatureNorm(dim) for name in ("atoms", *kinds)})
         self.layers = nn.ModuleList(  # type: ignore[assignment]  # typed by what it holds
-            PRISMLayer(
-                dim,
-                experts,
-                EdgeEncoder(dim, cutoff, num_rbf, rbf_scale, directions) if "similarity" in experts else None,
-                similarity_cutoff,
-                similarity_envelope,
-                similarity_image,
-                cutoff,
-                multiscale_aggregation,
-                fusion,
-                norm,
-                cell,
-                multiscale,
-                AngularBlock(dim, options.angular, options.angular_order, num_rbf, norm) if options.angular else None,
-            )
-            for _ in range(num_layers)
+            PRISMLayer(options, made) for _ in range(num_layers)
         )
+        self.update = made.update() if "atomistic" in experts and num_layers > 1 else None
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
         self.attention = AtomAttention(dim) if readout == "attention" else None
@@ -232,6 +228,8 @@ class PRISM(SavedModel):
 
     @recompute.setter
     def recompute(self, value: bool) -> None:
+        if value and self.arguments["backbone"] != "cartnet":
+            raise PrismError(f"recompute is of CartNet's messages, not of the backbone {self.arguments['backbone']!r}")
         for module in self.modules():
             if isinstance(module, GatedMessagePassing):
                 module.recompute = value
@@ -287,6 +285,8 @@ class PRISM(SavedModel):
         self.check_elements(graph.elements)
         if rare := self.rare_among(graph.elements):
             warn(rare)
+        if self.neighbors:
+            graph = graph.nearest(self.neighbors)
         return graph.to(self.device, self.dtype)
 
     def rare_among(self, elements: Iterable[int]) -> str:
@@ -366,7 +366,8 @@ class PRISM(SavedModel):
         angles = None
         if "atomistic" in self.expert_names:
             vector = batch.edge_vector
-            edges["atomistic"] = encode_edges(self.atomistic_encoder, vector, batch.edge_index, self.cutoff)
+            reach = None if self.neighbors else self.cutoff
+            edges["atomistic"] = encode_edges(self.atomistic_encoder, vector, batch.edge_index, reach)
             angles = self._angles(vector, batch) if self.angular_order else None
         if self.has_translations:
             loops = batch.cell_crystal.expand(2, -1)
@@ -383,6 +384,9 @@ class PRISM(SavedModel):
         for number, layer in enumerate(self.layers, start=1):
             last = number == len(self.layers)
             atoms, superatoms, edges = layer(atoms, superatoms, edges, batch, last, images, waves, counts, angles)
+            if number == 1 and self.update is not None:
+                of_edges = edges["atomistic"], vector, batch, self.atomistic_encoder
+                atoms, edges["atomistic"] = self.update(atoms, *of_edges)
             features[f"gc_{number}"] = {"node_feat": atoms.detach(), "superatom_feat": superatoms.detach()}
 
         outputs = self.head(self.dropout(atoms)).squeeze(-1).to(self.dtype) * self.std + self.mean
@@ -397,7 +401,8 @@ class PRISM(SavedModel):
     def _angles(self, vector: Tensor, batch: CrystalBatch) -> EdgeAngles:
         distance = vector.norm(dim=1)
         harmonics = real_harmonics(vector / distance.unsqueeze(1), self.angular_order)
-        radial = self.atomistic_encoder.rbf(distance) if self.has_radial_angles else None
+        encoder = cast("EdgeEncoder", self.atomistic_encoder)  # angles are CartNet's
+        radial = encoder.rbf(distance) if self.has_radial_angles else None
         return EdgeAngles.of(harmonics, batch.neighbors, batch.reverse, radial)
 
     @torch.no_grad()

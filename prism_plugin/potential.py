@@ -58,6 +58,7 @@ class PRISMPotential(PRISM):
         angular_order: largest degree of its Legendre polynomials, 1 to 3.
         repulsion: ``"zbl"`` for a pair energy between nuclei that are closer than their covalent radii
             (:class:`~prism_plugin.nn.repulsion.ZBLRepulsion`), as trainings have it; None without.
+        backbone: ``"cartnet"`` or ``"ecomformer"``; iComFormer's energy is neither smooth nor extensive.
 
     Raises:
         ValueError: if an option is unknown or a number is out of range.
@@ -99,6 +100,7 @@ class PRISMPotential(PRISM):
         angular: int = 0,
         angular_order: int = 3,
         repulsion: str | None = None,
+        backbone: str = "cartnet",
     ) -> None:
         given = locals()
         options = PotentialOptions(**{name: given[name] for name in described(PotentialOptions)})
@@ -112,7 +114,7 @@ class PRISMPotential(PRISM):
             similarity_cutoff,
             experts,
             atom_encoder,
-            rbf_scale="even",
+            rbf_scale="even" if backbone == "cartnet" else "cutoff",  # others have a basis of their own
             superatom_readout="mean",
             multiscale_aggregation="mean",
             readout="sum",
@@ -127,6 +129,7 @@ class PRISMPotential(PRISM):
             multiscale=multiscale,
             angular=angular,
             angular_order=angular_order,
+            backbone=backbone,
         )
         self.save_args(vars(options))  # in plain types, as a saved model holds them
         self.repulsion = None if repulsion is None else ZBLRepulsion(cutoff)

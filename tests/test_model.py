@@ -13,8 +13,8 @@ from ase.build import bulk
 from prism_plugin import PRISM, batch_graphs, build_graph
 from prism_plugin.config import EXPERTS
 from prism_plugin.graph.dgl_format import import_dgl
+from prism_plugin.nn.backbones.cartnet import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.nn.encoders import EdgeEncoder, SuperatomEncoder
-from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
 from prism_plugin.nn.feature_neighbors import similar_pairs
 from prism_plugin.pretrained import gives_energy
 from tests.conftest import crystal_zoo, small_model

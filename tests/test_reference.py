@@ -46,7 +46,14 @@ VARIANTS = [
         "angular_order": 2,
     },
     {**INVARIANT, "experts": EXPERTS, "similarity_cutoff": 3.0, "norm": None, "initial_norm": False},
+    {"experts": ("atomistic",), "neighbors": 5},
+    {"experts": ("atomistic",), "backbone": "ecomformer", "atom_encoder": "embedding", "neighbors": 5},
+    {"backbone": "ecomformer", "similarity_cutoff": 3.0, "norm": None},
+    {"experts": ("atomistic",), "backbone": "icomformer", "atom_encoder": "embedding", "neighbors": 5},
+    {"backbone": "icomformer", "similarity_cutoff": 3.0, "multiscale_aggregation": "mean"},
 ]
+# Of which iComFormer can say something.
+CRYSTALS = ("cesium chloride", "skewed", "one atom", "rocksalt", "low symmetry")
 
 
 def to_reference(atoms: Atoms) -> Crystal:
@@ -58,16 +65,25 @@ def to_reference(atoms: Atoms) -> Crystal:
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_model_equals_its_slow_twin(variant: dict, training: bool) -> None:
     model = small_model(**variant).train(training)
-    structures = [crystal_zoo()[name] for name in BATCH]
+    names = CRYSTALS if variant.get("backbone") == "icomformer" else BATCH
+    structures = [crystal_zoo()[name] for name in names]
     batch = batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in structures])
     twin = predict(model, [to_reference(atoms) for atoms in structures], training)
     torch.testing.assert_close(model(batch), twin, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("variant", [{"similarity_cutoff": 3.0}, ANGULAR], ids=str)
+OF_GRADIENTS = [
+    {"similarity_cutoff": 3.0},
+    ANGULAR,
+    *[{"backbone": name, "similarity_cutoff": 3.0} for name in ("icomformer", "ecomformer")],
+]
+
+
+@pytest.mark.parametrize("variant", OF_GRADIENTS, ids=str)
 def test_gradients_equal_those_of_the_slow_twin(variant: dict) -> None:
     model = small_model(**variant).train()
-    structures = [crystal_zoo()[name] for name in ("cesium chloride", "skewed", "wire")]
+    third = "low symmetry" if variant.get("backbone") == "icomformer" else "wire"
+    structures = [crystal_zoo()[name] for name in ("cesium chloride", "skewed", third)]
     batch = batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in structures])
     names, weights = zip(*model.named_parameters(), strict=True)
     ours = torch.autograd.grad(model(batch).square().sum(), weights, allow_unused=True)

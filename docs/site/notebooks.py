@@ -24,7 +24,7 @@ def executed(path: Path) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         how = {"resources": {"metadata": {"path": folder}}, "record_timing": False}
-        # Lines that a slow machine prints far apart arrive as streams of their own: merged, a run reads the same on all.
+        # Lines that a slow machine prints far apart arrive as streams of their own.
         NotebookClient(notebook, timeout=600, kernel_name="python3", coalesce_streams=True, **how).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":

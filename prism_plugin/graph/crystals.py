@@ -20,7 +20,8 @@ from prism_plugin.devices import send
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.batching import EDGES_PER_BATCH, crystal_of_rows, cut, pairs_of_one_element
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
-from prism_plugin.graph.lattice import reduced_bases, times_matrix
+from prism_plugin.graph.lattice import reduced_bases, shortest_axes, times_matrix
+from prism_plugin.graph.neighbors import nearest_edges
 from prism_plugin.graph.reciprocal import Waves, make_waves
 from prism_plugin.graph.reverse import NeighborTable, neighbor_table, reverse_edges
 
@@ -114,6 +115,30 @@ class CrystalBatch:
     def waves(self) -> Waves:
         """Plane waves for the cell expert in reciprocal space; counted on the host, the same in every layer."""
         return make_waves(self.lattice, self.pbc, self.sizes[:, 0]).to(self.lattice.device)
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """The shortest lattice vectors, see :func:`~prism_plugin.graph.lattice.shortest_axes`; found on the host.
+
+        Both empty if a crystal is not periodic in three directions.
+        """
+        if not bool(self.pbc.all()):
+            return self.lattice.new_zeros(0, 0, 3), self.lattice.new_zeros(0, 0, 3)
+        lattice, reduction = (tensor.detach().cpu().numpy() for tensor in (self.lattice, self.reduction))
+        index, weight = shortest_axes(lattice.astype(np.float64), reduction)
+        return send(index, self.lattice.device), send(weight, self.lattice.device)
+
+    def nearest(self, number: int) -> CrystalBatch:
+        """Return the crystals with the edges of each atom to its nearest neighbors alone.
+
+        Args:
+            number: of neighbors; all that are as far as the last one stay as well (within 0.001 Å).
+        """
+        kept = nearest_edges(self.edge_index[0], self.edge_vector.norm(dim=1), len(self.atomic_numbers), number)
+        index = self.edge_index[:, kept]
+        sizes = self.sizes.copy()
+        sizes[:, 1] = np.bincount(self.atom_crystal.index_select(0, index[0]).cpu().numpy(), minlength=len(self))
+        return replace(self, edge_index=index, edge_image=self.edge_image[kept], sizes=sizes)
 
     def moved(self, positions: Tensor, lattice: Tensor) -> CrystalBatch:
         """Return the same crystals with other positions and lattices, turned or a little strained: waves stay."""
@@ -234,6 +259,8 @@ def _with_counted(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
     for name in ("waves", "reverse", "neighbors"):
         if name in vars(before):
             vars(batch)[name] = getattr(before, name).to(batch.lattice.device)
+    if "axes" in vars(before):
+        vars(batch)["axes"] = tuple(send(tensor, batch.lattice.device) for tensor in before.axes)
     return batch
 
 

@@ -12,7 +12,12 @@ import torch
 from ase.geometry import minkowski_reduce
 from torch import Tensor
 
-__all__ = ["folded", "lattice_translations", "reduced_bases", "reduced_basis", "times_matrix"]
+__all__ = ["folded", "lattice_translations", "reduced_bases", "reduced_basis", "shortest_axes", "times_matrix"]
+
+# Lengths are equal if they differ by less than this share: coordinates in files and in float32 have fewer digits.
+_SAME = 1e-3
+# One of v and -v of the shortest candidates of a Minkowski-reduced basis.
+_CANDIDATES = np.array([(a, b, c) for a in (-1, 0, 1) for b in (-1, 0, 1) for c in (-1, 0, 1)][14:])
 
 
 def lattice_translations(lattice: np.ndarray, cutoff: float, pbc: np.ndarray) -> np.ndarray:
@@ -94,6 +99,44 @@ def reduced_bases(lattice: Tensor, pbc: Tensor) -> Tensor:
     """Apply :func:`reduced_basis` to several lattices, shapes ``(crystals, 3, 3)`` and ``(crystals, 3)``."""
     pairs = zip(lattice.detach().cpu().double().numpy(), pbc.cpu().numpy(), strict=True)
     return torch.stack([torch.from_numpy(reduced_basis(cell, flags)) for cell, flags in pairs]).to(lattice.device)
+
+
+def shortest_axes(lattice: np.ndarray, reduction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the three shortest lattice vectors that span the lattice, and all that could be taken in place of each.
+
+    The k-th length is the lattice's k-th successive minimum. The k-th vector can be any of this length (but for 0.1 %)
+    that does not lie in the span of all shorter ones: a cubic lattice has 3, 4 or 6 for each k, counted without signs.
+    None of this depends on the basis.
+
+    Args:
+        lattice: lattice vectors as rows in Å, shape ``(crystals, 3, 3)``.
+        reduction: matrices to their Minkowski-reduced bases, shape ``(crystals, 3, 3)``.
+
+    Returns:
+        Integer coefficients of the vectors, one of v and -v, shape ``(crystals, most, 3)``; and the weight of each as
+        the k-th one, 1 over their number, or 0, shape ``(crystals, most, 3)``. Rows that are not needed repeat others.
+
+    Example:
+        >>> index, weight = shortest_axes(4.0 * np.eye(3)[None], np.eye(3, dtype=int)[None])
+        >>> index[0].tolist(), weight[0, 0].round(2).tolist()
+        ([[0, 0, 1], [0, 1, 0], [1, 0, 0]], [0.33, 0.33, 0.33])
+    """
+    basis = reduction @ lattice
+    order = np.argsort(np.linalg.norm(basis, axis=2), axis=1, kind="stable")
+    reduction = np.take_along_axis(np.asarray(reduction), order[:, :, None], axis=1)
+    lengths = np.take_along_axis(np.linalg.norm(basis, axis=2), order, axis=1)
+    vectors = _CANDIDATES @ reduction  # (crystals, 13, 3)
+    candidate = np.linalg.norm(vectors @ lattice, axis=2)
+    weight = np.zeros((*candidate.shape, 3))
+    for k in range(3):
+        shorter = lengths < lengths[:, k : k + 1] * (1 - _SAME)  # basis vectors that span what v must not lie in
+        inside = ((_CANDIDATES[None] != 0) <= shorter[:, None]).all(axis=2)
+        equal = np.abs(candidate - lengths[:, k : k + 1]) <= _SAME * lengths[:, k : k + 1]
+        weight[:, :, k] = equal & ~inside
+    weight /= weight.sum(axis=1, keepdims=True)
+    needed = weight.any(axis=2)
+    first = np.argsort(~needed, axis=1, kind="stable")[:, : max(1, int(needed.sum(axis=1).max(initial=1)))]
+    return np.take_along_axis(vectors, first[:, :, None], axis=1), np.take_along_axis(weight, first[:, :, None], axis=1)
 
 
 def times_matrix(vectors: Tensor, matrices: Tensor, crystal: Tensor) -> Tensor:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from pymatgen.optimization.neighbors import find_points_in_spheres
+from torch import Tensor
 
 from prism_plugin.graph.lattice import reduced_basis
 
-__all__ = ["find_neighbors"]
+__all__ = ["find_neighbors", "nearest_edges"]
+
+# Neighbors that are farther by less than this, Å, are as far: float32 and the digits of files leave less open.
+_AS_FAR = 1e-3
 
 
 def find_neighbors(
@@ -39,3 +44,29 @@ def find_neighbors(
     itself = (receiver == sender) & ~image.any(axis=1)
     kept = ~itself & (distance <= cutoff)
     return np.stack([receiver[kept], sender[kept]]), image[kept]
+
+
+def nearest_edges(receiver: Tensor, distance: Tensor, atoms: int, number: int) -> Tensor:
+    """Find the edges to each atom's nearest neighbors, with all that are as far as the last of them.
+
+    Args:
+        receiver: of each edge, ascending, shape ``(edges,)``.
+        distance: Å, shape ``(edges,)``.
+        atoms: number of atoms.
+        number: of neighbors; an atom with fewer keeps them all.
+
+    Returns:
+        Which edges are kept, shape ``(edges,)``.
+
+    Example:
+        >>> nearest_edges(torch.tensor([0, 0, 0, 1]), torch.tensor([3.0, 2.0, 3.0, 5.0]), 2, 2).tolist()
+        [True, True, True, True]
+    """
+    order = torch.argsort(distance.detach(), stable=True)
+    order = order.index_select(0, torch.argsort(receiver.index_select(0, order), stable=True))
+    count = receiver.new_zeros(atoms).index_add(0, receiver, torch.ones_like(receiver))
+    last = (count.cumsum(0) - count + torch.minimum(count, torch.full_like(count, number)) - 1).clamp(min=0)
+    if not len(receiver):
+        return torch.zeros_like(receiver, dtype=torch.bool)
+    farthest = distance.detach().index_select(0, order.index_select(0, last))
+    return distance.detach() <= farthest.index_select(0, receiver) + _AS_FAR

@@ -170,7 +170,8 @@ class AtomEncoder(nn.Module):
         kind: ``"prism"`` for Eq. 4; ``"cartnet"`` for CartNet's own encoder: an embedding of width 2 dim with a bias,
             SiLU, Linear 2 dim -> dim, SiLU; ``"elements"`` for the same with properties of the element beside its
             embedding, h = MLP(Emb(Z) + b + W_f phi(Z)) with phi of :func:`~prism_plugin.nn.element_table
-            .element_features`. Our own: elements that training has hardly seen borrow from their neighbors.
+            .element_features`. Our own: elements that training has hardly seen borrow from their neighbors;
+            ``"embedding"`` for Emb(Z) alone, as ComFormer has it.
     """
 
     features: Tensor
@@ -181,6 +182,9 @@ class AtomEncoder(nn.Module):
         if kind == "prism":
             self.embedding = nn.Embedding(NUM_EMBEDDINGS, dim)
             self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim), nn.SiLU())
+        elif kind == "embedding":
+            self.embedding = nn.Embedding(NUM_EMBEDDINGS, dim)
+            self.mlp = nn.Sequential()
         else:
             self.embedding = nn.Embedding(NUM_EMBEDDINGS, 2 * dim)
             self.bias = nn.Parameter(torch.zeros(2 * dim))

@@ -7,115 +7,76 @@ multiscale expert) add to the features before the others read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from prism_plugin.config import ModelOptions
 from prism_plugin.graph.crystals import CrystalBatch
-from prism_plugin.nn.angular import AngularBlock, EdgeAngles
+from prism_plugin.nn.angular import EdgeAngles
 from prism_plugin.nn.autograd_mode import needs_gradient
-from prism_plugin.nn.encoders import EdgeEncoder, cosine_envelope, feature_envelope
-from prism_plugin.nn.experts import GatedMessagePassing, MultiscaleMessagePassing
+from prism_plugin.nn.backbones.backbone import Backbone, Edges, MessagePassing
+from prism_plugin.nn.encoders import cosine_envelope, feature_envelope
 from prism_plugin.nn.feature_neighbors import similar_blocks, similar_pairs
 from prism_plugin.nn.fusion import Fusion
 from prism_plugin.nn.minimum_image import ImageTable, blended_image, minimum_image
 from prism_plugin.nn.reciprocal import ReciprocalExpert, WaveGeometry
 from prism_plugin.nn.residual_multiscale import ResidualMultiscale
 
-__all__ = ["Edges", "PRISMLayer", "encode_edges"]
+__all__ = ["PRISMLayer", "encode_edges"]
 
 # Features of the similarity edges that are held at once where nothing is differentiated: 0.25 GB in float32.
 _NUMBERS_PER_BLOCK = 2**26
 
 
-@dataclass(frozen=True)
-class Edges:
-    """Edges on their way through the layers.
-
-    Attributes:
-        features: e, shape ``(edges, dim)``.
-        index: receiver and sender, shape ``(2, edges)``.
-        envelope: weights, shape ``(edges,)``, or None for 1.
-    """
-
-    features: Tensor
-    index: Tensor
-    envelope: Tensor | None
-
-
 def encode_edges(
-    encoder: EdgeEncoder, vector: Tensor, index: Tensor, cutoff: float, distance: Tensor | None = None
+    encoder: nn.Module, vector: Tensor, index: Tensor, cutoff: float | None, distance: Tensor | None = None
 ) -> Edges:
     """Encode edges by their vectors (Å, shape ``(edges, 3)``) and weigh them with the cosine envelope.
 
-    The distances are the vectors' lengths, unless others are given, Å, shape ``(edges,)``.
+    The distances are the vectors' lengths, unless others are given, Å, shape ``(edges,)``. Without a cutoff edges have
+    no envelope.
     """
     if distance is None:
         distance = vector.norm(dim=1)
-    return Edges(encoder(vector, distance), index, cosine_envelope(distance, cutoff))
+    return Edges(encoder(vector, distance), index, None if cutoff is None else cosine_envelope(distance, cutoff))
 
 
 class PRISMLayer(nn.Module):
     """The experts of one layer and their fusion.
 
     Args:
-        dim: width of the features.
-        experts: names of the experts.
-        similarity_encoder: encoder of this layer's similarity edges, where there is that expert.
-        similarity_cutoff: largest feature distance of a similarity edge.
-        similarity_envelope: ``"feature"``, ``"cosine"`` or None (decisions #3).
-        similarity_image: ``"nearest"`` or ``"blended"`` (decisions #58).
-        cutoff: radius of the atomistic edges, Å; the cosine envelope of similarity edges ends there.
-        multiscale_aggregation: ``"sum"`` or ``"mean"``.
-        fusion: ``"scalar"`` or ``"gated"``.
-        norm: ``"batch"`` or None.
-        cell: ``"translations"`` or ``"reciprocal"``.
-        multiscale: ``"fused"`` or ``"residual"``.
-        angular: block of this layer that gives the atomistic edges their angles, if there is one.
+        options: of the model.
+        backbone: gives the experts their parts.
     """
 
     experts: Mapping[str, Callable[..., tuple[Tensor, Tensor | None]]]
 
-    def __init__(
-        self,
-        dim: int,
-        experts: Sequence[str],
-        similarity_encoder: EdgeEncoder | None,
-        similarity_cutoff: float,
-        similarity_envelope: str | None,
-        similarity_image: str,
-        cutoff: float,
-        multiscale_aggregation: str,
-        fusion: str,
-        norm: str | None,
-        cell: str = "translations",
-        multiscale: str = "fused",
-        angular: AngularBlock | None = None,
-    ) -> None:
+    def __init__(self, options: ModelOptions, backbone: Backbone) -> None:
         super().__init__()
-        self.angular = angular
-        self.reciprocal = ReciprocalExpert(dim) if "cell" in experts and cell == "reciprocal" else None
-        self.residual = ResidualMultiscale(dim) if "multiscale" in experts and multiscale == "residual" else None
+        dim, experts = options.dim, list(options.experts)
+        # In the order in which weights were drawn before there were other backbones: a seed gives the same model.
+        similarity_encoder = backbone.edge_encoder(options.cutoff) if "similarity" in experts else None
+        self.angular = backbone.angular()
+        self.reciprocal = ReciprocalExpert(dim) if "cell" in experts and options.cell == "reciprocal" else None
+        starts_at_zero = "multiscale" in experts and options.multiscale == "residual"
+        self.residual = ResidualMultiscale(dim) if starts_at_zero else None
         sequential = {"cell": self.reciprocal, "multiscale": self.residual}
         experts = [name for name in experts if sequential.get(name) is None]
-        self.similarity_image = similarity_image
-        self.similarity_cutoff = similarity_cutoff
-        self.similarity_envelope = similarity_envelope
-        self.cutoff = cutoff
+        self.similarity_image = options.similarity_image
+        self.similarity_cutoff = options.similarity_cutoff
+        self.similarity_envelope = options.similarity_envelope
+        self.cutoff = options.cutoff
         self.experts = nn.ModuleDict(  # type: ignore[assignment]  # typed by what it holds
-            {
-                name: MultiscaleMessagePassing(dim, multiscale_aggregation, norm)
-                if name == "multiscale"
-                else GatedMessagePassing(dim, norm)
-                for name in experts
-            }
+            {name: backbone.multiscale() if name == "multiscale" else backbone.message_passing() for name in experts}
         )
         self.similarity_encoder = similarity_encoder
-        self.atom_fusion = Fusion([e for e in ("atomistic", "similarity", "multiscale") if e in experts], dim, fusion)
-        self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, fusion)
+        of_atoms = [e for e in ("atomistic", "similarity", "multiscale") if e in experts]
+        self.atom_fusion = Fusion(of_atoms, dim, options.fusion)
+        self.superatom_fusion = Fusion([e for e in ("cell", "multiscale") if e in experts], dim, options.fusion)
 
     def forward(
         self,
@@ -158,20 +119,17 @@ class PRISMLayer(nn.Module):
                 if answer is not None:
                     of_superatoms[name] = answer
             elif name == "similarity":
-                of_atoms[name] = self._similarity(cast("GatedMessagePassing", expert), atoms, batch, images)
+                of_atoms[name] = self._similarity(cast("MessagePassing", expert), atoms, batch, images)
             elif name == "atomistic" or not last:
                 nodes, answers = (atoms, of_atoms) if name == "atomistic" else (superatoms, of_superatoms)
-                given = edges[name]
+                given, block = edges[name], cast("MessagePassing", expert)
+                joins = None
+                told = given.features
                 if name == "atomistic" and self.angular is not None:
-                    block = cast("GatedMessagePassing", expert)
-                    told, joins = self.angular(atoms, given.features, given.index, given.envelope, angles)
-                    messages = block.messages(atoms, told, given.index, given.envelope, update_edges=not last)
-                    total, features = messages.total, messages.edges
-                    answers[name] = block.update(atoms, total if joins is None else total + joins)
-                else:
-                    answers[name], features = expert(
-                        nodes, given.features, given.index, given.envelope, update_edges=not last
-                    )
+                    told, joins = self.angular(atoms, told, given.index, given.envelope, angles)
+                messages = block.messages(nodes, told, given.index, given.envelope, update_edges=not last)
+                total, features = messages.total, messages.edges
+                answers[name] = block.update(nodes, total if joins is None else total + joins)
                 if features is not None:
                     updated[name] = replace(given, features=features)
         if of_atoms:
@@ -181,7 +139,7 @@ class PRISMLayer(nn.Module):
         return atoms, superatoms, updated
 
     def _similarity(
-        self, expert: GatedMessagePassing, atoms: Tensor, batch: CrystalBatch, images: ImageTable | None
+        self, expert: MessagePassing, atoms: Tensor, batch: CrystalBatch, images: ImageTable | None
     ) -> Tensor:
         """Pass messages along similarity edges: all at once if autograd or BatchNorm must see them, else in blocks."""
         given = atoms, batch.positions, batch.lattice
@@ -207,7 +165,7 @@ class PRISMLayer(nn.Module):
         displacement = batch.positions.index_select(0, sender) - batch.positions.index_select(0, receiver)
         crystal = batch.atom_crystal.index_select(0, receiver)
         geometry = batch.lattice, batch.reduction, images
-        encoder = cast("EdgeEncoder", self.similarity_encoder)
+        encoder = cast("nn.Module", self.similarity_encoder)
         if self.similarity_image == "blended":
             direction, distance = blended_image(displacement, crystal, *geometry)
             vector = direction * distance.unsqueeze(1)

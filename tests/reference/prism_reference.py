@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 from torch import Tensor, nn
 
 from tests.reference import accuracy_reference as ours
+from tests.reference import comformer_reference as comformer
 
 
 @dataclass
@@ -199,6 +200,9 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
     """Predictions of the crystals as one batch, shape ``(crystals,)``, differentiable in the weights."""
     a = model.arguments
     experts, cutoff, cell_cutoff, threshold = a["experts"], a["cutoff"], a["cell_cutoff"], a["similarity_cutoff"]
+    cartnet = a["backbone"] == "cartnet"
+    pass_messages = gated if cartnet else comformer.convolution
+    pass_between_scales = multiscale if cartnet else comformer.multiscale
 
     def encode(encoder: nn.Module, vector: np.ndarray, radius: float) -> Tensor:
         d = np.linalg.norm(vector)  # Eq. 5-6
@@ -206,6 +210,8 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
 
     def encode_parts(encoder: nn.Module, direction: np.ndarray, d: float, radius: float) -> Tensor:
         parts = torch.tensor(direction), torch.tensor(d, dtype=torch.float64)
+        if not cartnet:
+            return comformer.encode(encoder, parts[1], a["num_rbf"])
         return edge_encoder(encoder, *parts, radius, a["num_rbf"], a["rbf_scale"])
 
     crystal_of = [c for c, crystal in enumerate(crystals) for _ in crystal.numbers]
@@ -219,6 +225,9 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
             h.append(ours.element_encoder(model.atom_encoder, n))
             continue
         x = model.atom_encoder.embedding.weight[n]
+        if a["atom_encoder"] == "embedding":
+            h.append(x)
+            continue
         if a["atom_encoder"] == "cartnet":
             x = silu(x + model.atom_encoder.bias)
             linears = [model.atom_encoder.mlp[1]]
@@ -240,9 +249,12 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
     edges, loops, vectors = [], [], []
     if "atomistic" in experts:
         for c, crystal in enumerate(crystals):
-            for i, j, vector in atomistic_edges(crystal, cutoff):
+            found = atomistic_edges(crystal, cutoff)
+            for i, j, vector in comformer.nearest(found, a["neighbors"]) if a["neighbors"] else found:
                 e = encode(model.atomistic_encoder, vector, cutoff)
-                edges.append((starts[c] + i, starts[c] + j, e, envelope(length(torch.tensor(vector)), cutoff)))
+                weight = envelope(length(torch.tensor(vector)), cutoff)
+                weight = torch.ones_like(weight) if a["neighbors"] else weight
+                edges.append((starts[c] + i, starts[c] + j, e, weight))
                 vectors.append(torch.tensor(vector))
     if translations:
         for c, crystal in enumerate(crystals):
@@ -254,7 +266,7 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
             features = batchnorm(model.initial_norms[name], [e for _, _, e, _ in some], training) if some else []
             some[:] = [(i, j, e, weight) for (i, j, _, weight), e in zip(some, features, strict=True)]
 
-    for layer in model.layers:
+    for number, layer in enumerate(model.layers):
         of_atoms, of_superatoms = {}, {}
         for c, crystal in enumerate(crystals):
             part = slice(starts[c], starts[c + 1])
@@ -269,7 +281,7 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
                 rho = [radial(length(vector), cutoff, a["num_rbf"], a["rbf_scale"]) for vector in vectors]
                 told, joins = ours.angular(layer.angular, h, edges, vectors, rho, training)
                 edges = [(i, j, e, weight) for (i, j, _, weight), e in zip(edges, told, strict=True)]
-            of_atoms["atomistic"], gates = gated(layer.experts["atomistic"], h, edges, training, joins)
+            of_atoms["atomistic"], gates = pass_messages(layer.experts["atomistic"], h, edges, training, joins)
             edges = [(i, j, e + gate, weight) for (i, j, e, weight), gate in zip(edges, gates, strict=True)]
         if "similarity" in experts:
             similar = []
@@ -290,13 +302,14 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
                     None: torch.tensor(1.0),
                 }[a["similarity_envelope"]]
                 similar.append((i, j, features, weight))
-            of_atoms["similarity"], _ = gated(layer.experts["similarity"], h, similar, training)
+            of_atoms["similarity"], _ = pass_messages(layer.experts["similarity"], h, similar, training)
         if "multiscale" in experts and not residual:
             mean = a["multiscale_aggregation"] == "mean"
             block = layer.experts["multiscale"]
-            of_atoms["multiscale"], of_superatoms["multiscale"] = multiscale(block, h, s, crystal_of, mean, training)
+            given = block, h, s, crystal_of, mean, training
+            of_atoms["multiscale"], of_superatoms["multiscale"] = pass_between_scales(*given)
         if translations:
-            of_superatoms["cell"], gates = gated(layer.experts["cell"], s, loops, training)
+            of_superatoms["cell"], gates = pass_messages(layer.experts["cell"], s, loops, training)
             loops = [(i, j, e + gate, weight) for (i, j, e, weight), gate in zip(loops, gates, strict=True)]
         if of_atoms:
             names = [name for name in ("atomistic", "similarity", "multiscale") if name in of_atoms]
@@ -304,6 +317,12 @@ def predict(model: nn.Module, crystals: list[Crystal], training: bool = False) -
         if of_superatoms:
             names = [name for name in ("cell", "multiscale") if name in of_superatoms]
             s = fuse(layer.superatom_fusion, a["fusion"], of_superatoms, names)
+        if number == 0 and "atomistic" in experts and len(model.layers) > 1:
+            if a["backbone"] == "icomformer":
+                given = edges, vectors, crystals, crystal_of, a["num_rbf"], training
+                edges = comformer.lattice_update(model.update, model.atomistic_encoder, *given)
+            if a["backbone"] == "ecomformer":
+                h = comformer.equivariant_update(model.update, h, edges, vectors, not a["neighbors"], training)
 
     linear1, _, linear2 = model.head
     outputs = []

@@ -1,4 +1,4 @@
-"""The message-passing blocks of the four experts (PRISM Eq. 9-14).
+"""CartNet as a backbone, the paper's choice (PRISM Eq. 7-14; Solé et al., Digital Discovery 2025).
 
 Three experts (atomistic, cell, similarity) are one gated block on three kinds of edges; the multiscale expert has no
 geometry. No weights are shared.
@@ -6,16 +6,55 @@ geometry. No weights are shared.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prism_plugin.config import ModelOptions
+from prism_plugin.nn.angular import AngularBlock
 from prism_plugin.nn.autograd_mode import as_weight
+from prism_plugin.nn.encoders import EdgeEncoder
 from prism_plugin.nn.gated_conv import Answer, GatedTensors, Settings, gated_messages
 from prism_plugin.nn.linear import linear
 from prism_plugin.nn.norm import FeatureNorm, _norm
 
-__all__ = ["GatedMessagePassing", "MultiscaleMessagePassing"]
+__all__ = ["CartNet", "GatedMessagePassing", "MultiscaleMessagePassing"]
+
+
+@dataclass(frozen=True)
+class CartNet:
+    """What CartNet gives to the experts; a :class:`~prism_plugin.nn.backbones.backbone.Backbone`.
+
+    Attributes:
+        options: of the model.
+    """
+
+    options: ModelOptions
+
+    def edge_encoder(self, cutoff: float) -> EdgeEncoder:
+        """Encoder of edges up to a cutoff, Å."""
+        options = self.options
+        return EdgeEncoder(options.dim, cutoff, options.num_rbf, options.rbf_scale, options.directions)
+
+    def message_passing(self) -> GatedMessagePassing:
+        """Messages along a family of edges."""
+        return GatedMessagePassing(self.options.dim, self.options.norm)
+
+    def multiscale(self) -> MultiscaleMessagePassing:
+        """Messages between atoms and superatom."""
+        return MultiscaleMessagePassing(self.options.dim, self.options.multiscale_aggregation, self.options.norm)
+
+    def angular(self) -> AngularBlock | None:
+        """Angles between the atomistic edges, where the model has them."""
+        options = self.options
+        if not options.angular:
+            return None
+        return AngularBlock(options.dim, options.angular, options.angular_order, options.num_rbf, options.norm)
+
+    def update(self) -> None:
+        """CartNet has nothing between its layers."""
 
 
 class GatedMessagePassing(nn.Module):
@@ -40,24 +79,6 @@ class GatedMessagePassing(nn.Module):
         self.gate_norm = _norm(norm, dim)
         self.norm = _norm(norm, dim)
 
-    def forward(
-        self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Pass messages once.
-
-        Args:
-            nodes: h, shape ``(nodes, dim)``.
-            edges: e, shape ``(edges, dim)``.
-            index: receiver and sender of each edge, shape ``(2, edges)``.
-            envelope: weight of each edge, shape ``(edges,)``, or None for 1.
-            update_edges: whether the next layer needs e'.
-
-        Returns:
-            h' of shape ``(nodes, dim)`` and e' of shape ``(edges, dim)`` or None.
-        """
-        answer = self.messages(nodes, edges, index, envelope, update_edges)
-        return self.update(nodes, answer.total), answer.edges
-
     @property
     def sees_all_edges(self) -> bool:
         """Whether the answer at a node depends on edges that end elsewhere: on the statistics of all."""
@@ -70,10 +91,7 @@ class GatedMessagePassing(nn.Module):
     def messages(
         self, nodes: Tensor, edges: Tensor, index: Tensor, envelope: Tensor | None, update_edges: bool
     ) -> Answer:
-        """Sum the messages along edges, arguments as above; a part of the edges gives its part of the sum.
-
-        A part that is not all is answered only if not ``sees_all_edges``.
-        """
+        """Sum gated messages, see :meth:`~prism_plugin.nn.backbones.backbone.MessagePassing.messages`."""
         of_receiver, of_edge, of_sender = as_weight(self.project.weight).split(self.dim, dim=1)
         norm: nn.Module = self.gate_norm
         gate_weight: Tensor = self.gate.weight
@@ -137,19 +155,29 @@ class MultiscaleMessagePassing(nn.Module):
             Updated atoms, and updated superatoms or None.
         """
         of_receiver, of_sender = self.project.weight.split(self.dim, dim=1)
+        from_atoms, from_superatoms = self.read(atoms), self.read(superatoms)
 
         def messages(receivers: Tensor, senders: Tensor) -> Tensor:
             return self.message(functional.silu(receivers + senders + self.project.bias))
 
-        sent = functional.linear(superatoms, of_sender).index_select(0, atom_crystal)
-        updated_atoms = atoms + functional.silu(self.atom_norm(messages(functional.linear(atoms, of_receiver), sent)))
+        sent = functional.linear(from_superatoms, of_sender).index_select(0, atom_crystal)
+        message = messages(functional.linear(from_atoms, of_receiver), sent)
+        updated_atoms = self.update(atoms, message, self.atom_norm)
         if not update_superatoms:
             return updated_atoms, None
-        received = functional.linear(superatoms, of_receiver).index_select(0, atom_crystal)
-        message = messages(received, functional.linear(atoms, of_sender))
+        received = functional.linear(from_superatoms, of_receiver).index_select(0, atom_crystal)
+        message = messages(received, functional.linear(from_atoms, of_sender))
         total = torch.zeros_like(superatoms).index_add(0, atom_crystal, message.to(superatoms.dtype))
         if self.aggregation == "mean":
             ones = total.new_ones(len(atom_crystal))
             counts = total.new_zeros(len(superatoms)).index_add(0, atom_crystal, ones)
             total = total / counts.unsqueeze(-1)
-        return updated_atoms, superatoms + functional.silu(self.superatom_norm(total))
+        return updated_atoms, self.update(superatoms, total, self.superatom_norm)
+
+    def read(self, nodes: Tensor) -> Tensor:
+        """Features of nodes that their messages are made of, ``(nodes, dim)``."""
+        return nodes
+
+    def update(self, nodes: Tensor, total: Tensor, norm: nn.Module) -> Tensor:
+        """Nodes and what they received, ``(nodes, dim)`` each -> h'."""
+        return nodes + functional.silu(norm(total))
