@@ -37,6 +37,9 @@ class TrainingSettings:
     )
     lr: Positive | None = option("learning rate", default=None, shown="the optimizer's own")
     options: Table = option("options of the optimizer", factory=dict)
+    schedule: Literal["onecycle"] | None = option(
+        "of the rate of an optimizer given by its class: a short rise, then down to 0", default=None, shown="none"
+    )
     epochs: _AtLeast1 = option("passes over the training crystals", default=500)
     batch_size: _AtLeast1 = option("crystals per update, all devices together", default=64)
     rotate: Flag = option("turn training crystals at random (SO(3) augmentation)", default=True)
@@ -82,6 +85,10 @@ class TrainingSettings:
             raise PrismError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
         if self.optimizer in OPTIMIZER_OPTIONS:
             optimizer_options(self.optimizer, self.all_options())
+            if self.schedule is not None:
+                raise PrismError(
+                    f"schedule is for an optimizer given by its class; {self.optimizer!r} has its own, or needs none"
+                )
         elif "." not in self.optimizer:
             raise PrismError(
                 f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(sorted(OPTIMIZER_OPTIONS))}, or the "
@@ -103,7 +110,9 @@ class TrainingSettings:
     @property
     def has_schedule(self) -> bool:
         """Whether the learning rate follows a schedule over the epochs."""
-        return self.optimizer in OPTIMIZER_OPTIONS and OPTIMIZER_OPTIONS[self.optimizer][1]
+        if self.optimizer in OPTIMIZER_OPTIONS:
+            return OPTIMIZER_OPTIONS[self.optimizer][1]
+        return self.schedule is not None
 
     def all_options(self) -> dict[str, Any]:
         """Return the optimizer's options with the learning rate, if one is set."""

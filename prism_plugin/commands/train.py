@@ -20,6 +20,7 @@ _HOW = (
     "optimizer",
     "lr",
     "options",
+    "schedule",
     "model",
     "weights",
     "huber",

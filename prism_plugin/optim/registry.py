@@ -93,17 +93,24 @@ OPTIMIZERS: dict[str, Callable[..., _Made]] = {
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[Parameter], steps: int = 1, options: Mapping[str, Any] | None = None
+    name: str,
+    parameters: Iterable[Parameter],
+    steps: int = 1,
+    options: Mapping[str, Any] | None = None,
+    schedule: str | None = None,
 ) -> _Made:
     """Make an optimizer of the table, and its schedule if it has one (step it per update).
 
     Args:
         name: a key of :data:`OPTIMIZERS`, or the path of a class (``"pytorch_optimizer.SOAP"``), which gets its own
-            arguments and no schedule.
+            arguments, and its parameters in two groups: matrices, with ``use_muon=True``, as optimizers of
+            pytorch_optimizer that treat both differently want them, and the rest.
         parameters: what it moves.
         steps: number of updates of the whole training.
         options: by name, such as ``lr`` (:data:`prism_plugin.config.OPTIMIZER_OPTIONS`); the defaults where one is
             missing.
+        schedule: ``"onecycle"`` for a class: its rate then rises and falls as those of the table do that have a
+            schedule; None: it stays.
 
     Raises:
         ValueError: if the name or an option is unknown, or a value is absurd.
@@ -113,10 +120,13 @@ def make_optimizer(
         return OPTIMIZERS[name](list(parameters), steps, optimizer_options(name, options))
     found = _imported(name)
     _check_arguments(name, found, options)
+    given = list(parameters)
+    groups = [(True, [one for one in given if one.ndim == 2]), (False, [one for one in given if one.ndim != 2])]
     try:
-        return found(list(parameters), **options), None
-    except (TypeError, RuntimeError, ValueError) as error:
+        made = found([{"params": some, "use_muon": matrices} for matrices, some in groups if some], **options)
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         raise PrismError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
+    return (made, None) if schedule is None else _one_cycle(made, made.param_groups[0]["lr"], steps)
 
 
 def _imported(name: str) -> type[Optimizer]:

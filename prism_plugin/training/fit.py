@@ -293,15 +293,17 @@ def check_runnable(settings: TrainingSettings) -> torch.device:
     if not settings.target:
         raise PrismError("the settings have no target: say what to predict")
     device = find_device(settings.device)
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    optimizer, _ = make_optimizer(settings.optimizer, [weight], options=settings.all_options())
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
+    options = settings.all_options()
+    optimizer, _ = make_optimizer(settings.optimizer, weights, options=options, schedule=settings.schedule)
     if settings.optimizer in OPTIMIZER_OPTIONS:
         return device
-    weight.grad = torch.ones_like(weight)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
     if hasattr(optimizer, "train"):
         optimizer.train()
     try:
-        optimizer.step(lambda: float(weight.detach().sum()))
+        optimizer.step(lambda: float(weights[0].detach().sum()))
     except (RuntimeError, TypeError, ValueError) as error:
         raise PrismError(f"the optimizer {settings.optimizer!r} cannot train here: {error}") from error
     return device
@@ -331,10 +333,11 @@ def _module(
 ) -> PropertyTraining:
     loss = task.loss(settings, dataset)
     how = (settings.optimizer, settings.all_options(), settings.rotate, settings.seed)
+    rest: dict[str, Any] = {"loss": loss, "fixed_norms": fixed_norms, "schedule": settings.schedule}
     if fixed_norms or model.arguments.get("norm", None) is None:  # a potential has no such argument
-        return PropertyTraining(model, *how, loss=loss, fixed_norms=fixed_norms)
+        return PropertyTraining(model, *how, **rest)
     loader = make_loader(dataset, settings.batch_size, shuffle_seed=settings.seed + 1)
-    return PropertyTraining(model, *how, loader, settings.batchnorm_batches, loss)
+    return PropertyTraining(model, *how, loader, settings.batchnorm_batches, **rest)
 
 
 def _launched(settings: TrainingSettings) -> bool:

@@ -109,7 +109,9 @@ class Job:
         for layer in (config, given):
             optimizer = layer.get("optimizer", values.get("optimizer"))
             if optimizer != values.get("optimizer"):  # the options of another optimizer mean nothing to it
-                values = {name: value for name, value in values.items() if name not in ("lr", "options", "clip")}
+                values = {
+                    name: value for name, value in values.items() if name not in ("lr", "options", "schedule", "clip")
+                }
             tables = {name: {**values.get(name, {}), **layer[name]} for name in TABLES if name in layer}
             values = {**values, **layer, **tables}
         known = DATASETS.get(values.get("data", ""))

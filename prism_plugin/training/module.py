@@ -50,6 +50,7 @@ class PropertyTraining(L.LightningModule):
         batchnorm_batches: how many of them; None takes all.
         loss: of each crystal; None takes L1 on the target, of a model of two classes the cross-entropy.
         fixed_norms: whether the statistics of BatchNorm stay those of an initial model.
+        schedule: of the rate of an optimizer given by its class: ``"onecycle"`` or None.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PropertyTraining(L.LightningModule):
         batchnorm_batches: int | None = None,
         loss: Loss | None = None,
         fixed_norms: bool = False,
+        schedule: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -70,6 +72,7 @@ class PropertyTraining(L.LightningModule):
         self.metric = self.loss.metric
         self.optimizer_name = optimizer
         self.options = dict(options or {})
+        self.schedule = schedule
         self.fixed_norms = fixed_norms
         self.rotate = rotate
         self.seed = seed
@@ -97,6 +100,7 @@ class PropertyTraining(L.LightningModule):
             self.model.parameters(),
             int(self.trainer.estimated_stepping_batches),
             self.options,
+            self.schedule,
         )
         if scheduler is None:
             return {"optimizer": optimizer}
