@@ -77,6 +77,22 @@ _SHIPPED: dict[str, Any] = {
 }
 _JDFT2D: dict[str, Any] = {"betas": (0.95, 0.999), "weight_decay": 1e-6, "epochs": 5000, "dropout": 0.5}
 
+_JARVIS = ("formation_energy", "band_gap_opt", "total_energy", "band_gap_mbj", "e_hull")
+# The other two backbones of the supplement, alone (docs/backbones.md); PRISM's experts beside: --set experts=...
+_COMFORMER: dict[str, Any] = {
+    "dim": 256,
+    "num_rbf": 256,
+    "cutoff": 8.0,
+    "neighbors": 25,
+    "experts": ("atomistic",),
+    "atom_encoder": "embedding",
+    "similarity_cutoff": 1.0,
+}
+_BACKBONES = {
+    name: MappingProxyType({**_COMFORMER, "backbone": name, "num_layers": layers})
+    for name, layers in (("icomformer", 4), ("ecomformer", 3))
+}
+
 presets: Mapping[str, Preset] = MappingProxyType(
     {
         # Table 2
@@ -96,6 +112,11 @@ presets: Mapping[str, Preset] = MappingProxyType(
         # Not of the paper: the models that ship.
         "mp2018/formation_energy": Preset("mp2018", "formation_energy", **_SHIPPED),
         "mp2018/band_gap": Preset("mp2018", "band_gap", **{**_SHIPPED, "epochs": 16}),
+        **{
+            f"{name}/{target}": Preset("jarvis", target, _ADAM, rotate=False, model=model)
+            for name, model in _BACKBONES.items()
+            for target in _JARVIS
+        },
     }
 )
 

@@ -22,6 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from prism_plugin import PRISM, CrystalBatch, PRISMCalculator, PRISMPotential, load
 from prism_plugin.calculators.torch_sim import TorchSimPRISM
+from prism_plugin.config import EXPERTS
 from prism_plugin.data import make_datasets, split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.forces import energies_with_gradients
@@ -54,6 +55,7 @@ MODELS: dict[str, Callable[[], PRISM]] = {
     "paper without similarity": lambda: PRISM(dim=8, num_layers=2, experts=("atomistic", "cell", "multiscale")),
     "paper": lambda: PRISM(dim=8, num_layers=2, similarity_cutoff=2.0),
     "invariant": lambda: PRISM(dim=8, num_layers=2, num_rbf=8, cutoff=4.0, **ANGULAR),
+    "ecomformer": lambda: PRISM(dim=8, num_layers=2, num_rbf=8, backbone="ecomformer", experts=EXPERTS[:3]),
 }
 # Similarity edges are as many as the features say, which the host must ask for, twice in each of the two layers; and
 # there are small constants, which are copied.
@@ -140,6 +142,24 @@ def test_a_training_step_in_half_precision(name: str, little: int, monkeypatch: 
     assert device.autocast.shortened > 10
     for one, other in zip(there, here, strict=True):  # both are rounded to 8 bits, not at the same places
         assert (back(one) - other).abs().max() <= 0.1 * other.abs().max() + 1e-3
+
+
+@pytest.mark.parametrize("backbone", ["icomformer", "ecomformer"])
+def test_backbones_wait_for_the_lattice_and_for_the_nearest_neighbors(backbone: str) -> None:
+    def make() -> PRISM:
+        arguments = {"experts": ("atomistic",), "backbone": backbone, "neighbors": 8}
+        return PRISM(dim=8, num_layers=2, num_rbf=8, cutoff=5.0, **arguments)
+
+    def work(model: PRISM) -> list[torch.Tensor]:
+        structures = [(str(number), read_structure(atoms)) for number, atoms in enumerate(CRYSTALS)]
+        batch = graph_store(structures, *model.cutoffs, progress=False).to(model.device).batch([0, 1, 2])
+        model.train()(batch).sum().backward()
+        return [one.grad for one in model.parameters() if one.grad is not None]
+
+    here, there, device = on_both(work, make)
+    assert_same(there, here)
+    # Which edges stay, twice; of which crystals these are; whether all are periodic; lattices and their reductions.
+    assert device.waits.total() == {"icomformer": 6, "ecomformer": 3}[backbone]
 
 
 @pytest.fixture
