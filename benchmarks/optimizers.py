@@ -54,8 +54,6 @@ LIBRARIES: dict[str, tuple[float, ...]] = {
     "pytorch_optimizer.SOAP": (2e-3, 4e-3, 8e-3),
     "pytorch_optimizer.AdaMuon": (2e-3, 4e-3, 8e-3),
     "pytorch_optimizer.NorMuon": (4e-3, 8e-3, 1.6e-2),
-    "pytorch_optimizer.SCION": (4e-3, 8e-3, 1.6e-2),
-    "pytorch_optimizer.Conda": (2e-3, 4e-3, 8e-3),
     "pytorch_optimizer.MARS": (2e-3, 4e-3, 8e-3),
     "pytorch_optimizer.AdEMAMix": (2e-3, 4e-3, 8e-3),
     "pytorch_optimizer.Lion": (3e-4, 6e-4, 1.2e-3),

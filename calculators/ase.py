@@ -319,6 +319,9 @@ class PRISMCalculator(Calculator):
     def _answer(self, structures: Sequence[Any], places: Sequence[str], progress: bool | None) -> list[_Results]:
         """Answer structures; errors begin with their places, and come before the work (but for atoms too close)."""
         read = [_at(place, read_structure, one) for place, one in zip(places, structures, strict=True)]
+        for place, one in zip(places, read, strict=True):
+            for model in self.models:
+                _at(place, lambda structure, of=model: of.check_crystal((), structure.pbc), one)
         knows = [self._knows(place, one.numbers) for place, one in zip(places, read, strict=True)]
         known = [(place, one) for place, one, is_known in zip(places, read, knows, strict=True) if is_known]
         if len(known) < len(structures):

@@ -114,7 +114,7 @@ class TorchSimPRISM(ModelInterface):
             try:
                 one = read_structure(Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc))
                 made.append(one if self._search else build_graph(one, *self.prism.cutoffs))
-                self.prism.check_elements(one.numbers)
+                self.prism.check_crystal(one.numbers, one.pbc)
             except ValueError as error:
                 raise PrismError(f"system {index}: {error}") from error
         if self._search:

@@ -147,6 +147,10 @@ class ModelOptions:
             raise PrismError("minimum is for a regression; a probability has its bounds")
         if self.angular and "atomistic" not in self.experts:
             raise PrismError("angular is of the atomistic edges: it needs the atomistic expert")
+        if self.neighbors and "atomistic" not in self.experts:
+            raise PrismError("neighbors is of the atomistic edges: it needs the atomistic expert")
+        if self.neighbors and self.angular:
+            raise PrismError("angular weighs edges by their envelope, which neighbors takes away: choose one of them")
         if self.backbone != "cartnet":
             own = {"rbf_scale": "cutoff", "directions": True, "angular": 0}
             if given := [name for name, default in own.items() if getattr(self, name) != default]:

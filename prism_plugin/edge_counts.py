@@ -57,16 +57,14 @@ def count_edges(
     rows = []
     for atoms in tqdm(structures, desc="edges", unit="crystal", disable=not progress):
         graph = build_graph(atoms, *counted)
-        row = [len(graph), graph.edge_index.shape[1], len(graph.cell_image), 2 * len(graph)]
+        crystal = graph.crystals.nearest(model.neighbors) if model.neighbors else graph.crystals
+        row = [len(graph), crystal.edge_index.shape[1], len(graph.cell_image), 2 * len(graph)]
         if has_similarity:
             model.predict_graphs([graph if counted == own else build_graph(atoms, *own)])
             for entry in ("embedding", *(f"gc_{number}" for number in range(1, layers))):
                 features = model.feature_dict[entry]["node_feat"]
-                crystal, size = (
-                    torch.zeros(len(graph), dtype=torch.long, device=features.device),
-                    np.array([len(graph)]),
-                )
-                row.append(similar_pairs(features, crystal, size, model.similarity_cutoff)[0].shape[1])
+                alone, size = features.new_zeros(len(graph), dtype=torch.long), np.array([len(graph)])
+                row.append(similar_pairs(features, alone, size, model.similarity_cutoff)[0].shape[1])
         rows.append(row)
     if not rows:
         raise PrismError("there is no structure to count the edges of")

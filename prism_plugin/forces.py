@@ -1,9 +1,9 @@
 """Energies of a batch with their gradients: forces and stresses by automatic differentiation.
 
 The graph is fixed while the gradients are taken. Where edges come and go (an atom at a cutoff, two atoms at the
-feature distance of a similarity edge) the default envelopes are zero, so that the energy is continuous. One jump is
-left, unless the model has ``similarity_image="blended"``: a similarity edge turns to another image where that becomes
-the nearest.
+feature distance of a similarity edge) the default envelopes are zero, so that the energy is continuous. Jumps are left,
+of models that are no potentials: a similarity edge turns to another image where that becomes the nearest, unless
+``similarity_image="blended"``; with ``neighbors`` edges have no envelope; iComFormer's lattice vectors change places.
 """
 
 from __future__ import annotations
@@ -73,9 +73,15 @@ def learned_forces(model: PRISM) -> bool:
 def warn_of_forces(model: PRISM) -> None:
     """Warn of the forces of a model that was not trained on them."""
     if not learned_forces(model):
+        jumps = ""
+        if model.neighbors:
+            jumps = ", and that jumps where a neighbor comes nearer than the last one"
+        elif model.needs_lattice:
+            jumps = ", and that jumps where another lattice vector becomes the shortest"
         warn(
             f"forces and stress of this model ({model.target}) are gradients of an energy that was not trained on "
-            f"forces: a relaxation or dynamics with them ends far from where it should. Take a potential {POTENTIALS}"
+            f"forces{jumps}: a relaxation or dynamics with them ends far from where it should. Take a potential "
+            f"{POTENTIALS}"
         )
 
 

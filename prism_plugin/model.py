@@ -29,6 +29,7 @@ from prism_plugin.nn.attention import AtomAttention
 from prism_plugin.nn.backbones import BACKBONES
 from prism_plugin.nn.backbones.backbone import Edges
 from prism_plugin.nn.backbones.cartnet import GatedMessagePassing
+from prism_plugin.nn.backbones.icomformer import LatticeUpdate
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.layer import PRISMLayer, encode_edges
 from prism_plugin.nn.minimum_image import image_table
@@ -52,9 +53,10 @@ class PRISM(SavedModel):
         cell_cutoff: radius of the cell edges, Å.
         similarity_cutoff: largest distance ||h_i - h_j|| of a similarity edge.
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
-        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"``, or ``"elements"``: with properties of the elements, see
-            :class:`~prism_plugin.nn.encoders.AtomEncoder`.
-        rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.nn.encoders.RadialBasis`.
+        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"``, ``"elements"``: with properties of the elements, or
+            ``"embedding"`` alone, see :class:`~prism_plugin.nn.encoders.AtomEncoder`.
+        rbf_scale: ``"cutoff"``, ``"paper"`` or ``"even"``, see :class:`~prism_plugin.nn.encoders.RadialBasis`; as
+            ``directions`` and ``angular`` of CartNet's edges only.
         superatom_readout: ``"sum"`` (Eq. 3) or ``"mean"``.
         multiscale_aggregation: ``"sum"`` or ``"mean"`` of the messages to a superatom.
         similarity_envelope: ``"feature"``, ``"cosine"`` or None.
@@ -191,6 +193,7 @@ class PRISM(SavedModel):
             PRISMLayer(options, made) for _ in range(num_layers)
         )
         self.update = made.update() if "atomistic" in experts and num_layers > 1 else None
+        self.needs_lattice = isinstance(self.update, LatticeUpdate)
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Sequential(nn.Linear(dim, dim // 2), nn.SiLU(), nn.Linear(dim // 2, 1))
         self.attention = AtomAttention(dim) if readout == "attention" else None
@@ -288,6 +291,20 @@ class PRISM(SavedModel):
         if self.neighbors:
             graph = graph.nearest(self.neighbors)
         return graph.to(self.device, self.dtype)
+
+    def check_crystal(self, elements: Iterable[int], pbc: Sequence[bool] | np.ndarray | Tensor) -> None:
+        """Raise ValueError if a crystal is none that the model can read: by its elements, or its periodic directions.
+
+        Args:
+            elements: its atomic numbers, each once.
+            pbc: its periodic flags, shape ``(3,)``, on the host.
+        """
+        self.check_elements(elements)
+        if self.needs_lattice and not all(pbc):
+            raise PrismError(
+                "the structure is not periodic in three directions, and the edges of iComFormer look at three lattice "
+                "vectors; take a model with another backbone for molecules and slabs"
+            )
 
     def rare_among(self, elements: Iterable[int]) -> str:
         """Say which of some elements the model has hardly seen; an empty text if there is none."""
@@ -532,7 +549,7 @@ class PRISM(SavedModel):
         """
         graphs = [build_graph(one, *self.cutoffs) for one in structures]
         for graph in graphs:
-            self.check_elements(graph.crystals.elements)
+            self.check_crystal(graph.crystals.elements, graph.pbc)
         found: list[Tensor] = []
 
         def evaluate(crystals: CrystalBatch) -> list[Tensor]:
@@ -571,6 +588,6 @@ class PRISM(SavedModel):
         else:
             graphs = [build_graph(one, *self.cutoffs) for one in structures]
             for graph in graphs:
-                self.check_elements(graph.crystals.elements)
+                self.check_crystal(graph.crystals.elements, graph.pbc)
             predictions = self.predict_graphs(graphs, batch_size)
         return predictions if isinstance(structure, (list, tuple)) else predictions[0]

@@ -48,7 +48,8 @@ class PRISMPotential(PRISM):
         experts: any subset of ``"atomistic"``, ``"cell"``, ``"multiscale"``, ``"similarity"``.
         std: factor of each atom's output, eV; the root mean square of the training forces (times 1 Å).
         element_refs: energy of an atom of each of ``element_types``, eV; None means 0.
-        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"`` or ``"elements"``, as of :class:`~prism_plugin.PRISM`.
+        atom_encoder: ``"prism"`` (Eq. 4), ``"cartnet"``, ``"elements"`` or ``"embedding"``, as of
+            :class:`~prism_plugin.PRISM`.
         directions: whether edges know their direction; False: forces turn with the crystal exactly.
         cell: ``"translations"``, or ``"reciprocal"``: with it also the cell expert keeps n copies of a cell at n times
             its energy, and the energy stays smooth.

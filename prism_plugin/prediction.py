@@ -268,14 +268,14 @@ def examine(frame: Frame, models: Sequence[PRISM]) -> tuple[dict[tuple[float, fl
         Its graphs by the models' cutoffs, and what should be looked at, in one text.
 
     Raises:
-        ValueError: if it is bad, or has an element that a model does not know.
+        ValueError: if it is bad, or one that a model cannot read.
     """
     structure = read_structure(frame.atoms)
     graphs = {model.cutoffs: build_graph(structure, *model.cutoffs) for model in models}
     doubts = [*frame.doubts, *chain.from_iterable(doubts_of(graph).values() for graph in graphs.values())]
     for model in models:
         graph = graphs[model.cutoffs]
-        model.check_elements(graph.crystals.elements)
+        model.check_crystal(graph.crystals.elements, graph.pbc)
         doubts += filter(None, [model.rare_among(graph.crystals.elements)])
         doubts += [] if model.extent is None else model.extent.doubts(graph).values()
     return graphs, "; ".join(dict.fromkeys(doubts))

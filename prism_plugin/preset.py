@@ -1,4 +1,4 @@
-"""Recipes by name: every row of the PRISM supplement's Tables 2, 3 and 4, and those of the models that ship."""
+"""Recipes by name: the rows of the PRISM supplement's Tables 2 to 4, other backbones, the models that ship."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Preset", "format_presets", "presets"]
 
 @dataclass(frozen=True)
 class Preset:
-    """One row of a table of the paper, or the recipe of a model that ships.
+    """One row of a table of the paper, or another recipe.
 
     Attributes:
         data: name of the data set (:data:`prism_plugin.data.DATASETS`).

@@ -94,6 +94,8 @@ class TrainingSettings:
                 f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(sorted(OPTIMIZER_OPTIONS))}, or the "
                 "path of a class, such as torch.optim.RAdam"
             )
+        if self.recompute and self.model.get("backbone", "cartnet") != "cartnet":
+            raise PrismError(f"recompute is of CartNet's messages, not of the backbone {self.model['backbone']!r}")
         if self.clip is not None and self.optimizer in ("elra", "rod-flow"):
             raise PrismError(f"{self.optimizer} reads the gradient's length: leave clip out")
         if self.precision != "32-true" and self.optimizer == "rod-flow":
@@ -123,7 +125,7 @@ class TrainingSettings:
 class DataOptions:
     """Where the crystals of a training come from."""
 
-    preset: Text | None = option("an experiment of the paper: see prism presets", default=None, metavar="NAME")
+    preset: Text | None = option("a recipe by name: see prism presets", default=None, metavar="NAME")
     data: Text = option(
         ".jsonl or .extxyz file (also .xz, .gz); .csv or folder with id_prop.csv, and structure files; .json of "
         "pymatgen; .db or .traj of ASE; or a data set: "

@@ -110,7 +110,12 @@ def test_fresh_process_loads_without_importing_the_plugin(tmp_path, model: PRISM
     assert float(value) == float(model.predict_structure(bulk("NaCl", "rocksalt", a=5.64)))
 
 
-def test_every_constructor_argument_survives_saving(tmp_path) -> None:
+# What CartNet alone has, and what does not go together with it.
+OTHER = {"backbone": "icomformer", "neighbors": 4, "rbf_scale": "cutoff", "directions": True, "angular": 0}
+
+
+@pytest.mark.parametrize("changed", [{}, OTHER], ids=["cartnet", "icomformer"])
+def test_every_constructor_argument_survives_saving(tmp_path, changed: dict) -> None:
     arguments = {
         "element_types": ("Na", "Cl"),
         "dim": 6,
@@ -143,7 +148,10 @@ def test_every_constructor_argument_survives_saving(tmp_path) -> None:
         "angular": 2,
         "angular_order": 1,
         "minimum": -3.0,
+        "backbone": "cartnet",
+        "neighbors": 0,
     }
+    arguments |= changed
     model = PRISM(**arguments)
     model.save(tmp_path / "saved", metadata={"note": "x"})
     assert matgl.load_model(tmp_path / "saved").arguments == arguments

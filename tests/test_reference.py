@@ -76,6 +76,7 @@ OF_GRADIENTS = [
     {"similarity_cutoff": 3.0},
     ANGULAR,
     *[{"backbone": name, "similarity_cutoff": 3.0} for name in ("icomformer", "ecomformer")],
+    *[{"backbone": name, "neighbors": 5, "experts": ("atomistic",)} for name in ("icomformer", "ecomformer")],
 ]
 
 

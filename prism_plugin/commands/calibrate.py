@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.devices import find_device
     from prism_plugin.domain import LEVELS
     from prism_plugin.pretrained import load, saved_metadata
-    from prism_plugin.training.report import check_elements_of, features_and_errors
+    from prism_plugin.training.report import check_crystals_of, features_and_errors
 
     model = load(arguments.model).to(find_device(arguments.device))
     had = model.domain
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise PrismError(f"{str(arguments.out)!r} exists; give another --out")
     parts = chosen_parts(arguments, model)
     ((name, records),) = parts.items()
-    check_elements_of(model, records)
+    check_crystals_of(model, records)
     dataset = make_datasets(parts, *model.cutoffs, True, None, model.has_waves)[name]
     features, errors = features_and_errors(model, dataset, arguments.batch_size, "describe")
     model.domain = had.calibrated(features, errors)

@@ -51,12 +51,13 @@ def describe_model(name: str | Path) -> str:
     kept = saved_metadata(folder)
     arguments = model.arguments
     unit = TASKS[model.task].unit_of(model)
-    sizes = ("dim", "num_layers", "num_rbf", "cutoff", "cell_cutoff", "similarity_cutoff", "experts")
+    radii = ("cutoff", "cell_cutoff", "similarity_cutoff", "neighbors")
+    sizes = ("backbone", "atom_encoder", "dim", "num_layers", "num_rbf", *radii, "experts")
     lines = [
         f"model       {name}",
         f"target      {model.target} ({unit}), {model.readout} over the atoms",
         f"parameters  {sum(parameter.numel() for parameter in model.parameters()):,}",
-        f"sizes       {', '.join(f'{size} = {arguments[size]}' for size in sizes)}",
+        f"sizes       {', '.join(f'{size} = {arguments[size]}' for size in sizes if size in arguments)}",
         f"elements    {len(model.element_types)}: {' '.join(model.element_types)}",
     ]
     for part, scores in kept.get("scores", {}).items():

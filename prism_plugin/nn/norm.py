@@ -18,7 +18,7 @@ class FeatureNorm(nn.BatchNorm1d):
 
     With none or one there is no batch variance; then the running statistics normalize and stay as they are. In a
     data-parallel training the statistics are those of the rows of all processes, which are two at least: each has a
-    crystal, and edges come in pairs.
+    crystal, and an atom with a neighbor is one of two that have an edge.
     """
 
     running_mean: Tensor

@@ -64,8 +64,11 @@ def _muon(parameters: list[Parameter], steps: int, options: MuonOptions) -> _Mad
     return _one_cycle(Together(*parts), options.lr, steps)
 
 
-def _one_cycle(optimizer: Optimizer, lr: float, steps: int) -> _Made:
-    """Step it per update. OneCycleLR divides by (pct_start * steps - 1): the rise takes two steps at least."""
+def _one_cycle(optimizer: Optimizer, lr: float | list[float], steps: int) -> _Made:
+    """Step it per update; ``lr`` is the largest rate, or that of each group.
+
+    OneCycleLR divides by (pct_start * steps - 1): the rise takes two steps at least.
+    """
     steps = max(steps, 4)
     rise = max(0.01, 2 / steps)
     return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
@@ -117,6 +120,8 @@ def make_optimizer(
     """
     options = options or {}
     if name in OPTIMIZERS:
+        if schedule is not None:
+            raise PrismError(f"schedule is for an optimizer given by its class; {name!r} has its own, or needs none")
         return OPTIMIZERS[name](list(parameters), steps, optimizer_options(name, options))
     found = _imported(name)
     _check_arguments(name, found, options)
@@ -124,9 +129,13 @@ def make_optimizer(
     groups = [(True, [one for one in given if one.ndim == 2]), (False, [one for one in given if one.ndim != 2])]
     try:
         made = found([{"params": some, "use_muon": matrices} for matrices, some in groups if some], **options)
-    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+    except (AttributeError, ImportError, TypeError, RuntimeError, ValueError) as error:
         raise PrismError(f"the optimizer {name!r} refuses its options {dict(options)}: {error}") from error
-    return (made, None) if schedule is None else _one_cycle(made, made.param_groups[0]["lr"], steps)
+    if schedule is None:
+        return made, None
+    if not all(isinstance(group.get("lr"), float) for group in made.param_groups):
+        raise PrismError(f"the optimizer {name!r} has no rate that a schedule could move: leave schedule out")
+    return _one_cycle(made, [group["lr"] for group in made.param_groups], steps)
 
 
 def _imported(name: str) -> type[Optimizer]:
@@ -139,7 +148,7 @@ def _imported(name: str) -> type[Optimizer]:
         raise PrismError(f"unknown optimizer {name!r}; {choices}")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise PrismError(f"cannot import the optimizer {name!r} ({error}); install it, or {choices}") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise PrismError(f"{name!r} is no torch.optim.Optimizer; {choices}")

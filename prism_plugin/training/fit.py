@@ -10,8 +10,10 @@ A potential (target ``"pes"``) has no ``elements.png``, and three panels in ``pa
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
+import pickle
 import signal
 import time
 import warnings
@@ -37,6 +39,7 @@ from prism_plugin.domain import FEWEST
 from prism_plugin.errors import PrismError
 from prism_plugin.files import locked, sweep, write_json
 from prism_plugin.model import PRISM
+from prism_plugin.nn.backbones.ecomformer import check_e3nn
 from prism_plugin.optim import make_optimizer
 from prism_plugin.pretrained import RARE
 from prism_plugin.settings import TrainingSettings
@@ -153,7 +156,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
         torch.manual_seed(settings.seed)
         model = task.new_model(settings, parts["train"], elements_of(parts["train"]), init)
-    _check_elements(model, parts)
+    _check_crystals(model, parts)
     for name in ("train", "val"):
         if len(parts[name]) < settings.processes:
             raise PrismError(
@@ -288,11 +291,14 @@ def _quiet() -> Iterator[None]:
 def check_runnable(settings: TrainingSettings) -> torch.device:
     """Return the device; raise ValueError unless it is here, and the optimizer can be made.
 
-    An optimizer that is given by its class, which nobody has seen here, must be able to do a step.
+    An optimizer that is given by its class, which nobody has seen here, must be able to do a step, and to have its
+    state saved and read as checkpoints are.
     """
     if not settings.target:
         raise PrismError("the settings have no target: say what to predict")
     device = find_device(settings.device)
+    if settings.model.get("backbone") == "ecomformer":
+        check_e3nn()
     weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
     options = settings.all_options()
     optimizer, _ = make_optimizer(settings.optimizer, weights, options=options, schedule=settings.schedule)
@@ -304,8 +310,18 @@ def check_runnable(settings: TrainingSettings) -> torch.device:
         optimizer.train()
     try:
         optimizer.step(lambda: float(weights[0].detach().sum()))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise PrismError(f"the optimizer {settings.optimizer!r} cannot train here: {error}") from error
+    state = io.BytesIO()
+    try:
+        torch.save(optimizer.state_dict(), state)
+        state.seek(0)
+        torch.load(state, weights_only=True)
+    except (pickle.PickleError, RuntimeError, TypeError) as error:
+        raise PrismError(
+            f"the optimizer {settings.optimizer!r} has a state of other things than numbers, which no checkpoint here "
+            f"holds: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 
@@ -347,8 +363,8 @@ def _launched(settings: TrainingSettings) -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
-    """Raise ValueError where a crystal has an element that the model does not know."""
+def _check_crystals(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None:
+    """Raise ValueError where there is a crystal that the model cannot read."""
     learned = set(elements_of(parts["train"]))
     for split, records in parts.items():
         for record in records:
@@ -359,3 +375,7 @@ def _check_elements(model: PRISM, parts: Mapping[str, Sequence[Record]]) -> None
                     f"crystal {record.name!r} of the {split} part has {', '.join(foreign)}, which {why}: move it to "
                     "the training part, remove it, or start from another model"
                 )
+            try:
+                model.check_crystal((), record.atoms.pbc)
+            except ValueError as error:
+                raise PrismError(f"crystal {record.name!r} of the {split} part: {error}") from error

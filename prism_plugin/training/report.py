@@ -32,7 +32,7 @@ from prism_plugin.training.initial import UNTOUCHED
 from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
 from prism_plugin.training.run_folder import SETTINGS
 
-__all__ = ["check_elements_of", "evaluate", "features_and_errors", "measure_domain", "measure_extent", "write_summary"]
+__all__ = ["check_crystals_of", "evaluate", "features_and_errors", "measure_domain", "measure_extent", "write_summary"]
 
 _CRYSTALS_AT_ONCE = 256
 _ATOMS = 4_000  # of a potential's training crystals; of 1,000 or 8,000 the errors were told apart as well
@@ -160,11 +160,11 @@ def features_and_errors(
     return features, np.maximum.reduceat(errors, np.cumsum([0, *dataset.graphs.atoms[:-1]]))
 
 
-def check_elements_of(model: PRISM, records: Sequence[Record]) -> None:
-    """Raise ValueError if a crystal has an element that the model does not know."""
+def check_crystals_of(model: PRISM, records: Sequence[Record]) -> None:
+    """Raise ValueError if there is a crystal that the model cannot read; it names the crystal."""
     for record in records:
         try:
-            model.check_elements(set(record.atoms.numbers.tolist()))
+            model.check_crystal(set(record.atoms.numbers.tolist()), record.atoms.pbc)
         except ValueError as error:
             raise PrismError(f"crystal {record.name!r}: {error}") from error
 
@@ -201,7 +201,7 @@ def evaluate(
         raise PrismError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
     records = [record for of_part in parts.values() for record in of_part]
     task = task_of_records(model, records)
-    check_elements_of(model, records)
+    check_crystals_of(model, records)
     if len({record.forces is not None for record in records}) > 1:
         raise PrismError("some of the crystals have forces and some have none; evaluate them one after the other")
     if task.differentiates and not gives_energy(model):

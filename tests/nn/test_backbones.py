@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell, molecule
+from ase.io import write
 from scipy.spatial.transform import Rotation
 
-from prism_plugin import PRISM, PRISMPotential, batch_graphs, build_graph
+from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, batch_graphs, build_graph, cli
 from prism_plugin.config import EXPERTS
+from prism_plugin.data import Record
+from prism_plugin.edge_counts import count_edges
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.lattice import reduced_bases, shortest_axes
 from prism_plugin.nn.backbones.comformer import AttentiveMessagePassing
+from prism_plugin.training import TrainingSettings, train
 from tests.conftest import crystal_zoo, random_potential, small_model
 
 COMFORMERS = ("icomformer", "ecomformer")
@@ -156,6 +162,12 @@ def test_nearest_neighbors_come_in_whole_shells() -> None:
     assert build_graph(Atoms("Ar")).crystals.nearest(3).edge_index.shape == (2, 0)
 
 
+def test_edges_are_counted_as_they_are_used() -> None:
+    model = small_model(**{**ALONE, "neighbors": 25, "cutoff": 8.0}, backbone="icomformer")
+    counts = count_edges([bulk("Cu"), bulk("NaCl", "rocksalt", a=5.64)], model, progress=False)
+    assert counts["atomistic"].tolist() == [42, 2 * 26]  # whole shells: 12 + 6 + 24, and 6 + 12 + 8
+
+
 def test_a_neighbor_that_comes_nearer_makes_the_prediction_jump() -> None:
     # Therefore potentials have all neighbors, with an envelope.
     def at(distance: float) -> Atoms:
@@ -187,12 +199,36 @@ def test_what_does_not_go_together_is_refused(backbone: str) -> None:
         PRISM(backbone=backbone, rbf_scale="even", directions=False)
     with pytest.raises(PrismError, match="num_rbf of 2"):
         PRISM(backbone=backbone, num_rbf=1)
+    with pytest.raises(PrismError, match="angular weighs edges by their envelope"):
+        PRISM(angular=4, neighbors=3)
+    with pytest.raises(PrismError, match="needs the atomistic expert"):
+        PRISM(neighbors=3, experts=("cell",))
+    with pytest.raises(PrismError, match="recompute is of CartNet"):
+        TrainingSettings(target="e", model={"backbone": backbone}, recompute=True)
     with pytest.raises(PrismError, match="recompute is of CartNet"):
         PRISM(dim=8, num_layers=1, backbone=backbone).recompute = True
     with pytest.raises(PrismError, match="no potential"):
         PRISMPotential(backbone="icomformer")
-    with pytest.raises(PrismError, match="not periodic in three directions"):
-        small_model(backbone="icomformer").predict_structure(molecule("H2O"))
+
+
+def test_icomformer_names_what_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(backbone="icomformer", unit="eV/atom", target="energy").float()
+    for ask in (model.predict_structure, model.descriptors, PRISMCalculator(model).predict):
+        with pytest.raises(PrismError, match="not periodic in three directions"):
+            ask([bulk("Cu"), molecule("H2O")])
+    model.save(tmp_path / "model")
+    write(tmp_path / "mixed.extxyz", [bulk("Cu"), molecule("H2O"), bulk("Fe")])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", "mixed.extxyz", "--model", "model", "--out", "table.csv", "--device", "cpu"]) == 0
+    first, second, third = (tmp_path / "table.csv").read_text().splitlines()[1:]
+    assert "not periodic" in second
+    assert "not periodic" not in first + third
+    records = [
+        Record(atoms, 0.1 * n, str(n)) for n, atoms in enumerate([bulk("Cu"), bulk("Cu", a=3.7), molecule("H2")])
+    ]
+    settings = TrainingSettings(target="e", unit="eV/atom", model={"backbone": "icomformer", "dim": 8}, epochs=1)
+    with pytest.raises(PrismError, match=r"crystal '2' of the train part: .* not periodic"):
+        train(settings, {"train": records, "val": records[:1]}, tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize("neighbors", [0, 8])

@@ -73,7 +73,7 @@ class Update(Protocol):
             edges: the atomistic edges.
             vector: of these, Å, shape ``(edges, 3)``.
             batch: the crystals.
-            encoder: of the atomistic edges, vectors and distances -> features.
+            encoder: of the atomistic edges, as the backbone's own ``edge_encoder`` made it.
         """
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,10 +21,16 @@ from prism_plugin.nn.backbones.backbone import Edges
 from prism_plugin.nn.backbones.comformer import SOFTPLUS_THRESHOLD, ComFormer, softplus
 from prism_plugin.nn.norm import _norm
 
-__all__ = ["EComFormer", "EquivariantUpdate"]
+__all__ = ["EComFormer", "EquivariantUpdate", "check_e3nn"]
 
 _SCALARS, _VECTORS, _TENSORS = 64, 8, 8
 _ROWS = 2048  # edges of a tile: each has the weights of a tensor product of its own
+
+
+def check_e3nn() -> None:
+    """Raise ValueError if e3nn is not there."""
+    if find_spec("e3nn") is None:
+        raise PrismError("the backbone 'ecomformer' needs e3nn: pip install 'prism-plugin[equivariant]'")
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,14 @@ class EquivariantUpdate(nn.Module):
         norm: ``"batch"`` or None.
 
     Raises:
-        ImportError: if e3nn is not there.
+        ValueError: if e3nn is not there.
     """
 
     def __init__(self, dim: int, norm: str | None = "batch") -> None:
         super().__init__()
-        try:
-            from e3nn import o3
-        except ImportError as error:
-            raise PrismError("the backbone 'ecomformer' needs e3nn: pip install 'prism-plugin[equivariant]'") from error
+        check_e3nn()
+        from e3nn import o3
+
         scalars = o3.Irreps(f"{_SCALARS}x0e")
         tensors = o3.Irreps(f"{_SCALARS}x0e + {_VECTORS}x1o + {_TENSORS}x2e")
         self.harmonics = o3.SphericalHarmonics("0e + 1o + 2e", normalize=True, normalization="component")
