@@ -8,6 +8,9 @@ RMSEs, "committee" the RMSE of their mean prediction. "Turned" is the root mean 
 (meV/atom) and forces (eV/Å) when the test crystals are turned at random.
 
     python benchmarks/mlearn.py ../shared/data/mlearn runs/mlearn
+    python benchmarks/mlearn.py ../shared/data/mlearn runs/tuned --init prism-universal-pbe --seeds 0 --epochs 30
+
+The second one begins with a potential.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from matplotlib.figure import Figure
 from prism_plugin import PRISMCalculator
 from prism_plugin.data import PES, Record, read_records
 from prism_plugin.data.augmentation import random_rotations
+from prism_plugin.pretrained import load
 from prism_plugin.tasks.potential import Potential, score_potential
 from prism_plugin.tasks.scores import rms
 from prism_plugin.training import TrainingSettings, train
@@ -53,6 +57,7 @@ parser.add_argument("out", type=Path)
 parser.add_argument("--elements", nargs="+", default=ELEMENTS, choices=ELEMENTS)
 parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
 parser.add_argument("--epochs", type=int, default=Potential.recipe["epochs"])
+parser.add_argument("--init", help="a potential that each run begins with, by name or folder")
 parser.add_argument("--quiet", action="store_true", help="no progress bars")
 arguments = parser.parse_args()
 
@@ -92,8 +97,10 @@ for element in arguments.elements:
     folders = [arguments.out / f"{element}-{seed}" for seed in arguments.seeds]
     for folder, seed in zip(folders, arguments.seeds, strict=True):
         if not (folder / "summary.json").exists():
-            settings = TrainingSettings(PES, **{**Potential.recipe, "epochs": arguments.epochs, "seed": seed})
-            train(settings, parts, folder, resume=True, progress=not arguments.quiet)
+            recipe = Potential.fine_tuning if arguments.init else Potential.recipe
+            settings = TrainingSettings(PES, **{**recipe, "epochs": arguments.epochs, "seed": seed})
+            init = load(arguments.init) if arguments.init else None
+            train(settings, parts, folder, resume=True, init=init, progress=not arguments.quiet)
     each = [json.loads((folder / "summary.json").read_text())["scores"]["test"] for folder in folders]
     singles[element] = {key: np.mean([scores[key] for scores in each]) for key in ("energy_rmse", "forces_rmse")}
     together[element] = committee([folder / "model" for folder in folders], parts["test"])
