@@ -98,8 +98,9 @@ def train(
         init: start from a copy of this model, with its elements and sizes, not from random weights. Where target and
             unit are the same, mean, spread and statistics of norms are kept, a number for each element is fitted to the
             new labels first, and of the untouched model, the one so corrected, one midway between it and the trained
-            one, and the trained one that is kept which is best on the validation part, the last two only if they are so
-            by more than one and two standard errors. For another target mean and spread are those of the new data.
+            one, and the trained one that is kept which is best on the validation part, the last two only if they
+            are surely so (:func:`~prism_plugin.training.initial.which_to_keep`). For another target mean and spread are
+            those of the new data.
         progress: whether there are progress bars.
         callbacks: further Lightning callbacks.
         cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.

@@ -14,7 +14,7 @@ from prism_plugin.evaluation import evaluation
 from prism_plugin.model import PRISM
 from prism_plugin.tasks.task import Loss
 
-__all__ = ["CORRECTED", "MIDWAY", "TRAINED", "UNTOUCHED", "midway", "validation_losses", "which_to_keep"]
+__all__ = ["CORRECTED", "MIDWAY", "TRAINED", "UNTOUCHED", "consistency", "midway", "validation_losses", "which_to_keep"]
 
 UNTOUCHED = "untouched"
 CORRECTED = "corrected"
@@ -62,14 +62,37 @@ def validation_losses(
     return found
 
 
+def consistency(gains: np.ndarray) -> float:
+    """Say how surely differences lie above 0, in standard deviations of what chance gives.
+
+    The signed-rank statistic (Wilcoxon, Biometrics Bulletin 1, 80, 1945) in its normal form: 0 in the mean if gains and
+    losses are alike. It asks how many crystals gain and how these rank, not how much a few gain: one frame can have
+    more than half of the loss of a potential.
+
+    Args:
+        gains: shape ``(crystals,)``.
+
+    Example:
+        >>> round(consistency(np.array([0.1, 0.2, 0.1, 50.0])), 2), round(consistency(np.array([-1.0, -2.0, 4.0])), 2)
+        (1.83, 0.0)
+    """
+    from scipy.stats import rankdata
+
+    moved = gains[gains != 0]
+    if not len(moved):
+        return 0.0
+    ranks = rankdata(np.abs(moved))
+    return float((ranks * np.sign(moved)).sum() / np.sqrt((ranks**2).sum()))
+
+
 def which_to_keep(losses: Mapping[str, np.ndarray]) -> str:
     """Choose among the models by their losses on the validation part.
 
     The corrected one takes the place of the untouched one if its mean loss is lower: how much it corrects was chosen by
-    leaving out training crystals. The midway one must be better than that by more than one standard error of the
-    differences (as Breiman et al., Classification and Regression Trees, 1984, choose among trees): of few crystals a
-    lower mean is often chance. The trained one, whose best epoch these crystals have chosen, by two: a single crystal
-    can make up one.
+    leaving out training crystals. The midway one must have a lower mean loss than that, and surely so by more than one
+    standard deviation (:func:`consistency`; after the rule of one standard error of Breiman et al., Classification and
+    Regression Trees, 1984): of few crystals a lower mean is often chance. The trained one, whose best epoch these
+    crystals have chosen, by two.
 
     Args:
         losses: of the same crystals by each model, shape ``(crystals,)``.
@@ -78,8 +101,8 @@ def which_to_keep(losses: Mapping[str, np.ndarray]) -> str:
         The name of the model; its mean loss is not above that of the untouched one.
     """
     chosen = CORRECTED if losses[CORRECTED].mean() < losses[UNTOUCHED].mean() else UNTOUCHED
-    for name, errors in ((MIDWAY, 1), (TRAINED, 2)):
+    for name, least in ((MIDWAY, 1), (TRAINED, 2)):
         gains = losses[chosen] - losses[name]
-        if len(gains) > 1 and gains.mean() > errors * gains.std(ddof=1) / len(gains) ** 0.5:
+        if gains.mean() > 0 and consistency(gains) > least:
             chosen = name
     return chosen

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase.io import write
+from scipy.stats import wilcoxon
 
 from prism_plugin import PRISM, cli, load
 from prism_plugin.data import Record, read_records, split_records
@@ -21,7 +22,7 @@ from prism_plugin.nn.norm import FeatureNorm
 from prism_plugin.potential import element_corrections, element_shares
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
-from prism_plugin.training.initial import midway, which_to_keep
+from prism_plugin.training.initial import consistency, midway, which_to_keep
 from prism_plugin.training.job import Job
 
 ALLOYS = emt_alloys(60)
@@ -75,34 +76,55 @@ def test_labels_of_another_functional_are_met_by_numbers_of_elements(initial: PR
     assert kept.arguments["std"] == initial.arguments["std"]
 
 
-def test_a_trained_model_is_kept_if_it_is_better_by_standard_errors() -> None:
+def test_consistency_is_wilcoxons_statistic() -> None:
+    gains = np.random.default_rng(0).normal(0.2, 1, 40)
+    statistic = wilcoxon(gains, correction=False, method="approx").statistic
+    expected = 40 * 41 / 4
+    assert abs(consistency(gains)) == pytest.approx((expected - statistic) / np.sqrt(40 * 41 * 81 / 24), rel=1e-12)
+    assert consistency(-gains) == -consistency(gains)
+    assert consistency(np.zeros(5)) == 0.0
+
+
+def test_a_trained_model_is_kept_if_it_is_surely_better() -> None:
     rng = np.random.default_rng(0)
     first = rng.uniform(1, 2, 30)
     noise = rng.normal(0, 0.3, 30)
-    noise -= noise.mean()
-    error = noise.std(ddof=1) / np.sqrt(30)
 
     def chosen(corrected: np.ndarray, trained: np.ndarray, midway: np.ndarray = first + 1) -> str:
         return which_to_keep({"untouched": first, "corrected": corrected, "midway": midway, "trained": trained})
 
-    for gain, name in ((2.05, "trained"), (1.95, "untouched"), (-1.0, "untouched")):
-        assert chosen(first, first - gain * error + noise) == name
-    for gain, name in ((1.05, "midway"), (0.95, "untouched")):
-        assert chosen(first, first + 1, first - gain * error + noise) == name
-    little = first - 0.1 * error + noise
+    def better(losses: np.ndarray, sureness: float) -> np.ndarray:
+        """Losses that are lower by as much as makes the gain so sure."""
+        gain = next(gain for gain in np.linspace(-0.5, 0.5, 20_001) if consistency(gain + noise) >= sureness)
+        return losses - gain - noise
+
+    for sureness, name in ((2.1, "trained"), (1.9, "untouched"), (-1.0, "untouched")):
+        assert chosen(first, better(first, sureness)) == name
+    for sureness, name in ((1.1, "midway"), (0.9, "untouched")):
+        assert chosen(first, first + 1, better(first, sureness)) == name
+    little = first - 0.001
     assert chosen(little, first + 1) == "corrected"  # a lower mean is enough
-    assert chosen(little, little - 0.01 * error + 0.5 * noise[::-1]) == "corrected"
-    assert chosen(first + 1, first - 3 * error + noise) == "trained"
-    half = first - 1.5 * error + noise  # the trained one must be better than this by two more
-    assert chosen(first + 1, half - 1.5 * error + noise, half) == "midway"
-    assert chosen(first + 1, half - 2.5 * error + noise, half) == "trained"
+    half = better(first, 1.5)  # the trained one must be better than this by two more
+    assert chosen(first + 1, better(half, 1.5), half) == "midway"
+    assert chosen(first + 1, better(half, 2.5), half) == "trained"
     one = first.copy()
     one[0] -= 0.9
     assert chosen(first, one) == "untouched"  # for a single crystal's sake
-    assert (
-        which_to_keep(dict.fromkeys(("untouched", "corrected"), first[:1]) | dict.fromkeys(LATER, first[:1] - 1))
-        == "untouched"
-    )
+    of_one = dict.fromkeys(("untouched", "corrected"), first[:1]) | dict.fromkeys(LATER, first[:1] - 1)
+    assert which_to_keep(of_one) == "untouched"
+
+
+def test_losses_of_very_different_sizes_do_not_hide_what_is_better_everywhere() -> None:
+    # As on frames of copper, of which one had more than half of the loss: all are better by far.
+    before = np.array([3.0, 2.0, 1.0, *[0.01] * 10])
+    assert which_to_keep(
+        {"untouched": before, "corrected": before, "midway": 0.4 * before, "trained": 0.1 * before}
+    ) == ("trained")
+    few = before.copy()
+    few[0] = 0.0  # one frame is better, all others are worse: a lower mean all the same
+    few[1:] *= 1.1
+    assert few.mean() < before.mean()
+    assert which_to_keep({"untouched": before, "corrected": before, "midway": few, "trained": few}) == "untouched"
 
 
 def test_midway_has_the_means_of_the_weights(initial: PRISM) -> None:
