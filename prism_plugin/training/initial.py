@@ -74,7 +74,7 @@ def consistency(gains: np.ndarray) -> float:
 
     Example:
         >>> round(consistency(np.array([0.1, 0.2, 0.1, 50.0])), 2), round(consistency(np.array([-1.0, -2.0, 4.0])), 2)
-        (1.83, 0.0)
+        (1.84, 0.0)
     """
     from scipy.stats import rankdata
 
