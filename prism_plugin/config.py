@@ -31,6 +31,7 @@ __all__ = [
     "OPTIMIZER_OPTIONS",
     "ModelOptions",
     "PotentialOptions",
+    "check_recompute",
     "optimizer_options",
 ]
 
@@ -282,12 +283,20 @@ OPTIMIZER_OPTIONS: Mapping[str, tuple[type, bool]] = {
 }
 
 
-def optimizer_options(name: str, options: Mapping[str, Any]) -> Any:
+def check_recompute(backbone: str) -> None:
+    """Raise ValueError if the messages of a backbone cannot be computed anew in the backward pass."""
+    if backbone != "cartnet":
+        raise PrismError(f"recompute is of CartNet's messages, not of the backbone {backbone!r}")
+
+
+def optimizer_options(name: str, options: Mapping[str, Any], schedule: str | None = None) -> Any:
     """Make the options of an optimizer of the table.
 
     Raises:
-        ValueError: if an option is unknown or its value is not what it should be.
+        ValueError: if an option is unknown or its value is not what it should be, or there is a schedule beside.
     """
+    if schedule is not None:
+        raise PrismError(f"schedule is for an optimizer given by its class; {name!r} has its own, or needs none")
     cls = OPTIMIZER_OPTIONS[name][0]
     known = list(described(cls))
     for option_name in options:

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from prism_plugin.config import EXPERTS, ModelOptions
+from prism_plugin.config import EXPERTS, ModelOptions, check_recompute
 from prism_plugin.devices import send
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.evaluation import evaluation, halved, split_graphs
@@ -29,7 +29,7 @@ from prism_plugin.nn.attention import AtomAttention
 from prism_plugin.nn.backbones import BACKBONES
 from prism_plugin.nn.backbones.backbone import Edges
 from prism_plugin.nn.backbones.cartnet import GatedMessagePassing
-from prism_plugin.nn.backbones.icomformer import LatticeUpdate
+from prism_plugin.nn.backbones.icomformer import NOT_PERIODIC, LatticeUpdate
 from prism_plugin.nn.encoders import NUM_EMBEDDINGS, AtomEncoder, EdgeEncoder, SuperatomEncoder
 from prism_plugin.nn.layer import PRISMLayer, encode_edges
 from prism_plugin.nn.minimum_image import image_table
@@ -164,6 +164,7 @@ class PRISM(SavedModel):
         self.std = options.std
         self.task_type = task_type
         self.minimum = options.minimum
+        self.backbone = options.backbone
         self.neighbors = options.neighbors
         self.register_buffer("_element_refs", None, persistent=False)
         if element_refs is not None:
@@ -231,8 +232,8 @@ class PRISM(SavedModel):
 
     @recompute.setter
     def recompute(self, value: bool) -> None:
-        if value and self.arguments["backbone"] != "cartnet":
-            raise PrismError(f"recompute is of CartNet's messages, not of the backbone {self.arguments['backbone']!r}")
+        if value:
+            check_recompute(self.backbone)
         for module in self.modules():
             if isinstance(module, GatedMessagePassing):
                 module.recompute = value
@@ -301,10 +302,7 @@ class PRISM(SavedModel):
         """
         self.check_elements(elements)
         if self.needs_lattice and not all(pbc):
-            raise PrismError(
-                "the structure is not periodic in three directions, and the edges of iComFormer look at three lattice "
-                "vectors; take a model with another backbone for molecules and slabs"
-            )
+            raise PrismError(NOT_PERIODIC)
 
     def rare_among(self, elements: Iterable[int]) -> str:
         """Say which of some elements the model has hardly seen; an empty text if there is none."""

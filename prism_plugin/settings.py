@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import annotated_types
 
-from prism_plugin.config import OPTIMIZER_OPTIONS, optimizer_options
+from prism_plugin.config import OPTIMIZER_OPTIONS, check_recompute, optimizer_options
 from prism_plugin.errors import PrismError
 from prism_plugin.schema import Flag, NonNegative, Positive, Table, Text, Whole, check_values, option, options_class
 from prism_plugin.tasks import task_of
@@ -84,18 +84,14 @@ class TrainingSettings:
         if self.lr is not None and "lr" in self.options:
             raise PrismError(f"two learning rates, lr = {self.lr} and the option lr = {self.options['lr']}: give one")
         if self.optimizer in OPTIMIZER_OPTIONS:
-            optimizer_options(self.optimizer, self.all_options())
-            if self.schedule is not None:
-                raise PrismError(
-                    f"schedule is for an optimizer given by its class; {self.optimizer!r} has its own, or needs none"
-                )
+            optimizer_options(self.optimizer, self.all_options(), self.schedule)
         elif "." not in self.optimizer:
             raise PrismError(
                 f"unknown optimizer {self.optimizer!r}; choose one of: {', '.join(sorted(OPTIMIZER_OPTIONS))}, or the "
                 "path of a class, such as torch.optim.RAdam"
             )
-        if self.recompute and self.model.get("backbone", "cartnet") != "cartnet":
-            raise PrismError(f"recompute is of CartNet's messages, not of the backbone {self.model['backbone']!r}")
+        if self.recompute:
+            check_recompute(self.model.get("backbone", "cartnet"))
         if self.clip is not None and self.optimizer in ("elra", "rod-flow"):
             raise PrismError(f"{self.optimizer} reads the gradient's length: leave clip out")
         if self.precision != "32-true" and self.optimizer == "rod-flow":

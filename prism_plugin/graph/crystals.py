@@ -20,7 +20,7 @@ from prism_plugin.devices import send
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.batching import EDGES_PER_BATCH, crystal_of_rows, cut, pairs_of_one_element
 from prism_plugin.graph.dgl_format import read_heterograph, write_heterograph
-from prism_plugin.graph.lattice import reduced_bases, shortest_axes, times_matrix
+from prism_plugin.graph.lattice import LatticeAxes, reduced_bases, shortest_axes, times_matrix
 from prism_plugin.graph.neighbors import nearest_edges
 from prism_plugin.graph.reciprocal import Waves, make_waves
 from prism_plugin.graph.reverse import NeighborTable, neighbor_table, reverse_edges
@@ -117,16 +117,16 @@ class CrystalBatch:
         return make_waves(self.lattice, self.pbc, self.sizes[:, 0]).to(self.lattice.device)
 
     @cached_property
-    def axes(self) -> tuple[Tensor, Tensor]:
+    def axes(self) -> LatticeAxes:
         """The shortest lattice vectors, see :func:`~prism_plugin.graph.lattice.shortest_axes`; found on the host.
 
         Both empty if a crystal is not periodic in three directions.
         """
         if not bool(self.pbc.all()):
-            return self.lattice.new_zeros(0, 0, 3), self.lattice.new_zeros(0, 0, 3)
+            return LatticeAxes(*[self.lattice.new_zeros(0, 0, 3)] * 2)
         lattice, reduction = (tensor.detach().cpu().numpy() for tensor in (self.lattice, self.reduction))
-        index, weight = shortest_axes(lattice.astype(np.float64), reduction)
-        return send(index, self.lattice.device), send(weight, self.lattice.device)
+        found = shortest_axes(lattice.astype(np.float64), reduction)
+        return LatticeAxes(*map(torch.from_numpy, found)).to(self.lattice.device)
 
     def nearest(self, number: int) -> CrystalBatch:
         """Return the crystals with the edges of each atom to its nearest neighbors alone.
@@ -256,11 +256,9 @@ class CrystalBatch:
 
 def _with_counted(batch: CrystalBatch, before: CrystalBatch) -> CrystalBatch:
     """Copy what was counted before for a batch with the same edges and waves."""
-    for name in ("waves", "reverse", "neighbors"):
+    for name in ("waves", "reverse", "neighbors", "axes"):
         if name in vars(before):
             vars(batch)[name] = getattr(before, name).to(batch.lattice.device)
-    if "axes" in vars(before):
-        vars(batch)["axes"] = tuple(send(tensor, batch.lattice.device) for tensor in before.axes)
     return batch
 
 

@@ -6,13 +6,24 @@ Plain arrays and tensors; nothing here knows of graphs, DGL or matgl.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from ase.geometry import minkowski_reduce
 from torch import Tensor
 
-__all__ = ["folded", "lattice_translations", "reduced_bases", "reduced_basis", "shortest_axes", "times_matrix"]
+from prism_plugin.devices import send
+
+__all__ = [
+    "LatticeAxes",
+    "folded",
+    "lattice_translations",
+    "reduced_bases",
+    "reduced_basis",
+    "shortest_axes",
+    "times_matrix",
+]
 
 # Lengths are equal if they differ by less than this share: coordinates in files and in float32 have fewer digits.
 _SAME = 1e-3
@@ -101,6 +112,22 @@ def reduced_bases(lattice: Tensor, pbc: Tensor) -> Tensor:
     return torch.stack([torch.from_numpy(reduced_basis(cell, flags)) for cell, flags in pairs]).to(lattice.device)
 
 
+class LatticeAxes(NamedTuple):
+    """The shortest lattice vectors of crystals, see :func:`shortest_axes`.
+
+    Attributes:
+        coefficients: integer ones, shape ``(crystals, most, 3)``.
+        weight: of each as the k-th vector, shape ``(crystals, most, 3)``.
+    """
+
+    coefficients: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> LatticeAxes:
+        """Move to a device."""
+        return LatticeAxes(*[send(tensor, device) for tensor in self])
+
+
 def shortest_axes(lattice: np.ndarray, reduction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find the three shortest lattice vectors that span the lattice, and all that could be taken in place of each.
 
@@ -121,10 +148,10 @@ def shortest_axes(lattice: np.ndarray, reduction: np.ndarray) -> tuple[np.ndarra
         >>> index[0].tolist(), weight[0, 0].round(2).tolist()
         ([[0, 0, 1], [0, 1, 0], [1, 0, 0]], [0.33, 0.33, 0.33])
     """
-    basis = reduction @ lattice
-    order = np.argsort(np.linalg.norm(basis, axis=2), axis=1, kind="stable")
-    reduction = np.take_along_axis(np.asarray(reduction), order[:, :, None], axis=1)
-    lengths = np.take_along_axis(np.linalg.norm(basis, axis=2), order, axis=1)
+    lengths = np.linalg.norm(reduction @ lattice, axis=2)
+    order = np.argsort(lengths, axis=1, kind="stable")
+    reduction = np.take_along_axis(reduction, order[:, :, None], axis=1)
+    lengths = np.take_along_axis(lengths, order, axis=1)
     vectors = _CANDIDATES @ reduction  # (crystals, 13, 3)
     candidate = np.linalg.norm(vectors @ lattice, axis=2)
     weight = np.zeros((*candidate.shape, 3))

@@ -62,11 +62,12 @@ def nearest_edges(receiver: Tensor, distance: Tensor, atoms: int, number: int) -
         >>> nearest_edges(torch.tensor([0, 0, 0, 1]), torch.tensor([3.0, 2.0, 3.0, 5.0]), 2, 2).tolist()
         [True, True, True, True]
     """
-    order = torch.argsort(distance.detach(), stable=True)
+    if not len(receiver):
+        return torch.zeros_like(receiver, dtype=torch.bool)
+    distance = distance.detach()
+    order = torch.argsort(distance, stable=True)
     order = order.index_select(0, torch.argsort(receiver.index_select(0, order), stable=True))
     count = receiver.new_zeros(atoms).index_add(0, receiver, torch.ones_like(receiver))
     last = (count.cumsum(0) - count + torch.minimum(count, torch.full_like(count, number)) - 1).clamp(min=0)
-    if not len(receiver):
-        return torch.zeros_like(receiver, dtype=torch.bool)
-    farthest = distance.detach().index_select(0, order.index_select(0, last))
-    return distance.detach() <= farthest.index_select(0, receiver) + _AS_FAR
+    farthest = distance.index_select(0, order.index_select(0, last))
+    return distance <= farthest.index_select(0, receiver) + _AS_FAR

@@ -120,9 +120,7 @@ def make_optimizer(
     """
     options = options or {}
     if name in OPTIMIZERS:
-        if schedule is not None:
-            raise PrismError(f"schedule is for an optimizer given by its class; {name!r} has its own, or needs none")
-        return OPTIMIZERS[name](list(parameters), steps, optimizer_options(name, options))
+        return OPTIMIZERS[name](list(parameters), steps, optimizer_options(name, options, schedule))
     found = _imported(name)
     _check_arguments(name, found, options)
     given = list(parameters)

@@ -22,7 +22,12 @@ from prism_plugin.nn.backbones.backbone import Edges
 from prism_plugin.nn.backbones.comformer import AttentiveMLP, ComFormer, GaussianBasis, softplus
 from prism_plugin.nn.norm import _norm
 
-__all__ = ["IComFormer", "LatticeUpdate"]
+__all__ = ["NOT_PERIODIC", "IComFormer", "LatticeUpdate"]
+
+NOT_PERIODIC = (
+    "the structure is not periodic in three directions, and the edges of iComFormer look at three lattice vectors; "
+    "take a model with another backbone for molecules and slabs"
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,7 @@ class LatticeUpdate(nn.Module):
         """
         index, weight = batch.axes
         if not len(index):
-            raise PrismError(
-                "iComFormer's edges look at three lattice vectors, and a structure here is not periodic in three "
-                "directions; take another backbone for molecules and slabs"
-            )
+            raise PrismError(NOT_PERIODIC)
         dtype = edges.features.dtype
         weight = weight.to(dtype)
         axes = (index.to(dtype).unsqueeze(-1) * batch.lattice.unsqueeze(1)).sum(dim=2)  # (crystals, most, 3)
