@@ -292,7 +292,9 @@ class PRISMCalculator(Calculator):
             super().calculate(atoms, properties, system_changes)
             (self.results,) = self._answer([self.atoms], [""], False)
 
-    def predict(self, structures: Iterable[Any], progress: bool | None = None) -> list[_Results]:
+    def predict(
+        self, structures: Iterable[Any], progress: bool | None = None, names: Sequence[str] | None = None
+    ) -> list[_Results]:
         """Predict many structures in batches; nothing is kept in the calculator.
 
         Where memory ends, smaller batches are tried; on a CPU the operating system may end the process instead.
@@ -300,6 +302,7 @@ class PRISMCalculator(Calculator):
         Args:
             structures: ASE ``Atoms``, pymatgen ``Structure`` or ``Molecule``, in any mixture.
             progress: whether there is a progress bar; None shows one where more than one batch is due.
+            names: what errors and warnings call the structures; None calls them by their places in the list.
 
         Returns:
             What ``results`` would hold, one dictionary for each structure, in their order; equal to what one at a time
@@ -308,13 +311,16 @@ class PRISMCalculator(Calculator):
         Raises:
             MemoryError: if one structure alone does not fit.
             TypeError: if this is one structure and not a list of them.
-            ValueError: if a structure is bad or of unknown elements; names its place in the list.
+            ValueError: if a structure is bad or of unknown elements, and says which; or there are not as many names.
         """
         if isinstance(structures, (Atoms, IStructure, IMolecule, str, Mapping)) or not isinstance(structures, Iterable):
             raise TypeError(f"give a list of structures, got one {type(structures).__name__}: predict([structure])")
         structures = list(structures)
-        places = [f"structure {number} of the list: " for number in range(len(structures))]
-        return self._answer(structures, places, progress)
+        if names is None:
+            names = [f"structure {number} of the list" for number in range(len(structures))]
+        if len(names) != len(structures):
+            raise PrismError(f"there are {len(structures)} structures and {len(names)} names")
+        return self._answer(structures, [f"{name}: " if name else "" for name in names], progress)
 
     def _answer(self, structures: Sequence[Any], places: Sequence[str], progress: bool | None) -> list[_Results]:
         """Answer structures; errors begin with their places, and come before the work (but for atoms too close)."""

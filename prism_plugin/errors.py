@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 
-__all__ = ["PrismError", "warn"]
+import numpy as np
+
+__all__ = ["OF_A_STRUCTURE", "PrismError", "warn"]
 
 
 # What calls us on behalf of a user.
@@ -18,6 +20,10 @@ class PrismError(ValueError):
     It is a ``ValueError``. The command line prints its message and nothing else; any other ``ValueError`` is a fault of
     the program.
     """
+
+
+# What a structure, or a library below that computes with it, can be at fault for.
+OF_A_STRUCTURE = (PrismError, MemoryError, np.linalg.LinAlgError)
 
 
 def warn(text: str) -> None:

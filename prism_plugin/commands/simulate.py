@@ -92,16 +92,21 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _relax(calculator: Any, arguments: argparse.Namespace) -> Any:
     from prism_plugin.files import replaced
-    from prism_plugin.simulation.relaxation import relax_one
+    from prism_plugin.simulation.relaxation import relax_many
     from prism_plugin.simulation.runner import Run
 
     if arguments.format not in ("extxyz", "cif"):
         raise PrismError(f"unknown format {arguments.format!r}; choose one of: extxyz, cif")
 
-    def work(atoms: Any, place: Path) -> list[Any]:
+    def work(structures: Any) -> Any:
+        settings = (arguments.fmax, arguments.steps, not arguments.fix_cell)
+        pairs = ((given, given.atoms) for given in structures)
+        for given, done in relax_many(pairs, calculator, *settings, called=lambda given: given.name):
+            yield given, done if isinstance(done, Exception) else values(done, given.place)
+
+    def values(done: Any, place: Path) -> list[Any]:
         from ase.io import write
 
-        done = relax_one(atoms, calculator, arguments.fmax, arguments.steps, not arguments.fix_cell)
         path = place.with_name(f"{place.name}.{arguments.format}")
         with replaced(path) as aside:
             write(aside, done.atoms, format=arguments.format)
@@ -129,7 +134,7 @@ def _draw_relaxations(out: Path) -> None:
 def _dynamics(calculator: Any, arguments: argparse.Namespace) -> Any:
     from prism_plugin.simulation.dynamics import DynamicsSettings, run_dynamics
     from prism_plugin.simulation.plots import plot_dynamics
-    from prism_plugin.simulation.runner import Run
+    from prism_plugin.simulation.runner import Run, one_by_one
 
     names = ("ensemble", "temperature", "pressure", "timestep", "steps", "every", "seed")
     settings = DynamicsSettings(**{name: getattr(arguments, name) for name in names})
@@ -143,7 +148,7 @@ def _dynamics(calculator: Any, arguments: argparse.Namespace) -> Any:
         return [len(atoms), found["temperature"], found["volume"], found["drift"], place.name]
 
     columns = ("moving atoms", "temperature (K)", "volume (Å^3)", "drift (meV/atom/ps)", "folder")
-    return Run("md", columns, work, _settings(arguments))
+    return Run("md", columns, one_by_one(work), _settings(arguments))
 
 
 def _of_properties(
@@ -158,7 +163,7 @@ def _of_properties(
 
     def make(calculator: Any, arguments: argparse.Namespace) -> Any:
         from prism_plugin.simulation import properties
-        from prism_plugin.simulation.runner import Run
+        from prism_plugin.simulation.runner import Run, one_by_one
 
         given = {option: getattr(arguments, option) for option, *_ in options}
 
@@ -169,7 +174,7 @@ def _of_properties(
         def doubt(values: Sequence[Any]) -> str:
             return properties.doubt_of(dict(zip(columns, values, strict=False)))
 
-        return Run(name, (*columns, "folder"), work, _settings(arguments), doubt=doubt)
+        return Run(name, (*columns, "folder"), one_by_one(work), _settings(arguments), doubt=doubt)
 
     return Verb(name, about, output, options, make)
 

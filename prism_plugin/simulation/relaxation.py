@@ -1,14 +1,15 @@
 """Relaxations of positions and cells with a potential: ASE's FIRE on its Frechet cell filter.
 
-Returns the relaxed atoms with their energy, forces and stress.
+Returns the relaxed atoms with their energy, forces and stress. Several structures relax in lock step: each has an
+optimizer of its own, and the potential answers all of them as one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms
@@ -23,10 +24,10 @@ from tqdm import tqdm
 from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.data.frame import as_atoms
 from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
-from prism_plugin.errors import PrismError, warn
+from prism_plugin.errors import OF_A_STRUCTURE, PrismError, warn
 from prism_plugin.model import PRISM
 
-__all__ = ["Relaxation", "potential_calculator", "relax", "relax_one", "with_one_blas_thread"]
+__all__ = ["Relaxation", "potential_calculator", "relax", "relax_many", "relax_one", "with_one_blas_thread"]
 
 # The cell filter solves hundreds of equations of 3 x 3 numbers in each step: threads only wait for each other there, on
 # a machine that does other work for most of a second.
@@ -35,6 +36,12 @@ with_one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 # A volume that leaves these factors of the first one is no relaxation any more.
 _SMALLEST, _LARGEST = 0.4, 2.5
 _KEPT = ("energy", "free_energy", "forces", "stress")
+
+_Key = TypeVar("_Key")
+_Answer = Mapping[str, Any] | Exception  # results of a calculator, or why there are none
+
+# As many atoms as fill a batch with gradients: with more under way at once, more is lost when a process ends.
+_ATOMS = 512
 
 
 @dataclass(frozen=True)
@@ -120,20 +127,76 @@ def relax(
     is_one = isinstance(structures, (Atoms, IStructure, IMolecule))
     if not is_one and (isinstance(structures, str) or not isinstance(structures, Iterable)):
         raise TypeError(f"give a structure or a list of them, got {type(structures).__name__}")
-    given = [structures] if is_one else list(structures)
-    relaxed = []
-    for number, one in enumerate(
-        tqdm(given, "relax", unit="crystal", disable=not (progress or (progress is None and not is_one)))
-    ):
-        place = "" if is_one else f"structure {number} of the list: "
+    given = {"": structures} if is_one else {f"structure {n} of the list": one for n, one in enumerate(structures)}
+    read = {}
+    for name, one in given.items():
         try:
-            found = relax_one(one if isinstance(one, Atoms) else as_atoms(one), calculator, fmax, steps, cell)
+            read[name] = one if isinstance(one, Atoms) else as_atoms(one)
         except ValueError as error:
-            raise PrismError(f"{place}{error}") from error
-        if not found.is_converged:
-            warn(f"{place}not relaxed after {found.steps} steps: a force is {found.largest_force:.3g} eV/Å")
-        relaxed.append(found.atoms)
-    return relaxed[0] if is_one else relaxed
+            raise PrismError(f"{_place(name)}{error}") from error
+    relaxed: dict[str, Atoms] = {}
+    shown = progress or (progress is None and not is_one)
+    with tqdm(total=len(read), desc="relax", unit="crystal", disable=not shown) as bar:
+        for name, found in relax_many(read.items(), calculator, fmax, steps, cell):
+            if isinstance(found, Exception):
+                raise found
+            if not found.is_converged:
+                force = found.largest_force
+                warn(f"{_place(name)}not relaxed after {found.steps} steps: a force is {force:.3g} eV/Å")
+            relaxed[name] = found.atoms
+            bar.update()
+    return relaxed[""] if is_one else [relaxed[name] for name in read]
+
+
+def relax_many(
+    structures: Iterable[tuple[_Key, Atoms]],
+    calculator: PRISMCalculator,
+    fmax: float = 0.05,
+    steps: int = 500,
+    cell: bool = True,
+    called: Callable[[_Key], str] = str,
+) -> Iterator[tuple[_Key, Relaxation | Exception]]:
+    """Relax structures in lock step, each as :func:`relax_one` does alone, up to rounding.
+
+    Args:
+        structures: what the caller knows each by, and the atoms; taken as there is room, so that they can be a stream.
+        calculator: of a potential, or of several; at most its ``batch_size`` are under way at once, fewer of large
+            ones.
+        fmax: as of :func:`relax_one`.
+        steps: the same.
+        cell: the same.
+        called: gives the name of a structure, with which errors and warnings begin.
+
+    Yields:
+        What comes to its end, as it does: what the caller knows it by, and the relaxation or, of a bad structure, the
+        error.
+
+    Raises:
+        ValueError: if ``fmax`` or ``steps`` is bad.
+    """
+    _check(fmax, steps)
+    waiting = iter(structures)
+    coming = next(waiting, None)
+    under_way: list[tuple[_Key, _Moving]] = []
+    with threadpool_limits(limits=1, user_api="blas"):
+        while coming is not None or under_way:
+            while coming is not None and _has_room(under_way, len(coming[1]), calculator.batch_size):
+                under_way.append((coming[0], _Moving(coming[1], fmax, steps, cell)))
+                coming = next(waiting, None)
+            answers = _answers([(called(key), one.atoms) for key, one in under_way], calculator)
+            left = []
+            for (key, one), answer in zip(under_way, answers, strict=True):
+                try:
+                    found = one.advance(answer)
+                except OF_A_STRUCTURE as error:
+                    name = _place(called(key))
+                    yield key, type(error)(name + str(error).removeprefix(name))
+                else:
+                    if found is None:
+                        left.append((key, one))
+                    else:
+                        yield key, found
+            under_way = left
 
 
 @with_one_blas_thread
@@ -152,19 +215,96 @@ def relax_one(
     Raises:
         ValueError: if it falls apart or collapses, or the calculator refuses it.
     """
+    _check(fmax, steps)
+    moving = _Moving(atoms, fmax, steps, cell)
+    found = None
+    while found is None:
+        for name in ("energy", "forces", *(["stress"] if moving.has_cell else [])):
+            calculator.get_property(name, moving.atoms)
+        found = moving.advance(calculator.results)
+    return found
+
+
+def _check(fmax: float, steps: int) -> None:
     if not (np.isfinite(fmax) and fmax > 0) or steps < 1:
         raise PrismError(f"fmax must be positive and steps at least 1, got {fmax} and {steps}")
-    moving = atoms.copy()
-    moving.calc = calculator
-    has_cell = cell and moving.cell.rank == 3 and moving.pbc.all()
-    volume = moving.get_volume() if has_cell else 0.0
-    optimizer = FIRE(FrechetCellFilter(moving) if has_cell else moving, logfile=None)
-    is_converged = False
-    for reached in optimizer.irun(fmax=fmax, steps=steps):
-        is_converged = bool(reached)
-        factor = moving.get_volume() / volume if has_cell else 1.0
+
+
+def _place(name: str) -> str:
+    return f"{name}: " if name else ""
+
+
+def _has_room(under_way: Sequence[tuple[Any, _Moving]], atoms: int, most: int) -> bool:
+    """Whether one more structure fits beside those under way."""
+    at_once = sum(len(one.atoms) for _, one in under_way)
+    return not under_way or (len(under_way) < most and at_once + atoms <= _ATOMS)
+
+
+def _answers(structures: Sequence[tuple[str, Atoms]], calculator: PRISMCalculator) -> list[_Answer]:
+    """Compute structures with their names; of one that is refused, the error."""
+    names = [name for name, _ in structures]
+    try:
+        return [*calculator.predict([atoms for _, atoms in structures], progress=False, names=names)]
+    except OF_A_STRUCTURE as error:
+        if len(structures) == 1:
+            return [error]
+        return [_answers([one], calculator)[0] for one in structures]
+
+
+class _CellFilter(FrechetCellFilter):
+    """Keeps the forces of a step, each of which brings a calculator of its own.
+
+    ASE asks for them twice, and each time takes the derivatives of exponentials.
+    """
+
+    _kept: tuple[Any, np.ndarray] | None = None
+
+    def get_forces(self, **kwargs: Any) -> np.ndarray:
+        """Return forces on atoms and cell, shape ``(atoms + 3, 3)``."""
+        if self._kept is None or self._kept[0] is not self.atoms.calc:
+            self._kept = self.atoms.calc, super().get_forces(**kwargs)
+        return self._kept[1]
+
+
+class _Moving:
+    """A relaxation on its way, a step at a time; ``has_cell`` says whether the cell moves.
+
+    Args:
+        start: the structure; stays as it is.
+        fmax: largest force at the end, eV/Å.
+        steps: most steps.
+        cell: whether the cell moves, too, if there is one.
+    """
+
+    def __init__(self, start: Atoms, fmax: float, steps: int, cell: bool) -> None:
+        self.start, self.atoms = start, start.copy()
+        self.has_cell = bool(cell and start.cell.rank == 3 and start.pbc.all())
+        self._steps = steps
+        self._optimizer = FIRE(_CellFilter(self.atoms) if self.has_cell else self.atoms, logfile=None)
+        self._optimizer.fmax = fmax
+
+    def advance(self, results: _Answer) -> Relaxation | None:
+        """Take energy, forces and stress of the atoms as they are, and move them.
+
+        Returns:
+            The relaxation, if it has come to its end.
+
+        Raises:
+            ValueError: if it falls apart.
+            Exception: what is given in place of the results.
+        """
+        if isinstance(results, Exception):
+            raise results
+        optimizer, kept = self._optimizer, {name: results[name] for name in _KEPT if name in results}
+        if not np.isfinite(kept["forces"]).all():
+            raise PrismError(f"falls apart: after {optimizer.nsteps} steps a force is not finite")
+        self.atoms.calc = SinglePointCalculator(self.atoms, **kept)  # copies arrays
+        is_converged = bool(optimizer.converged())
+        if is_converged or optimizer.nsteps >= self._steps:
+            return Relaxation(self.start, self.atoms, optimizer.nsteps, is_converged)
+        optimizer.step()
+        optimizer.nsteps += 1
+        factor = self.atoms.get_volume() / self.start.get_volume() if self.has_cell else 1.0
         if not _SMALLEST < factor < _LARGEST:
             raise PrismError(f"falls apart: after {optimizer.nsteps} steps its volume is {factor:.2f} of what it was")
-    results = {name: value for name, value in calculator.results.items() if name in _KEPT}
-    moving.calc = SinglePointCalculator(moving, **results)  # copies arrays
-    return Relaxation(atoms, moving, optimizer.nsteps, is_converged)
+        return None

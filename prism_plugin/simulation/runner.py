@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, starmap
 from pathlib import Path
@@ -18,18 +18,34 @@ from ase import Atoms
 from tqdm import tqdm
 
 from prism_plugin.calculators import PRISMCalculator
-from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import frames_of, iterate_structures
-from prism_plugin.errors import PrismError
+from prism_plugin.errors import OF_A_STRUCTURE, PrismError
 from prism_plugin.files import locked
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.prediction import examine, formula_and_size, reason_in_row
 from prism_plugin.tables import open_table
 
-__all__ = ["Run", "run_files"]
+__all__ = ["Given", "Run", "one_by_one", "run_files"]
 
-# What a structure, or a library below that computes with it, can be at fault for.
-_OF_THE_STRUCTURE = (PrismError, MemoryError, np.linalg.LinAlgError)
+
+@dataclass(frozen=True)
+class Given:
+    """A structure that something is done with.
+
+    Attributes:
+        name: that it has in the table.
+        atoms: the structure.
+        place: for what is written of it: a path without suffix, for a file or a folder.
+        doubts: what should be looked at.
+    """
+
+    name: str
+    atoms: Atoms
+    place: Path
+    doubts: str
+
+
+_Outcome = tuple[Given, "Sequence[Any] | Exception"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,8 @@ class Run:
     Attributes:
         verb: names the table: ``OUT/VERB.csv``.
         columns: of its values.
-        work: gives them, of atoms and a place: a path without suffix, for a file or a folder.
+        work: gives them, or the error of a structure that is at fault (:data:`~prism_plugin.errors.OF_A_STRUCTURE`),
+            in any order; takes structures as it has room for them.
         settings: what the values depend on, beside the model; as JSON has it.
         doubt: says what is doubtful in values; an empty text if nothing is.
         resume: looks after what the work writes for several structures, before it goes on; given the number of rows
@@ -48,10 +65,23 @@ class Run:
 
     verb: str
     columns: Sequence[str]
-    work: Callable[[Atoms, Path], Sequence[Any]]
+    work: Callable[[Iterator[Given]], Iterator[_Outcome]]
     settings: Mapping[str, Any]
     resume: Callable[[int], None] | None = None
     doubt: Callable[[Sequence[Any]], str] | None = None
+
+
+def one_by_one(work: Callable[[Atoms, Path], Sequence[Any]]) -> Callable[[Iterator[Given]], Iterator[_Outcome]]:
+    """Make the work of a :class:`Run` of what gives the values of one structure, from its atoms and its place."""
+
+    def of_all(structures: Iterator[Given]) -> Iterator[_Outcome]:
+        for given in structures:
+            try:
+                yield given, work(given.atoms, given.place)
+            except OF_A_STRUCTURE as error:
+                yield given, error
+
+    return of_all
 
 
 def run_files(
@@ -86,32 +116,37 @@ def run_files(
             open(table, "a", newline="", encoding="utf-8") as file,
             tqdm(desc=run.verb, unit="structure", disable=not progress) as bar,
         ):
-            for name, found in chain.from_iterable(starmap(frames_of, iterate_structures(paths))):
-                place = out / _file_name(name, taken)
-                if name in done:
-                    counts["failed" if done[name] else "kept"] += 1
-                    continue
-                row = _row(name, found, calculator, run, place)
+
+            def write(name: str, atoms: Atoms | None, outcome: Sequence[Any] | Exception, doubts: str = "") -> None:
+                about = ("", "") if atoms is None else formula_and_size(atoms)
+                if isinstance(outcome, Exception):
+                    row = [name, *about, *[""] * len(run.columns), "", reason_in_row(name, outcome)]
+                else:
+                    doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(outcome)]))
+                    row = [name, *about, *map(_text, outcome), doubts, ""]
                 counts["failed" if row[-1] else "done"] += 1
                 csv.writer(file).writerow(row)
                 file.flush()
                 bar.update()
+
+            def structures() -> Iterator[Given]:
+                for name, found in chain.from_iterable(starmap(frames_of, iterate_structures(paths))):
+                    place = out / _file_name(name, taken)
+                    if name in done:
+                        counts["failed" if done[name] else "kept"] += 1
+                        continue
+                    try:
+                        if isinstance(found, PrismError):
+                            raise found
+                        _, doubts = examine(found, calculator.models)
+                    except OF_A_STRUCTURE as error:
+                        write(name, None if isinstance(found, PrismError) else found.atoms, error)
+                    else:
+                        yield Given(name, found.atoms, place, doubts)
+
+            for given, outcome in run.work(structures()):
+                write(given.name, given.atoms, outcome, given.doubts)
     return counts
-
-
-def _row(name: str, found: Frame | PrismError, calculator: PRISMCalculator, run: Run, place: Path) -> list[str]:
-    """Return one row of the table, the reason at its end."""
-    about = ("", "")
-    try:
-        if isinstance(found, PrismError):
-            raise found
-        about = formula_and_size(found.atoms)
-        _, doubts = examine(found, calculator.models)
-        values = run.work(found.atoms, place)
-        doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(values)]))
-    except _OF_THE_STRUCTURE as error:
-        return [name, *about, *[""] * len(run.columns), "", reason_in_row(name, error)]
-    return [name, *about, *map(_text, values), doubts, ""]
 
 
 def _text(value: Any) -> str:

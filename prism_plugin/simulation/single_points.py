@@ -17,7 +17,7 @@ from ase.io import write
 
 from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.errors import PrismError
-from prism_plugin.simulation.runner import Run, run_files
+from prism_plugin.simulation.runner import Run, one_by_one, run_files
 
 __all__ = ["NAME", "predict_forces"]
 
@@ -63,7 +63,7 @@ def predict_forces(
         largest = float((results["forces"] ** 2).sum(axis=1).max() ** 0.5)
         return results["energy"], largest, *(results[name] for name in known)
 
-    run = Run(NAME, (*_COLUMNS, *known.values()), work, {"forces": True}, partial(_keep_frames, frames))
+    run = Run(NAME, (*_COLUMNS, *known.values()), one_by_one(work), {"forces": True}, partial(_keep_frames, frames))
     return run_files(paths, calculator, run, out, progress)
 
 

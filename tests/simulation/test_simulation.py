@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import Trajectory, read, write
 from pymatgen.core import Lattice, Structure
 
@@ -21,6 +23,7 @@ from prism_plugin import PRISMCalculator, PRISMPotential, cli
 from prism_plugin.errors import PrismError
 from prism_plugin.simulation import DynamicsSettings, relax, relax_one, run_dynamics
 from prism_plugin.simulation.properties import doubt_of, elastic_constants, equation_of_state, phonons
+from prism_plugin.simulation.relaxation import Relaxation, relax_many
 from tests.conftest import small_model
 
 
@@ -120,6 +123,16 @@ def test_what_falls_apart_is_said() -> None:
     with pytest.raises(ValueError, match="fmax must be positive"):
         relax_one(bulk("Cu"), EMT(), fmax=0)
 
+    class Lost(EMT):
+        """A calculator that answers no forces that are numbers."""
+
+        def calculate(self, *arguments: Any, **named: Any) -> None:
+            super().calculate(*arguments, **named)
+            self.results["forces"] = np.full((2, 3), np.nan)
+
+    with pytest.raises(ValueError, match="falls apart: after 0 steps a force is not finite"):
+        relax_one(molecule("CO"), Lost())
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -178,6 +191,44 @@ def test_relax_in_one_line(potential: PRISMPotential) -> None:
         relax("POSCAR", potential)
 
 
+def test_in_lock_step_each_relaxes_as_alone(potential: PRISMPotential) -> None:
+    """Each with an optimizer of its own: alone, beside others, a constraint held, one that is bad in their midst."""
+    rng = np.random.default_rng(0)
+    some = {"salt": bulk("NaCl", "rocksalt", a=5.0), "Si": bulk("Si"), "Cu": bulk("Cu", cubic=True)}
+    for atoms in some.values():
+        atoms.rattle(0.1, rng=rng)
+    some["held"] = some["Cu"].copy()
+    some["held"].set_constraint(FixAtoms([0]))
+    some["molecule"] = Atoms("NaCl", [[0, 0, 0], [0, 0, 1.0]])
+    some["strange"] = bulk("Xe", "fcc", a=6.0)
+    calculator = PRISMCalculator(potential, dtype="float64", batch_size=4)
+    found = dict(relax_many(some.items(), calculator, fmax=0.02, steps=60))
+    assert set(found) == set(some)
+    assert str(found.pop("strange")).startswith("strange: ")
+    for name, one in found.items():
+        alone = relax_one(some[name], calculator, fmax=0.02, steps=60)
+        assert one.start is some[name]
+        assert (one.steps, one.is_converged) == (alone.steps, alone.is_converged)
+        np.testing.assert_allclose(one.atoms.positions, alone.atoms.positions, atol=1e-8)
+        np.testing.assert_allclose(one.atoms.cell, alone.atoms.cell, atol=1e-8)
+    assert len({one.steps for one in found.values()}) > 2
+    assert np.array_equal(found["held"].atoms.get_scaled_positions()[0], some["held"].get_scaled_positions()[0])
+
+
+def test_structures_that_relax_are_taken_as_there_is_room(potential: PRISMPotential) -> None:
+    taken = []
+
+    def stream() -> Iterator[tuple[int, Atoms]]:
+        for number in range(6):
+            taken.append(number)
+            yield number, bulk("Si", cubic=True).repeat((5, 5, 2))  # 400 atoms: one at a time
+
+    for done, (number, found) in enumerate(relax_many(stream(), PRISMCalculator(potential), steps=1)):
+        assert number == done
+        assert isinstance(found, Relaxation)
+        assert taken == list(range(min(done + 2, 6)))
+
+
 def test_a_model_without_forces_relaxes_nothing() -> None:
     with pytest.raises(ValueError, match=r"trained on relaxed crystals.*take a potential"):
         relax(bulk("Si"), small_model(target="e", unit="eV/atom"))
@@ -193,14 +244,15 @@ def test_every_structure_of_files_is_a_row(saved: str, tmp_path: Path, capsys: p
     command = ["relax", *files, "--out", str(out), "--model", saved, "--steps", "30", "--format", "cif"]
     assert cli.main(command) == 0
     assert "2 done, 0 were there already, 3 failed" in capsys.readouterr().out
-    table = rows_of(out / "relax.csv")
-    assert [bool(row["error"]) for row in table] == [False, False, True, True, True]
-    assert "Ge" in table[2]["error"]
-    assert table[4]["error"] == "no such file"
-    assert [row["file"] for row in table[:2]] == ["si.cif", "two-1.cif"]
-    volume = read(out / table[0]["file"]).get_volume()
-    assert volume == pytest.approx(float(table[0]["volume (Å^3)"]), rel=1e-4)
-    assert {row["converged"] for row in table[:2]} <= {"yes", "no"}
+    table = {row["name"].removeprefix(f"{tmp_path}/"): row for row in rows_of(out / "relax.csv")}  # as they ended
+    names = ("si.cif", "two.extxyz#1", "two.extxyz#2", "bad.cif", "none.cif")
+    assert [bool(table[name]["error"]) for name in names] == [False, False, True, True, True]
+    assert "Ge" in table["two.extxyz#2"]["error"]
+    assert table["none.cif"]["error"] == "no such file"
+    assert [table[name]["file"] for name in names[:2]] == ["si.cif", "two-1.cif"]
+    volume = read(out / "si.cif").get_volume()
+    assert volume == pytest.approx(float(table["si.cif"]["volume (Å^3)"]), rel=1e-4)
+    assert {table[name]["converged"] for name in names[:2]} <= {"yes", "no"}
     assert (out / "relax.png").stat().st_size > 5000
     before = (out / "relax.csv").read_bytes()
     assert cli.main(command) == 0
