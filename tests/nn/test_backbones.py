@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell, molecule
 from ase.io import write
+from e3nn import o3
 from scipy.spatial.transform import Rotation
 
 from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, batch_graphs, build_graph, cli
@@ -19,6 +20,7 @@ from prism_plugin.edge_counts import count_edges
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.lattice import reduced_bases, shortest_axes
 from prism_plugin.nn.backbones.comformer import AttentiveMessagePassing
+from prism_plugin.nn.backbones.ecomformer import contract, spread
 from prism_plugin.training import TrainingSettings, train
 from tests.conftest import crystal_zoo, random_potential, small_model
 
@@ -116,13 +118,27 @@ def test_tensors_turn_with_the_crystal() -> None:
     before, after = update.harmonics(some), update.harmonics(some @ matrix)
     turns = [torch.linalg.lstsq(before[:, part], after[:, part]) for part in (slice(1, 4), slice(4, 9))]
     torch.testing.assert_close(before[:, 4:] @ turns[1].solution, after[:, 4:], rtol=0, atol=1e-12)
-    vectors, features = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 64, dtype=torch.float64)
-    weights = torch.randn(5, update.first.weight_numel, dtype=torch.float64)
-    straight, turned = (update.first(features, update.harmonics(v), weights) for v in (vectors, vectors @ matrix))
-    torch.testing.assert_close(turned[:, :64], straight[:, :64], rtol=0, atol=1e-12)
-    for part, size, turn in ((slice(64, 88), 3, turns[0]), (slice(88, 128), 5, turns[1])):
-        expected = straight[:, part].view(5, 8, size) @ turn.solution
-        torch.testing.assert_close(turned[:, part].view(5, 8, size), expected, rtol=0, atol=1e-11)
+
+
+def test_products_are_those_of_e3nn() -> None:
+    """Its tensor products, with weights of each edge, in place of what is computed once for each atom."""
+    update = small_model(**ALONE, backbone="ecomformer").update
+    edges, atoms = 40, 7
+    index = torch.randint(atoms, (2, edges))
+    y = update.harmonics(torch.randn(edges, 3, dtype=torch.float64))
+    e = torch.randn(edges, update.skip.in_features, dtype=torch.float64)
+    own, tensors = (torch.randn(atoms, width, dtype=torch.float64) for width in (64, 128))
+    few, many = "64x0e", "64x0e + 8x1o + 8x2e"
+    first, second = (
+        o3.FullyConnectedTensorProduct(before, update.harmonics.irreps_out, after, shared_weights=False).double()
+        for before, after in ((few, many), (many, few))
+    )
+    expected = first(own[index[1]], y, update.first_weights(e))
+    found = spread(update._of_senders(own, e, index[1]), y)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    expected = second(tensors[index[1]], y, update.second_weights(e))
+    found = update._of_receivers(contract(tensors[index[1]], y), e, index[0], atoms)
+    torch.testing.assert_close(found, torch.zeros_like(found).index_add(0, index[0], expected), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(

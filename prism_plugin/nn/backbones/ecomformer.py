@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,13 @@ from prism_plugin.nn.backbones.backbone import Edges
 from prism_plugin.nn.backbones.comformer import SOFTPLUS_THRESHOLD, ComFormer, softplus
 from prism_plugin.nn.norm import _norm
 
-__all__ = ["EComFormer", "EquivariantUpdate", "check_e3nn"]
+__all__ = ["EComFormer", "EquivariantUpdate", "check_e3nn", "contract", "spread"]
 
-_SCALARS, _VECTORS, _TENSORS = 64, 8, 8
-_ROWS = 2048  # edges of a tile: each has the weights of a tensor product of its own
+_COUNTS = (64, 8, 8)  # scalars, vectors, tensors
+_SIZES = (1, 3, 5)
+_WIDTHS = [count * size for count, size in zip(_COUNTS, _SIZES, strict=True)]
+_SCALARS = _COUNTS[0]
+_BUNDLE = 16  # edges of an atom that are multiplied together
 
 
 def check_e3nn() -> None:
@@ -50,6 +52,9 @@ class EquivariantUpdate(nn.Module):
     sender's of these and the harmonics to 64 scalars. The weights of both are MLPs of the edges. Where edges have
     weights, so has the mean, and its divisor is sqrt(1 + (sum of weights)^2), so that the last one leaves smoothly.
 
+    The weights are linear in what the MLPs hide, and so no edge gets weights of its own: what the last layer of an MLP
+    makes of the sender's scalars is computed once for each sender, or what it makes of the sum for each receiver.
+
     Args:
         dim: width of the features.
         norm: ``"batch"`` or None.
@@ -63,20 +68,13 @@ class EquivariantUpdate(nn.Module):
         check_e3nn()
         from e3nn import o3
 
-        scalars = o3.Irreps(f"{_SCALARS}x0e")
-        tensors = o3.Irreps(f"{_SCALARS}x0e + {_VECTORS}x1o + {_TENSORS}x2e")
         self.harmonics = o3.SphericalHarmonics("0e + 1o + 2e", normalize=True, normalization="component")
-        self.padding = tensors.dim - scalars.dim
         self.narrow = nn.Linear(dim, _SCALARS)
-        self.first, self.second = (
-            o3.FullyConnectedTensorProduct(before, self.harmonics.irreps_out, after, shared_weights=False)
-            for before, after in ((scalars, tensors), (tensors, scalars))
-        )
         self.first_weights, self.second_weights = (
             nn.Sequential(
-                nn.Linear(dim, dim), nn.Softplus(threshold=SOFTPLUS_THRESHOLD), nn.Linear(dim, product.weight_numel)
+                nn.Linear(dim, dim), nn.Softplus(threshold=SOFTPLUS_THRESHOLD), nn.Linear(dim, _SCALARS * sum(_COUNTS))
             )
-            for product in (self.first, self.second)
+            for _ in range(2)
         )
         self.norm = _norm(norm, _SCALARS)
         self.widen = nn.Linear(_SCALARS, dim)
@@ -87,25 +85,82 @@ class EquivariantUpdate(nn.Module):
     ) -> tuple[Tensor, Edges]:
         """Update the atoms, see :class:`~prism_plugin.nn.backbones.backbone.Update`."""
         with torch.autocast(atoms.device.type, enabled=False):  # tensor products know one dtype
+            receiver, sender = edges.index
             own = self.narrow(atoms)
             harmonics = self.harmonics(vector)
-            tensors = self._mean(self.first, self.first_weights, own, edges, harmonics)
-            tensors = tensors + functional.pad(own, (0, self.padding))
-            total = self._mean(self.second, self.second_weights, tensors, edges, harmonics)
+            ones = own.new_ones(len(receiver)) if edges.envelope is None else edges.envelope
+            count = own.new_zeros(len(atoms)).index_add(0, receiver, ones)
+            divisor = count.clamp(min=1) if edges.envelope is None else torch.sqrt(1 + count**2)
+            scale = divisor.reciprocal().index_select(0, receiver) * ones
+            messages = spread(self._of_senders(own, edges.features, sender), harmonics) * scale.unsqueeze(1)
+            tensors = functional.pad(own, (0, messages.shape[1] - _SCALARS)).index_add(0, receiver, messages)
+            contracted = contract(tensors.index_select(0, sender), harmonics) * scale.unsqueeze(1)
+            total = self._of_receivers(contracted, edges.features, receiver, len(atoms))
             answer = softplus(self.widen(softplus(self.norm(total))))
             return answer + self.skip(atoms), edges
 
-    def _mean(self, product: Any, weights: nn.Module, atoms: Tensor, edges: Edges, harmonics: Tensor) -> Tensor:
-        """Mean over the edges of each atom of a tensor product of its senders and the harmonics."""
-        receiver, sender = edges.index
-        total = atoms.new_zeros(len(atoms), product.irreps_out.dim)
-        for start in range(0, len(receiver), _ROWS):
-            part = slice(start, start + _ROWS)
-            messages = product(atoms.index_select(0, sender[part]), harmonics[part], weights(edges.features[part]))
-            if edges.envelope is not None:
-                messages = messages * edges.envelope[part].unsqueeze(1)
-            total = total.index_add(0, receiver[part], messages)
-        ones = total.new_ones(len(receiver)) if edges.envelope is None else edges.envelope
-        count = total.new_zeros(len(atoms)).index_add(0, receiver, ones)
-        divisor = count.clamp(min=1) if edges.envelope is None else torch.sqrt(1 + count**2)
-        return total / divisor.unsqueeze(1)
+    def _of_senders(self, own: Tensor, edges: Tensor, sender: Tensor) -> Tensor:
+        """Return sum_u w_uv x_u of each edge, of its sender's scalars x; shape ``(edges, 80)``."""
+        hidden, last = self._hidden(self.first_weights, edges)
+        parts = [_matrices(part, _SCALARS) for part in last.split([_SCALARS * count for count in _COUNTS])]
+        of_atoms = torch.einsum("nu,uvk->nkv", own, torch.cat(parts, dim=1)) / _SCALARS**0.5
+        places, atom = _bundles(sender, len(own))
+        answer = _bundled(hidden, places, len(atom)) @ of_atoms.index_select(0, atom)
+        return answer.flatten(0, 1).index_select(0, places)
+
+    def _of_receivers(self, contracted: Tensor, edges: Tensor, receiver: Tensor, atoms: int) -> Tensor:
+        """Return the sum over the edges of sum_u w_uv x_u, of 80 scalars x of each edge; shape ``(atoms, 64)``."""
+        hidden, last = self._hidden(self.second_weights, edges)
+        places, atom = _bundles(receiver, atoms)
+        summed = _bundled(hidden, places, len(atom)).mT @ _bundled(contracted, places, len(atom))
+        of_atoms = summed.new_zeros(atoms, *summed.shape[1:]).index_add(0, atom, summed)
+        return torch.einsum("nku,uvk->nv", of_atoms, _matrices(last, sum(_COUNTS))) / sum(_COUNTS) ** 0.5
+
+    @staticmethod
+    def _hidden(weights: nn.Sequential, edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what an MLP hides, with a one at its end, and its last layer, whose last column is the bias."""
+        last = weights[2]
+        hidden = functional.pad(weights[1](weights[0](edges)), (0, 1), value=1.0)
+        return hidden, torch.cat([last.weight, last.bias.unsqueeze(1)], dim=1)
+
+
+def spread(channels: Tensor, harmonics: Tensor) -> Tensor:
+    """Return scalars, vectors and tensors with these channels, ``(edges, 80)``, along the edges: ``(edges, 128)``."""
+    parts = zip(channels.split(_COUNTS, dim=1), harmonics.split(_SIZES, dim=1), strict=True)
+    return torch.cat([(x.unsqueeze(2) * y.unsqueeze(1)).flatten(1) for x, y in parts], dim=1)
+
+
+def contract(tensors: Tensor, harmonics: Tensor) -> Tensor:
+    """Return the scalar products of each ``(edges, 128)`` with the harmonics, over sqrt(2 l + 1): ``(edges, 80)``."""
+    parts = zip(tensors.split(_WIDTHS, dim=1), harmonics.split(_SIZES, dim=1), strict=True)
+    return torch.cat(
+        [(t.unflatten(1, (-1, y.shape[1])) @ y.unsqueeze(2)).squeeze(2) / y.shape[1] ** 0.5 for t, y in parts], dim=1
+    )
+
+
+def _matrices(rows: Tensor, inputs: int) -> Tensor:
+    """Return the last layer's rows by what they take from and give to, shape ``(inputs, outputs, hidden + 1)``."""
+    return rows.unflatten(0, (inputs, -1))
+
+
+def _bundles(index: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
+    """Put the edges of each atom into bundles, of which there are as many as any graph of this size needs.
+
+    Returns:
+        The edges' places, shape ``(edges,)``, and the bundles' atoms, shape ``(bundles,)``.
+    """
+    count = torch.zeros(atoms, dtype=torch.long, device=index.device).index_add(0, index, torch.ones_like(index))
+    needed = (count + _BUNDLE - 1) // _BUNDLE
+    order = torch.argsort(index, stable=True)
+    in_order = index.index_select(0, order)
+    rank = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count).index_select(0, in_order)
+    first = _BUNDLE * (needed.cumsum(0) - needed)
+    places = torch.empty_like(index).index_copy(0, order, first.index_select(0, in_order) + rank)
+    atom = index.new_zeros(len(index) // _BUNDLE + atoms)
+    return places, atom.index_copy(0, places // _BUNDLE, index)
+
+
+def _bundled(values: Tensor, places: Tensor, bundles: int) -> Tensor:
+    """Put the edges' values into their places, zeros elsewhere; shape ``(bundles, 16, columns)``."""
+    empty = values.new_zeros(bundles * _BUNDLE, values.shape[1])
+    return empty.index_copy(0, places, values).unflatten(0, (bundles, _BUNDLE))
