@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,8 +120,8 @@ class EquivariantUpdate(nn.Module):
     @staticmethod
     def _hidden(weights: nn.Sequential, edges: Tensor) -> tuple[Tensor, Tensor]:
         """Return what an MLP hides, with a one at its end, and its last layer, whose last column is the bias."""
-        last = weights[2]
-        hidden = functional.pad(weights[1](weights[0](edges)), (0, 1), value=1.0)
+        last: Any = weights[-1]
+        hidden = functional.pad(weights[:-1](edges), (0, 1), value=1.0)
         return hidden, torch.cat([last.weight, last.bias.unsqueeze(1)], dim=1)
 
 
