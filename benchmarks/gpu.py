@@ -274,6 +274,8 @@ def potential(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
         import torch_sim
     except ImportError:  # a machine without network may lack it
         return [*rows, {"what": "torch-sim is not installed", "structures a second": ""}]
+    from relaxations import fire_on_cells
+
     from prism_plugin.calculators.torch_sim import TorchSimPRISM
 
     steps, some = (2, crystals[:2]) if tiny else (50, crystals[:200])
@@ -289,7 +291,7 @@ def potential(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*reached max steps.*")  # which is meant
-            torch_sim.optimize(state, model, optimizer=torch_sim.frechet_cell_fire, max_steps=steps)
+            torch_sim.optimize(state, model, **fire_on_cells(), max_steps=steps)
         _wait(device)
         rows.append(
             {

@@ -108,11 +108,12 @@ class TorchSimPRISM(ModelInterface):
         cells = state.cell.detach().mT.cpu().double().numpy()  # torch-sim's cell vectors are columns
         positions = state.positions.detach().cpu().double().numpy()
         numbers, system = state.atomic_numbers.cpu().numpy(), state.system_idx.cpu().numpy()
+        pbc = torch.as_tensor(state.pbc).cpu().numpy()  # of torch-sim 0.3 one for all vectors
         made: list[Any] = []  # graphs, or structures whose neighbors are still to be found
         for index, cell in enumerate(cells):
             members = system == index
             try:
-                one = read_structure(Atoms(numbers[members], positions[members], cell=cell, pbc=state.pbc))
+                one = read_structure(Atoms(numbers[members], positions[members], cell=cell, pbc=pbc))
                 made.append(one if self._search else build_graph(one, *self.prism.cutoffs))
                 self.prism.check_crystal(one.numbers, one.pbc)
             except ValueError as error:

@@ -154,8 +154,13 @@ def model() -> PRISM:
 
 
 @pytest.fixture
-def float64():
-    """Matgl builds its graphs in its own default dtype; switch it and torch's for one test."""
+def float64(monkeypatch):
+    """Matgl builds its graphs in its own default dtype; switch it and torch's for one test.
+
+    Where NVIDIA's search for neighbors is installed, matgl takes that, which knows float32 only.
+    """
+    for name in ("ase", "pymatgen"):
+        monkeypatch.setattr(f"matgl.ext.{name}._alchmtk_available", False)
     matgl.set_default_dtype("float", 64)
     yield
     matgl.set_default_dtype("float", 32)

@@ -128,6 +128,8 @@ def test_the_code_in_the_texts_runs(name, count, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
     assert len(blocks) == count
+    if sys.version_info >= (3, 12):  # where torch-sim is 0.6
+        blocks = [block for block in blocks if "torch_sim.frechet_cell_fire" not in block]
     shared: dict[str, object] = {}
     for block in blocks:
         goes_on = not block.startswith(("import", "from"))
