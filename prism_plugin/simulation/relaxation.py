@@ -279,7 +279,7 @@ class _Moving:
     def __init__(self, start: Atoms, fmax: float, steps: int, cell: bool) -> None:
         self.start, self.atoms = start, start.copy()
         self.has_cell = bool(cell and start.cell.rank == 3 and start.pbc.all())
-        self._steps = steps
+        self._fmax, self._steps = fmax, steps
         self._optimizer = FIRE(_CellFilter(self.atoms) if self.has_cell else self.atoms, logfile=None)
         self._optimizer.fmax = fmax
 
@@ -299,7 +299,9 @@ class _Moving:
         if not np.isfinite(kept["forces"]).all():
             raise PrismError(f"falls apart: after {optimizer.nsteps} steps a force is not finite")
         self.atoms.calc = SinglePointCalculator(self.atoms, **kept)  # copies arrays
-        is_converged = bool(optimizer.converged())
+        # The filter's forces are those in the cell as it was: where it has shrunk they are smaller than the atoms' own.
+        largest = np.linalg.norm(self.atoms.get_forces(), axis=1).max()
+        is_converged = bool(optimizer.converged() and largest <= self._fmax)
         if is_converged or optimizer.nsteps >= self._steps:
             return Relaxation(self.start, self.atoms, optimizer.nsteps, is_converged)
         optimizer.step()

@@ -15,7 +15,9 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.filters import FrechetCellFilter
 from ase.io import Trajectory, read, write
+from ase.optimize import FIRE
 from pymatgen.core import Lattice, Structure
 
 import prism_plugin
@@ -189,6 +191,20 @@ def test_relax_in_one_line(potential: PRISMPotential) -> None:
         relax([silicon, bulk("Xe", "fcc", a=6.0)], potential, progress=False)
     with pytest.raises(TypeError, match="give a structure or a list of them, got str"):
         relax("POSCAR", potential)
+
+
+def test_converged_are_the_forces_on_the_cell_as_it_is() -> None:
+    """ASE's filter says those in the cell as it was, which are smaller where it has shrunk."""
+    start = bulk("Cu", cubic=True, a=4.2)
+    start.rattle(0.1, seed=3)
+    found = relax_one(start, EMT(), fmax=0.1)
+    assert found.is_converged
+    assert found.volume_change < -0.3
+    assert found.largest_force <= 0.1
+    optimizer = FIRE(FrechetCellFilter(start), logfile=None)
+    start.calc = EMT()
+    optimizer.run(fmax=0.1)
+    assert np.linalg.norm(start.get_forces(), axis=1).max() > 0.1
 
 
 def test_in_lock_step_each_relaxes_as_alone(potential: PRISMPotential) -> None:
