@@ -85,7 +85,7 @@ class EquivariantUpdate(nn.Module):
         self, atoms: Tensor, edges: Edges, vector: Tensor, batch: CrystalBatch, encoder: Callable[..., Tensor]
     ) -> tuple[Tensor, Edges]:
         """Update the atoms, see :class:`~prism_plugin.nn.backbones.backbone.Update`."""
-        with torch.autocast(atoms.device.type, enabled=False):  # tensor products know one dtype
+        with torch.autocast(atoms.device.type, enabled=False):  # harmonics know one dtype
             receiver, sender = edges.index
             own = self.narrow(atoms)
             harmonics = self.harmonics(vector)
@@ -103,8 +103,9 @@ class EquivariantUpdate(nn.Module):
     def _of_senders(self, own: Tensor, edges: Tensor, sender: Tensor) -> Tensor:
         """Return sum_u w_uv x_u of each edge, of its sender's scalars x; shape ``(edges, 80)``."""
         hidden, last = self._hidden(self.first_weights, edges)
-        parts = [_matrices(part, _SCALARS) for part in last.split([_SCALARS * count for count in _COUNTS])]
-        of_atoms = torch.einsum("nu,uvk->nkv", own, torch.cat(parts, dim=1)) / _SCALARS**0.5
+        parts = last.split([_SCALARS * count for count in _COUNTS])
+        matrices = torch.cat([part.unflatten(0, (_SCALARS, -1)) for part in parts], dim=1)  # inputs, outputs, hidden
+        of_atoms = torch.einsum("nu,uvk->nkv", own, matrices) / _SCALARS**0.5
         places, atom = _bundles(sender, len(own))
         answer = _bundled(hidden, places, len(atom)) @ of_atoms.index_select(0, atom)
         return answer.flatten(0, 1).index_select(0, places)
@@ -115,7 +116,8 @@ class EquivariantUpdate(nn.Module):
         places, atom = _bundles(receiver, atoms)
         summed = _bundled(hidden, places, len(atom)).mT @ _bundled(contracted, places, len(atom))
         of_atoms = summed.new_zeros(atoms, *summed.shape[1:]).index_add(0, atom, summed)
-        return torch.einsum("nku,uvk->nv", of_atoms, _matrices(last, sum(_COUNTS))) / sum(_COUNTS) ** 0.5
+        inputs = sum(_COUNTS)
+        return torch.einsum("nku,uvk->nv", of_atoms, last.unflatten(0, (inputs, -1))) / inputs**0.5
 
     @staticmethod
     def _hidden(weights: nn.Sequential, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,11 +139,6 @@ def contract(tensors: Tensor, harmonics: Tensor) -> Tensor:
     return torch.cat(
         [(t.unflatten(1, (-1, y.shape[1])) @ y.unsqueeze(2)).squeeze(2) / y.shape[1] ** 0.5 for t, y in parts], dim=1
     )
-
-
-def _matrices(rows: Tensor, inputs: int) -> Tensor:
-    """Return the last layer's rows by what they take from and give to, shape ``(inputs, outputs, hidden + 1)``."""
-    return rows.unflatten(0, (inputs, -1))
 
 
 def _bundles(index: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
