@@ -27,4 +27,4 @@ def test_a_notebook_runs(path: Path) -> None:
     assert sum(printed(kept)) > 5
     text = path.read_text()
     assert len(text) < 300_000
-    assert not re.search(r"/tmp/|/home/|/root/|site-packages", text)
+    assert not re.search(r"/(tmp|home|root)/|site-packages", text)

@@ -31,6 +31,16 @@ class NeighborTable(NamedTuple):
         """Move to a device."""
         return NeighborTable(self.place.to(device), self.atom.to(device))
 
+    def filled(self, values: Tensor) -> Tensor:
+        """Put values of the edges into their places, 0 elsewhere: ``(edges, n)`` -> ``(rows, ROW, n)``."""
+        rows = len(self.atom)
+        table = values.new_zeros(rows * ROW, values.shape[1])
+        return table.index_add(0, self.place, values).view(rows, ROW, values.shape[1])
+
+    def taken(self, table: Tensor) -> Tensor:
+        """Take the edges' values out of their places: ``(rows, ROW, n)`` -> ``(edges, n)``."""
+        return table.flatten(0, 1).index_select(0, self.place)
+
 
 def neighbor_table(edge_index: Tensor, atoms: int) -> NeighborTable:
     """Give each edge a place in a table of edges by receivers.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prism_plugin.graph.reverse import ROW, NeighborTable
+from prism_plugin.graph.reverse import NeighborTable
 from prism_plugin.nn.autograd_mode import as_weight
 from prism_plugin.nn.norm import FeatureNorm
 
@@ -47,7 +47,7 @@ class EdgeAngles(NamedTuple):
     @classmethod
     def of(cls, harmonics: Tensor, neighbors: NeighborTable, reverse: Tensor, radial: Tensor | None) -> EdgeAngles:
         """Sort the harmonics of the edges, shape ``(edges, order (order + 2))``, by receivers."""
-        return cls(_in_rows(harmonics, neighbors), neighbors, reverse, radial)
+        return cls(neighbors.filled(harmonics), neighbors, reverse, radial)
 
 
 def real_harmonics(directions: Tensor, order: int) -> Tensor:
@@ -147,7 +147,7 @@ class AngularBlock(nn.Module):
             density = self._density(angles, weight * envelope.unsqueeze(1), receiver, len(atoms))
             mixed = self._by_degree(density, as_weight(self.mix))
             q = angles.harmonics @ mixed.index_select(0, angles.neighbors.atom)
-            q = q.flatten(0, 1).index_select(0, angles.neighbors.place)
+            q = angles.neighbors.taken(q)
             reverse = torch.cat([q, q.new_zeros(1, self.channels)]).index_select(0, angles.reverse)
             weights = as_weight(self.to_edge.weight), as_weight(self.to_edge.bias)
             edges = edges + functional.linear(torch.cat([q, reverse], dim=1), *weights)
@@ -159,7 +159,7 @@ class AngularBlock(nn.Module):
 
     def _density(self, angles: EdgeAngles, weight: Tensor, receiver: Tensor, atoms: int) -> Tensor:
         """A_i, shape ``(atoms, order (order + 2), channels)``."""
-        rows = angles.harmonics.mT @ _in_rows(weight, angles.neighbors)
+        rows = angles.harmonics.mT @ angles.neighbors.filled(weight)
         density = rows.new_zeros(atoms, *rows.shape[1:]).index_add(0, angles.neighbors.atom, rows)
         if self.norm is not None:
             return density
@@ -175,10 +175,3 @@ class AngularBlock(nn.Module):
 
     def _sizes(self) -> list[int]:
         return [2 * degree + 1 for degree in range(1, self.order + 1)]
-
-
-def _in_rows(values: Tensor, neighbors: NeighborTable) -> Tensor:
-    """Sort values of edges by receivers: ``(edges, n)`` -> ``(rows, ROW, n)``."""
-    rows = len(neighbors.atom)
-    table = values.new_zeros(rows * ROW, values.shape[1])
-    return table.index_add(0, neighbors.place, values).view(rows, ROW, values.shape[1])

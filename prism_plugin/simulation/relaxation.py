@@ -178,28 +178,26 @@ def relax_many(
     waiting = iter(structures)
     coming = next(waiting, None)
     under_way: list[tuple[_Key, _Moving]] = []
-    with threadpool_limits(limits=1, user_api="blas"):
-        while coming is not None or under_way:
-            while coming is not None and _has_room(under_way, len(coming[1]), calculator.batch_size):
-                under_way.append((coming[0], _Moving(coming[1], fmax, steps, cell)))
-                coming = next(waiting, None)
-            answers = _answers([(called(key), one.atoms) for key, one in under_way], calculator)
-            left = []
-            for (key, one), answer in zip(under_way, answers, strict=True):
-                try:
-                    found = one.advance(answer)
-                except OF_A_STRUCTURE as error:
-                    name = _place(called(key))
-                    yield key, type(error)(name + str(error).removeprefix(name))
+    while coming is not None or under_way:
+        while coming is not None and _has_room(under_way, len(coming[1]), calculator.batch_size):
+            under_way.append((coming[0], _Moving(coming[1], fmax, steps, cell)))
+            coming = next(waiting, None)
+        answers = _answers([(called(key), one.atoms) for key, one in under_way], calculator)
+        left = []
+        for (key, one), answer in zip(under_way, answers, strict=True):
+            try:
+                found = one.advance(answer)
+            except OF_A_STRUCTURE as error:
+                name = _place(called(key))
+                yield key, type(error)(name + str(error).removeprefix(name))
+            else:
+                if found is None:
+                    left.append((key, one))
                 else:
-                    if found is None:
-                        left.append((key, one))
-                    else:
-                        yield key, found
-            under_way = left
+                    yield key, found
+        under_way = left
 
 
-@with_one_blas_thread
 def relax_one(
     atoms: Atoms, calculator: Calculator, fmax: float = 0.05, steps: int = 500, cell: bool = True
 ) -> Relaxation:
@@ -283,6 +281,7 @@ class _Moving:
         self._optimizer = FIRE(_CellFilter(self.atoms) if self.has_cell else self.atoms, logfile=None)
         self._optimizer.fmax = fmax
 
+    @with_one_blas_thread
     def advance(self, results: _Answer) -> Relaxation | None:
         """Take energy, forces and stress of the atoms as they are, and move them.
 

@@ -118,12 +118,7 @@ def run_files(
         ):
 
             def write(name: str, atoms: Atoms | None, outcome: Sequence[Any] | Exception, doubts: str = "") -> None:
-                about = ("", "") if atoms is None else formula_and_size(atoms)
-                if isinstance(outcome, Exception):
-                    row = [name, *about, *[""] * len(run.columns), "", reason_in_row(name, outcome)]
-                else:
-                    doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(outcome)]))
-                    row = [name, *about, *map(_text, outcome), doubts, ""]
+                row = _row(run, name, atoms, outcome, doubts)
                 counts["failed" if row[-1] else "done"] += 1
                 csv.writer(file).writerow(row)
                 file.flush()
@@ -147,6 +142,15 @@ def run_files(
             for given, outcome in run.work(structures()):
                 write(given.name, given.atoms, outcome, given.doubts)
     return counts
+
+
+def _row(run: Run, name: str, atoms: Atoms | None, outcome: Sequence[Any] | Exception, doubts: str) -> list[str]:
+    """Return one row of the table, the reason at its end."""
+    about = ("", "") if atoms is None else formula_and_size(atoms)
+    if isinstance(outcome, Exception):
+        return [name, *about, *[""] * len(run.columns), "", reason_in_row(name, outcome)]
+    doubts = "; ".join(filter(None, [doubts, "" if run.doubt is None else run.doubt(outcome)]))
+    return [name, *about, *map(_text, outcome), doubts, ""]
 
 
 def _text(value: Any) -> str:

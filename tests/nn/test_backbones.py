@@ -19,6 +19,7 @@ from prism_plugin.data import Record
 from prism_plugin.edge_counts import count_edges
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.lattice import reduced_bases, shortest_axes
+from prism_plugin.graph.reverse import neighbor_table
 from prism_plugin.nn.backbones.comformer import AttentiveMessagePassing
 from prism_plugin.nn.backbones.ecomformer import contract, spread
 from prism_plugin.training import TrainingSettings, train
@@ -134,10 +135,10 @@ def test_products_are_those_of_e3nn() -> None:
         for before, after in ((few, many), (many, few))
     )
     expected = first(own[index[1]], y, update.first_weights(e))
-    found = spread(update._of_senders(own, e, index[1]), y)
+    found = spread(update._of_senders(own, e, index), y)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
     expected = second(tensors[index[1]], y, update.second_weights(e))
-    found = update._of_receivers(contract(tensors[index[1]], y), e, index[0], atoms)
+    found = update._of_receivers(contract(tensors[index[1]], y), e, neighbor_table(index, atoms), atoms)
     torch.testing.assert_close(found, torch.zeros_like(found).index_add(0, index[0], expected), rtol=0, atol=1e-11)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.crystals import CrystalBatch
+from prism_plugin.graph.reverse import NeighborTable, neighbor_table
 from prism_plugin.nn.backbones.backbone import Edges
 from prism_plugin.nn.backbones.comformer import SOFTPLUS_THRESHOLD, ComFormer, softplus
 from prism_plugin.nn.norm import _norm
@@ -27,7 +28,6 @@ _COUNTS = (64, 8, 8)  # scalars, vectors, tensors
 _SIZES = (1, 3, 5)
 _WIDTHS = [count * size for count, size in zip(_COUNTS, _SIZES, strict=True)]
 _SCALARS = _COUNTS[0]
-_BUNDLE = 16  # edges of an atom that are multiplied together
 
 
 def check_e3nn() -> None:
@@ -93,29 +93,28 @@ class EquivariantUpdate(nn.Module):
             count = own.new_zeros(len(atoms)).index_add(0, receiver, ones)
             divisor = count.clamp(min=1) if edges.envelope is None else torch.sqrt(1 + count**2)
             scale = divisor.reciprocal().index_select(0, receiver) * ones
-            messages = spread(self._of_senders(own, edges.features, sender), harmonics) * scale.unsqueeze(1)
+            messages = spread(self._of_senders(own, edges.features, edges.index), harmonics) * scale.unsqueeze(1)
             tensors = functional.pad(own, (0, messages.shape[1] - _SCALARS)).index_add(0, receiver, messages)
             contracted = contract(tensors.index_select(0, sender), harmonics) * scale.unsqueeze(1)
-            total = self._of_receivers(contracted, edges.features, receiver, len(atoms))
+            total = self._of_receivers(contracted, edges.features, batch.neighbors, len(atoms))
             answer = softplus(self.widen(softplus(self.norm(total))))
             return answer + self.skip(atoms), edges
 
-    def _of_senders(self, own: Tensor, edges: Tensor, sender: Tensor) -> Tensor:
+    def _of_senders(self, own: Tensor, edges: Tensor, index: Tensor) -> Tensor:
         """Return sum_u w_uv x_u of each edge, of its sender's scalars x; shape ``(edges, 80)``."""
         hidden, last = self._hidden(self.first_weights, edges)
         parts = last.split([_SCALARS * count for count in _COUNTS])
         matrices = torch.cat([part.unflatten(0, (_SCALARS, -1)) for part in parts], dim=1)  # inputs, outputs, hidden
         of_atoms = torch.einsum("nu,uvk->nkv", own, matrices) / _SCALARS**0.5
-        places, atom = _bundles(sender, len(own))
-        answer = _bundled(hidden, places, len(atom)) @ of_atoms.index_select(0, atom)
-        return answer.flatten(0, 1).index_select(0, places)
+        table = neighbor_table(index.flip(0), len(own))  # by senders
+        answer = table.filled(hidden) @ of_atoms.index_select(0, table.atom)
+        return table.taken(answer)
 
-    def _of_receivers(self, contracted: Tensor, edges: Tensor, receiver: Tensor, atoms: int) -> Tensor:
+    def _of_receivers(self, contracted: Tensor, edges: Tensor, table: NeighborTable, atoms: int) -> Tensor:
         """Return the sum over the edges of sum_u w_uv x_u, of 80 scalars x of each edge; shape ``(atoms, 64)``."""
         hidden, last = self._hidden(self.second_weights, edges)
-        places, atom = _bundles(receiver, atoms)
-        summed = _bundled(hidden, places, len(atom)).mT @ _bundled(contracted, places, len(atom))
-        of_atoms = summed.new_zeros(atoms, *summed.shape[1:]).index_add(0, atom, summed)
+        summed = table.filled(hidden).mT @ table.filled(contracted)
+        of_atoms = summed.new_zeros(atoms, *summed.shape[1:]).index_add(0, table.atom, summed)
         inputs = sum(_COUNTS)
         return torch.einsum("nku,uvk->nv", of_atoms, last.unflatten(0, (inputs, -1))) / inputs**0.5
 
@@ -139,26 +138,3 @@ def contract(tensors: Tensor, harmonics: Tensor) -> Tensor:
     return torch.cat(
         [(t.unflatten(1, (-1, y.shape[1])) @ y.unsqueeze(2)).squeeze(2) / y.shape[1] ** 0.5 for t, y in parts], dim=1
     )
-
-
-def _bundles(index: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
-    """Put the edges of each atom into bundles, of which there are as many as any graph of this size needs.
-
-    Returns:
-        The edges' places, shape ``(edges,)``, and the bundles' atoms, shape ``(bundles,)``.
-    """
-    count = torch.zeros(atoms, dtype=torch.long, device=index.device).index_add(0, index, torch.ones_like(index))
-    needed = (count + _BUNDLE - 1) // _BUNDLE
-    order = torch.argsort(index, stable=True)
-    in_order = index.index_select(0, order)
-    rank = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count).index_select(0, in_order)
-    first = _BUNDLE * (needed.cumsum(0) - needed)
-    places = torch.empty_like(index).index_copy(0, order, first.index_select(0, in_order) + rank)
-    atom = index.new_zeros(len(index) // _BUNDLE + atoms)
-    return places, atom.index_copy(0, places // _BUNDLE, index)
-
-
-def _bundled(values: Tensor, places: Tensor, bundles: int) -> Tensor:
-    """Put the edges' values into their places, zeros elsewhere; shape ``(bundles, 16, columns)``."""
-    empty = values.new_zeros(bundles * _BUNDLE, values.shape[1])
-    return empty.index_copy(0, places, values).unflatten(0, (bundles, _BUNDLE))
