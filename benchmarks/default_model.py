@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase.build import bulk
 from matplotlib.figure import Figure
+from pymatgen.core import Element
 
 from prism_plugin import PRISM, build_graph, load, pretrained
 from prism_plugin.data import Record, read_records, split_records
@@ -54,6 +56,37 @@ TEXTS: dict[str, dict[str, str]] = {
 }
 
 
+# Elements as they are; DFT's formation energies are 0, of diamond 0.13 eV/atom (Materials Project).
+KNOWN = {
+    "diamond": bulk("C", "diamond", a=3.573),
+    "Si": bulk("Si", "diamond", a=5.469),
+    "Al": bulk("Al", "fcc", a=4.039),
+    "Cu": bulk("Cu", "fcc", a=3.621),
+}
+
+
+def classes(records: list[Record]) -> np.ndarray:
+    """Name the class of each crystal by its elements, as pymatgen calls metals and metalloids."""
+
+    def name(record: Record) -> str:
+        elements = [Element(symbol) for symbol in set(record.atoms.symbols)]
+        if all(one.is_metal for one in elements):
+            return "metals and intermetallics"
+        if not any(one.is_metal for one in elements):
+            return "without metals (covalent, molecular)"
+        both = all(one.is_metal or one.is_metalloid for one in elements)
+        return "metals with metalloids" if both else "metals with nonmetals (ionic)"
+
+    return np.array([name(record) for record in records])
+
+
+def by_rareness(records: list[Record], train: list[Record]) -> np.ndarray:
+    """Name the group of each crystal by the training crystals that have its rarest element."""
+    seen = count_crystals(train)
+    fewest = [min(seen[symbol] for symbol in set(record.atoms.symbols)) for record in records]
+    return np.array(["below 300" if count < 300 else "300 to 1,000" if count < 1000 else "above" for count in fewest])
+
+
 def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any], np.ndarray]:
     """Score a model on the validation crystals; give the predictions, too."""
     records = parts["val"]
@@ -82,6 +115,12 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
         "mae_mean_of_turns": float(np.abs(turns.mean(axis=0) - target).mean()),
         "rotation_difference": float(np.abs(turns[0] - predicted).mean()),
     }
+    for key, groups in (("mae_of_class", classes(records)), ("mae_of_rare", by_rareness(records, parts["train"]))):
+        of_group = {name: error[groups == name] for name in sorted(set(groups))}
+        scores[key] = {name: (float(some.mean()), len(some)) for name, some in of_group.items()}
+    if model.target == "formation_energy":
+        told = model.predict_structure(list(KNOWN.values())).double().numpy()
+        scores["elements"] = dict(zip(KNOWN, told.tolist(), strict=True))
     atoms = np.array([len(record.atoms) for record in records])
     for low, high in ((1, 20), (21, 60), (61, 200)):
         of_size = (atoms >= low) & (atoms <= high)
@@ -161,6 +200,8 @@ def install(
         **scores,
         **texts,
         **describe(model, scores),
+        "classes": ", ".join(f"{mae:.4f} ({name}, {count:,})" for name, (mae, count) in scores["mae_of_class"].items()),
+        "rareness": ", ".join(f"{mae:.4f} ({name}, {count:,})" for name, (mae, count) in scores["mae_of_rare"].items()),
         "note": f" {note}" if note else "",
         "about": about,
         "limits": limits,

@@ -105,10 +105,11 @@ class Stopwatch(L.Callback):
         )
 
 
-def subset(path: Path) -> dict[str, list[Record]]:
-    parts = split_records(read_records(path, "e_form"))
-    small = {name: [record for record in records if len(record.atoms) <= 20] for name, records in parts.items()}
-    order = np.random.default_rng(0).permutation(len(small["train"]))[:4000]
+def subset(path: Path, target: str = "e_form", crystals: int = 4000, atoms: int = 20) -> dict[str, list[Record]]:
+    """Draw training crystals of at most so many atoms, and take all validation crystals of that size."""
+    parts = split_records(read_records(path, target))
+    small = {name: [record for record in records if len(record.atoms) <= atoms] for name, records in parts.items()}
+    order = np.random.default_rng(0).permutation(len(small["train"]))[:crystals]
     train_part = [small["train"][index] for index in sorted(order)]
     known = set(elements_of(train_part))
     return {"train": train_part, "val": [r for r in small["val"] if known.issuperset(r.atoms.symbols)]}

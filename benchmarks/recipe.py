@@ -3,7 +3,8 @@
 4,000 training crystals of at most 20 atoms and all validation crystals of that size (those of optimizers.py), width 64,
 two layers, the atomistic expert only; the validation MAE of the last epoch, and the CPU time of the training. Each run
 has a folder and is skipped when it is done, so that the command can be interrupted and repeated; with a share of the
-runs each, two processes can work side by side. What each expert gives is in ablations.py.
+runs each, two processes can work side by side. What each part gives is in ablations.py and
+ladder.py.
 
     python benchmarks/recipe.py DATA runs/recipe --out docs/default_model
 """
@@ -12,12 +13,14 @@ import json
 import lzma
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from optimizers import make_parser, run_folder, subset
 
 from prism_plugin.data import Record
@@ -43,15 +46,6 @@ START = TrainingSettings(
 )
 _MUON = {"optimizer": "muon", "clip": 1.0}
 _RECIPE = {**_MUON, "options": {"lr": 4e-3, "weight_decay": 0.1}, "model": {"dim": 128, "num_layers": 3}}
-_PARTS = {
-    **_RECIPE["model"],
-    "experts": ("atomistic", "multiscale"),
-    "atom_encoder": "elements",
-    "rbf_scale": "even",
-    "directions": False,
-    "initial_norm": True,
-    "multiscale": "residual",
-}
 # Name -> settings that differ from START; those of the model by their own names.
 VARIANTS: dict[str, dict[str, Any]] = {
     "start: width 64, 2 layers, AdamW-ScheduleFree 8e-3": {},
@@ -72,17 +66,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without suspect labels": {},
     "products in float32": {"precision": "32-true"},
     "the recipe: width 128, 3 layers, Muon 4e-3": _RECIPE,
-    # Further parts, of our own.
-    "the recipe with elements, no directions, norms and the multiscale expert from zero": {
-        **_RECIPE,
-        "model": _PARTS,
-        "rotate": False,
-    },
-    "these and the cell expert in reciprocal space": {
-        **_RECIPE,
-        "model": {**_PARTS, "experts": ("atomistic", "cell", "multiscale"), "cell": "reciprocal"},
-        "rotate": False,
-    },
 }
 
 
@@ -92,24 +75,39 @@ def suspects(path: Path) -> set[str]:
         return {row["id"] for row in map(json.loads, file) if row["suspect"]}
 
 
-def settings_of(name: str, epochs: int, seed: int) -> TrainingSettings:
-    """Return the settings of a variant."""
-    changes = dict(VARIANTS[name])
-    model = {**START.model, **changes.pop("model", {})}
-    return TrainingSettings(**{**asdict(START), **changes, "model": model, "epochs": epochs, "seed": seed})
+def changed(start: TrainingSettings, changes: dict[str, Any], epochs: int, seed: int) -> TrainingSettings:
+    """Return settings with some of them changed; those of the model by their own names."""
+    model = {**start.model, **changes.get("model", {})}
+    return TrainingSettings(**{**asdict(start), **changes, "model": model, "epochs": epochs, "seed": seed})
 
 
-def run(parts: dict[str, list[Record]], name: str, seed: int, epochs: int, root: Path) -> Path:
+def run(
+    parts: dict[str, list[Record]],
+    settings: TrainingSettings,
+    name: str,
+    root: Path,
+    callbacks: Sequence[Callback] = (),
+    cache: Path | None = None,
+) -> Path:
     """Train, unless that was done."""
-    folder = run_folder(root, name, epochs, seed)
+    folder = run_folder(root, name, settings.epochs, settings.seed)
     if not (folder / "cpu.json").exists():
         print(folder.name, flush=True)
         shutil.rmtree(folder, ignore_errors=True)  # a minute's work that was interrupted
         started = time.process_time()
-        train(settings_of(name, epochs, seed), parts, folder, progress=False)
+        train(settings, parts, folder, progress=False, callbacks=callbacks, cache=cache)
         with replaced(folder / "cpu.json") as path:
             path.write_text(json.dumps(time.process_time() - started))
     return folder
+
+
+def scores_of(folders: list[Path]) -> dict[str, list[float]]:
+    """Return the validation MAE of the last epoch, and the CPU time, of the runs of some seeds."""
+    logs = [read_columns(folder / "log", "epoch", ("val_mae",))["val_mae"] for folder in folders]
+    return {
+        "val_mae": [float(log[-1]) for log in logs],
+        "cpu_seconds": [float(json.loads((folder / "cpu.json").read_text())) for folder in folders],
+    }
 
 
 def main() -> None:
@@ -123,18 +121,17 @@ def main() -> None:
     print({name: len(records) for name, records in parts.items()}, len(clean["train"]), "not suspect", flush=True)
     some = {name: clean if name == "without suspect labels" else parts for name in arguments.variants}
     jobs = [(name, seed) for seed in range(arguments.seeds) for name in arguments.variants]
+
+    def done(name: str, seed: int) -> Path:
+        settings = changed(START, VARIANTS[name], arguments.epochs, seed)
+        return run(some[name], settings, name, arguments.folder)
+
     for name, seed in jobs[arguments.share[0] :: arguments.share[1]]:
-        run(some[name], name, seed, arguments.epochs, arguments.folder)
+        done(name, seed)
     if arguments.out is None:
         return
-    table: dict[str, dict[str, list[float]]] = {}
-    for name in arguments.variants:
-        folders = [run(some[name], name, seed, arguments.epochs, arguments.folder) for seed in range(arguments.seeds)]
-        logs = [read_columns(folder / "log", "epoch", ("val_mae",))["val_mae"] for folder in folders]
-        table[name] = {
-            "val_mae": [float(log[-1]) for log in logs],
-            "cpu_seconds": [float(json.loads((folder / "cpu.json").read_text())) for folder in folders],
-        }
+    seeds = range(arguments.seeds)
+    table = {name: scores_of([done(name, seed) for seed in seeds]) for name in arguments.variants}
     with replaced(arguments.out / "recipe.json") as path:
         path.write_text(json.dumps({"epochs": arguments.epochs, "runs": table}, indent=1))
     print("| changed | validation MAE (eV/atom), mean | each seed | CPU time |\n|---|---|---|---|")
