@@ -133,6 +133,8 @@ class Regression(Task):
                 raise PrismError(f"a potential is a start for the target 'pes' only, not for {settings.target!r}")
             check_initial_model(settings, init)
             arguments = {**init.arguments, **arguments}
+            if not self.continues(settings, init):
+                arguments["element_refs"] = None  # numbers in the unit of another property
         arguments.update(settings.model)
         given = {"mean", "std"} & settings.model.keys()
         continues = self.continues(settings, init)
@@ -147,7 +149,7 @@ class Regression(Task):
             model.calibrate([record.atoms for record in records[:CALIBRATED_ON]])
         model.recompute = settings.recompute
         if init is not None:
-            model.load_state_dict(init.state_dict())
+            model.load_state_dict({**model.state_dict(), **init.state_dict()})  # what it lacks begins as nothing
         return model
 
     def _corrected_refs(self, init: PRISM, records: Sequence[Record]) -> tuple[float, ...] | None:

@@ -181,10 +181,19 @@ class Task(ABC):
         """
 
 
+# Arguments in which a model may differ from its initial one: they have no weights.
+_FREE = ("dropout", "minimum")
+
+
 def check_initial_model(settings: TrainingSettings, init: PRISM) -> None:
-    """Raise ValueError if the settings ask for another model than the initial one."""
+    """Raise ValueError if the settings ask for another model than the initial one.
+
+    Dropout and minimum may be others, and attention may be added to a mean over the atoms: it begins as that.
+    """
     had = init.arguments
     for name, value in settings.model.items():
+        if name in _FREE or (name, had.get(name), value) == ("readout", "mean", "attention"):
+            continue
         if (tuple(value) if isinstance(value, (list, tuple)) else value) != had[name]:
             raise PrismError(
                 f"the initial model has {name} = {had[name]!r}, the settings ask for {value!r}; leave it out"

@@ -25,6 +25,7 @@ from prism_plugin.data.emt_alloys import METALS, emt_alloys
 from prism_plugin.nn import gated_conv
 from prism_plugin.nn.encoders import EdgeEncoder
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
+from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, stopping, train
 from prism_plugin.training import module as module_of_training
 from prism_plugin.training.checkpoints import is_within_epoch, read_checkpoint
@@ -485,6 +486,28 @@ def test_init_keeps_the_model_and_takes_the_target_of_the_settings(run, parts, t
     assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())  # a copy is trained
     with pytest.raises(ValueError, match="the initial model has dim = 12, the settings ask for 32"):
         train(with_settings(model={"dim": 32}), parts, tmp_path / "other", init=start, progress=False)
+
+
+def test_a_model_can_get_attention_and_a_minimum_from_one_without(run, parts, tmp_path) -> None:
+    start = matgl.load_model(run[0] / "model")
+    of_elements = PRISM(**{**start.arguments, "element_refs": tuple(range(100, 100 + len(start.element_types)))})
+    of_elements.load_state_dict(start.state_dict())
+    crystals = [record.atoms for record in parts["val"]]
+    mean, std = Regression().scaling(np.array([record.target for record in parts["train"]]))
+    free = (start.predict_structure(crystals).double() - start.mean) / start.std * std + mean
+    least = float(free.median())
+    changes = {"readout": "attention", "minimum": least, "dropout": 0.1}
+    settings = with_settings(target="band_gap", unit="eV", model={**MODEL, **changes})
+    made = Regression().new_model(settings, parts["train"], start.element_types, of_elements)
+    assert {name: made.arguments[name] for name in changes} == changes
+    assert made.arguments["element_refs"] is None  # of the other property
+    assert float(free.max()) > least > float(free.min())
+    torch.testing.assert_close(made.predict_structure(crystals).double(), free.clamp(min=least), rtol=0, atol=1e-5)
+    for name, weight in start.state_dict().items():
+        assert torch.equal(made.state_dict()[name], weight), name
+    with pytest.raises(ValueError, match="the initial model has readout = 'mean', the settings ask for 'sum'"):
+        changes = {"readout": "sum"}
+        train(with_settings(model={**MODEL, **changes}), parts, tmp_path / "run", init=start, progress=False)
 
 
 def test_init_starts_from_given_weights(run, parts, tmp_path) -> None:
