@@ -505,9 +505,9 @@ def test_a_model_can_get_attention_and_a_minimum_from_one_without(run, parts, tm
     torch.testing.assert_close(made.predict_structure(crystals).double(), free.clamp(min=least), rtol=0, atol=1e-5)
     for name, weight in start.state_dict().items():
         assert torch.equal(made.state_dict()[name], weight), name
+    total = with_settings(model={**MODEL, "readout": "sum"})
     with pytest.raises(ValueError, match="the initial model has readout = 'mean', the settings ask for 'sum'"):
-        changes = {"readout": "sum"}
-        train(with_settings(model={**MODEL, **changes}), parts, tmp_path / "run", init=start, progress=False)
+        train(total, parts, tmp_path / "run", init=start, progress=False)
 
 
 def test_init_starts_from_given_weights(run, parts, tmp_path) -> None:
