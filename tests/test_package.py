@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -14,9 +15,11 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import prism_plugin
+from prism_plugin import load
 from tests import processes
 
 ROOT = Path(__file__).parents[1]
@@ -163,3 +166,28 @@ def test_the_training_of_the_default_model_runs_and_resumes(shared_data, tmp_pat
         result = processes.run(command)
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "model" / "state.pt").exists()
+
+
+def test_the_training_of_models_of_moduli_runs_and_resumes(tmp_path) -> None:
+    data = tmp_path / "moduli.jsonl"
+    rows = [
+        {
+            "id": f"copper {number}",
+            "lattice": (np.eye(3) * (3.5 + 0.01 * number)).tolist(),
+            "species": ["Cu"] * 4,
+            "frac_coords": [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+            "G_vrh": 40.0 + number,
+        }
+        for number in range(30)
+    ]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = [ROOT / "examples" / "elastic_models.py", data, tmp_path / "runs", "--target", "log10_g_vrh"]
+    for folds in ("1", "5"):  # the second time the first one is done
+        result = processes.run([*command, "--epochs", "1", "--folds", folds])
+        assert result.returncode == 0, result.stderr
+        told = [line for line in result.stdout.splitlines() if line.startswith("fold")]
+        assert len(told) == int(folds)
+    found = json.loads((tmp_path / "runs" / "cross_validation.json").read_text())
+    assert found["crystals"] == 30
+    assert found["mae"] == pytest.approx(np.mean(found["folds"]))
+    assert load(tmp_path / "runs" / "model" / "model").unit == "log10(GPa)"
