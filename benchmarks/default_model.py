@@ -102,7 +102,7 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
             answers = [model(rotate_batch(batch, random_rotations(len(batch), generator))) for batch in batches]
         return torch.cat(answers).double().numpy()
 
-    turns = np.array([turn() for _ in range(TURNS)])
+    turns = np.array([turn() for _ in range(TURNS if model.arguments["directions"] else 1)])
     error = np.abs(predicted - target)
     mean = np.mean([record.target for record in parts["train"]])
     scores: dict[str, Any] = {
