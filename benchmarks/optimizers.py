@@ -48,7 +48,8 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {
     "ELRA, floor 0.1": ("elra", {"min_step": 0.1}),
     "ELRA, floor 0.3": ("elra", {"min_step": 0.3}),
 }
-# Class -> its rates; the validation MAE of seed 0 chooses. Everything else is the class's own.
+# Class -> its rates; the validation MAE of seed 0 chooses, where the best is at an end with further ones: twice or half
+# as large. Everything else is the class's own.
 LIBRARIES: dict[str, tuple[float, ...]] = {
     "muon": (4e-3, 8e-3, 1.6e-2),
     "pytorch_optimizer.SOAP": (2e-3, 4e-3, 8e-3),
@@ -206,10 +207,12 @@ def compare_libraries(parts: dict[str, list[Record]], arguments: argparse.Namesp
     table = {}
     for optimizer, rates in list(LIBRARIES.items())[arguments.share[0] :: arguments.share[1]]:
         scanned = {rate: last(optimizer, rate, 0) for rate in rates}
-        best = min(scanned, key=lambda rate: scanned[rate][0])
+        while (best := min(scanned, key=lambda rate: scanned[rate][0])) in (min(scanned), max(scanned)):
+            further = best * 2 if best == max(scanned) else best / 2
+            scanned[further] = last(optimizer, further, 0)
         seeds = [last(optimizer, best, seed) for seed in range(arguments.seeds)]
         maes, seconds = ([one[k] for one in seeds] for k in (0, 1))
-        scan = {f"{rate:g}": mae for rate, (mae, _) in scanned.items()}
+        scan = {f"{rate:g}": mae for rate, (mae, _) in sorted(scanned.items())}
         table[optimizer] = {"scan": scan, "lr": best, "val_mae": maes, "cpu_seconds": seconds}
         each = ", ".join(f"{mae:.4f}" for mae in maes)
         per_epoch = np.mean(seconds) / arguments.epochs
