@@ -291,6 +291,11 @@ class PRISM(SavedModel):
             warn(rare)
         if self.neighbors:
             graph = graph.nearest(self.neighbors)
+        # Counted where the lattice is, before it goes to a device, which would have to be waited for.
+        if self.has_waves:
+            _ = graph.waves
+        if self.needs_lattice:
+            _ = graph.axes
         return graph.to(self.device, self.dtype)
 
     def check_crystal(self, elements: Iterable[int], pbc: Sequence[bool] | np.ndarray | Tensor) -> None:

@@ -34,7 +34,7 @@ from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.tasks import TASKS
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.report import measure_domain, measure_extent
-from tests.conftest import INVARIANT, crystal_zoo
+from tests.conftest import INVARIANT, crystal_zoo, small_model
 from tests.pretended_device import ELSEWHERE, PretendedDevice, There, back, moved
 
 ROOT = Path(__file__).parents[1]
@@ -299,6 +299,7 @@ def test_what_a_run_measures_when_it_ends(name: str, tmp_path: Path) -> None:
         (lambda: PRISMPotential(dim=8, repulsion="zbl").eval(), 3),  # energies, forces, stresses of a batch
         (lambda: load("prism-universal-pbe"), 4),  # and features, for the distance from its training crystals
         (lambda: load("prism-mp2018-eform"), 2),
+        (lambda: small_model(**INVARIANT).float(), 1),
         (lambda: load("prism-mp2018-gap"), 2),
     ],
 )
