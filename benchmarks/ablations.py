@@ -23,7 +23,7 @@ from prism_plugin.config import EXPERTS
 from prism_plugin.data import GraphDataset, Record, rotate_batch
 from prism_plugin.data.augmentation import random_rotations
 from prism_plugin.figures import save_figure
-from prism_plugin.files import replaced
+from prism_plugin.files import replaced, write_json
 from prism_plugin.pretrained import load
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns
@@ -139,8 +139,7 @@ def main() -> None:
             "spread": [spread_over_turns(folder, parts["val"][:TURNED]) for folder in folders],
         }
     draw(table, arguments.out / "ablations.png")
-    with replaced(arguments.out / "ablations.json") as path:
-        path.write_text(json.dumps({"epochs": arguments.epochs, "runs": table}, indent=1))
+    write_json(arguments.out / "ablations.json", {"epochs": arguments.epochs, "runs": table})
     print(
         "| model | validation MAE (eV/atom), mean | each seed | spread over rotations (meV/atom) |\n|---|---|---|---|"
     )

@@ -20,7 +20,7 @@ from prism_plugin import PRISM
 from prism_plugin.config import EXPERTS
 from prism_plugin.data import GraphDataset, Record
 from prism_plugin.figures import save_figure
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.training import TrainingSettings, train
 
 WIDTH = {"dim": 64, "num_layers": 2, "superatom_readout": "mean", "multiscale_aggregation": "mean"}
@@ -63,8 +63,7 @@ def pilot(records: list[Record], path: Path) -> dict[str, float]:
                 if turn:
                     seconds[name].append(time.process_time() - start)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(path) as aside:
-            aside.write_text(json.dumps({name: float(np.median(some)) for name, some in seconds.items()}, indent=1))
+        write_json(path, {name: float(np.median(some)) for name, some in seconds.items()})
     return json.loads(path.read_text())
 
 
@@ -145,8 +144,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(table, arguments.out / "backbones.png")
     counts = messages_per_atom(parts["val"])
-    with replaced(arguments.out / "backbones.json") as path:
-        path.write_text(json.dumps({"lr": arguments.lr, "edges_per_atom": counts, "runs": table}, indent=1))
+    write_json(arguments.out / "backbones.json", {"lr": arguments.lr, "edges_per_atom": counts, "runs": table})
     print({name: round(count, 1) for name, count in counts.items()})
     print("| model | parameters | epochs | validation MAE (eV/atom) | each seed | CPU s |\n|---|---|---|---|---|---|")
     for name, row in table.items():

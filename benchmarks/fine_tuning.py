@@ -12,7 +12,6 @@ folder after the shipped model was replaced); with a share of the runs each, two
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from prism_plugin import load, presets
 from prism_plugin.data import Record, read_records
 from prism_plugin.figures import save_figure
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns
@@ -97,8 +96,7 @@ def main() -> None:
     panel.grid(alpha=0.3, which="both")
     panel.legend()
     save_figure(figure, arguments.out / "fine_tuning.png")
-    with replaced(arguments.out / "fine_tuning.json") as path:
-        path.write_text(json.dumps(table, indent=1))
+    write_json(arguments.out / "fine_tuning.json", table)
     print("| training crystals | " + " | ".join(STARTS) + " |\n" + "|---" * (1 + len(STARTS)) + "|")
     for size in SIZES:
         each = [", ".join(f"{value:.4f}" for value in table[start][size]) for start in STARTS]

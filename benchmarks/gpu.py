@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import platform
 import statistics
 import time
@@ -29,7 +28,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, load
-from prism_plugin.files import replaced
+from prism_plugin.files import replaced, write_json
 from prism_plugin.forces import energies_with_gradients
 from prism_plugin.graph.store import GraphStore, graph_store
 from prism_plugin.graph.structure import read_structure
@@ -333,8 +332,7 @@ def main() -> None:
         "potential": potential(device, arguments.tiny),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with replaced(arguments.out / "gpu.json") as path:
-        path.write_text(json.dumps(found, indent=1))
+    write_json(arguments.out / "gpu.json", found)
     tables = (table(found[name]) for name in ("correctness", "speed", "potential"))
     text = "\n\n".join((f"{where}, torch {torch.__version__}", *tables)) + "\n"
     with replaced(arguments.out / "gpu.md") as path:

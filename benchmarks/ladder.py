@@ -2,18 +2,18 @@
 
 4,000 training crystals of at most 20 atoms and all validation crystals of that size (those of optimizers.py), width 64,
 two layers, the recipe of the models that ship, equal epochs, three seeds; the validation MAE of the last epoch, and the
-CPU time of the training. ``--equal-time`` gives each variant as many epochs as take the CPU time of the first one, by
-what the runs with equal epochs took. Each run has a folder and is skipped when it is done, so that the command can be
-interrupted and repeated; with a share of the runs each, two processes can work side by side.
+CPU time of the training. After these ``--equal-time`` gives each variant as many epochs as take the CPU time of the
+first one, by what the runs with equal epochs took. Each run has a folder and is skipped when it is done, so that the
+command can be interrupted and repeated; with a share of the runs each, two processes can work side by side.
 
     python benchmarks/ladder.py DATA runs/ladder --out docs/ablations
     python benchmarks/ladder.py DATA runs/ladder --equal-time --out docs/ablations
     python benchmarks/ladder.py DATA runs/ladder --crystals 12000 --atoms 30 --epochs 4 --out docs/ablations
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,17 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
-from optimizers import make_parser, subset
-from recipe import START, changed, run, scores_of
+from optimizers import make_parser, run_folder, subset
+from recipe import MUON, START, changed, is_done, run, scores_of
 
 from prism_plugin.figures import save_figure
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.model import PRISM
 
 BASE = replace(
     START,
-    optimizer="muon",
+    **MUON,
     options={"lr": 4e-3, "weight_decay": 0.1},
-    clip=1.0,
     rotate=False,
     model={**START.model, "rbf_scale": "even", "directions": False},
 )
@@ -58,33 +57,38 @@ def without_crystal_norms(model: PRISM) -> None:
         layer.experts["multiscale"].superatom_norm = torch.nn.Identity()
 
 
-# Name -> settings that differ from BASE, and what is done to the model before the training.
-Variant = tuple[dict[str, Any], Callable[[PRISM], None] | None]
-VARIANTS: dict[str, Variant] = {
-    "atoms and distances": ({}, None),
-    "with directions, crystals turned": ({"model": {"directions": True}, "rotate": True}, None),
-    "+ elements": ({"model": _ELEMENTS}, None),
-    "+ elements, norms": ({"model": _NORMS}, None),
-    "+ elements, norms, cell": ({"model": _CELL}, None),
-    "the whole: + elements, norms, cell, multiscale": ({"model": _WHOLE}, None),
-    "the whole without elements": ({"model": {**_WHOLE, "atom_encoder": "cartnet"}}, None),
-    "the whole without norms": ({"model": {**_WHOLE, "initial_norm": False}}, None),
-    "the whole without cell": ({"model": {**_WHOLE, "experts": ("atomistic", "multiscale")}}, None),
-    "the whole, cell by translations": ({"model": {**_WHOLE, "cell": "translations"}}, None),
-    "the whole and similarity": ({"model": _SIMILAR}, None),
-    "the whole and similarity, hardly weighed at the start": ({"model": _SIMILAR}, prefer_atoms),
-    "elements, norms, multiscale as published": ({"model": _PUBLISHED}, None),
-    "as published, means": ({"model": _MEANS}, None),
-    "as published, means, hardly weighed at the start": ({"model": _MEANS}, prefer_atoms),
-    "as published, means, no norm over crystals": ({"model": _MEANS}, without_crystal_norms),
-    "the whole with angles": ({"model": {**_WHOLE, "angular": 16}}, None),
-    "the whole, cutoff 5 Å": ({"model": {**_WHOLE, "cutoff": 5.0}}, None),
-    "the whole, attention": ({"model": {**_WHOLE, "readout": "attention"}}, None),
-    "the whole, width 128": ({"model": {**_WHOLE, "dim": 128}}, None),
-    "the whole, 3 layers": ({"model": {**_WHOLE, "num_layers": 3}}, None),
-    "the whole, batch of 16": ({"model": _WHOLE, "batch_size": 16}, None),
-    "the whole, rate 8e-3": ({"model": _WHOLE, "options": {**BASE.options, "lr": 8e-3}}, None),
-    "the whole, rate 2e-3": ({"model": _WHOLE, "options": {**BASE.options, "lr": 2e-3}}, None),
+# Name -> settings that differ from BASE.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "atoms and distances": {},
+    "with directions, crystals turned": {"model": {"directions": True}, "rotate": True},
+    "+ elements": {"model": _ELEMENTS},
+    "+ elements, norms": {"model": _NORMS},
+    "+ elements, norms, cell": {"model": _CELL},
+    "the whole: + elements, norms, cell, multiscale": {"model": _WHOLE},
+    "the whole without elements": {"model": {**_WHOLE, "atom_encoder": "cartnet"}},
+    "the whole without norms": {"model": {**_WHOLE, "initial_norm": False}},
+    "the whole without cell": {"model": {**_WHOLE, "experts": ("atomistic", "multiscale")}},
+    "the whole, cell by translations": {"model": {**_WHOLE, "cell": "translations"}},
+    "the whole and similarity": {"model": _SIMILAR},
+    "the whole and similarity, hardly weighed at the start": {"model": _SIMILAR},
+    "elements, norms, multiscale as published": {"model": _PUBLISHED},
+    "as published, means": {"model": _MEANS},
+    "as published, means, hardly weighed at the start": {"model": _MEANS},
+    "as published, means, no norm over crystals": {"model": _MEANS},
+    "the whole with angles": {"model": {**_WHOLE, "angular": 16}},
+    "the whole, cutoff 5 Å": {"model": {**_WHOLE, "cutoff": 5.0}},
+    "the whole, attention": {"model": {**_WHOLE, "readout": "attention"}},
+    "the whole, width 128": {"model": {**_WHOLE, "dim": 128}},
+    "the whole, 3 layers": {"model": {**_WHOLE, "num_layers": 3}},
+    "the whole, batch of 16": {"model": _WHOLE, "batch_size": 16},
+    "the whole, rate 8e-3": {"model": _WHOLE, "options": {**BASE.options, "lr": 8e-3}},
+    "the whole, rate 2e-3": {"model": _WHOLE, "options": {**BASE.options, "lr": 2e-3}},
+}
+# Name -> what is done to the model before the training.
+CHANGES: dict[str, Callable[[PRISM], None]] = {
+    "the whole and similarity, hardly weighed at the start": prefer_atoms,
+    "as published, means, hardly weighed at the start": prefer_atoms,
+    "as published, means, no norm over crystals": without_crystal_norms,
 }
 FIRST = next(iter(VARIANTS))
 
@@ -131,15 +135,17 @@ def main() -> None:
     print({name: len(records) for name, records in parts.items()}, flush=True)
 
     def done(name: str, seed: int, epochs: int) -> Path:
-        changes, change = VARIANTS[name]
-        settings = changed(BASE, changes, epochs, seed)
-        callbacks = [] if change is None else [Change(change)]
+        settings = changed(BASE, VARIANTS[name], epochs, seed)
+        callbacks = [Change(CHANGES[name])] if name in CHANGES else []
         return run(parts, settings, name, root, callbacks, arguments.cache)
 
     seeds = range(arguments.seeds)
     epochs = dict.fromkeys(arguments.variants, arguments.epochs)
     if arguments.equal_time:
-        spent = {name: [done(name, seed, arguments.epochs) for seed in seeds] for name in {FIRST, *arguments.variants}}
+        names = [FIRST, *arguments.variants]
+        spent = {name: [run_folder(root, name, arguments.epochs, seed) for seed in seeds] for name in names}
+        if missing := [one.name for one in chain.from_iterable(spent.values()) if not is_done(one)]:
+            parser.error(f"{len(missing)} runs with equal epochs are missing, the first is {missing[0]}: run them")
         seconds = {name: np.mean(scores_of(folders)["cpu_seconds"]) for name, folders in spent.items()}
         epochs = {name: max(1, round(arguments.epochs * seconds[FIRST] / seconds[name])) for name in epochs}
     jobs = [(name, seed) for seed in seeds for name in arguments.variants]
@@ -153,8 +159,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     label = f"ladder-{len(parts['train'])}{'-equal-time' if arguments.equal_time else ''}"
     draw(table, arguments.out / f"{label}.png")
-    with replaced(arguments.out / f"{label}.json") as path:
-        path.write_text(json.dumps(table, indent=1))
+    write_json(arguments.out / f"{label}.json", table)
     print("| model | epochs | validation MAE (eV/atom), mean | each seed | CPU time |\n|---|---|---|---|---|")
     first = np.mean(table[arguments.variants[0]]["cpu_seconds"])
     for name, row in table.items():

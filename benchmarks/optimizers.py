@@ -13,7 +13,6 @@ seed 0, beside Muon, on a small CartNet.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prism_plugin.data import Record, read_records, split_records
 from prism_plugin.data.records import elements_of
-from prism_plugin.files import replaced
+from prism_plugin.files import replaced, write_json
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns
 
@@ -219,8 +218,7 @@ def compare_libraries(parts: dict[str, list[Record]], arguments: argparse.Namesp
         print(f"| `{optimizer}` | {best:g} | {np.mean(maes):.4f} | {each} | {per_epoch:.1f} |", flush=True)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with replaced(arguments.out / "libraries.json") as path:
-            path.write_text(json.dumps({"epochs": arguments.epochs, "runs": table}, indent=1))
+        write_json(arguments.out / "libraries.json", {"epochs": arguments.epochs, "runs": table})
 
 
 def main() -> None:
@@ -260,8 +258,7 @@ def main() -> None:
         }
         for name, seeds in curves.items()
     }
-    with replaced(arguments.out / "comparison.json") as path:
-        path.write_text(json.dumps(table, indent=1))
+    write_json(arguments.out / "comparison.json", table)
     print("| optimizer | validation MAE, mean of seeds | each seed | CPU s per epoch |\n|---|---|---|---|")
     for name, seeds in curves.items():
         last = [curve["val_mae"][-1] for curve in seeds]

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from optimizers import make_parser, run_folder, subset
 
 from prism_plugin.data import Record
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.training import TrainingSettings, train
 from prism_plugin.training.plots import read_columns
 
@@ -44,8 +44,8 @@ START = TrainingSettings(
     batchnorm_batches=30,
     precision="bf16-mixed",
 )
-_MUON = {"optimizer": "muon", "clip": 1.0}
-_RECIPE = {**_MUON, "options": {"lr": 4e-3, "weight_decay": 0.1}, "model": {"dim": 128, "num_layers": 3}}
+MUON = {"optimizer": "muon", "clip": 1.0}
+_RECIPE = {**MUON, "options": {"lr": 4e-3, "weight_decay": 0.1}, "model": {"dim": 128, "num_layers": 3}}
 # Name -> settings that differ from START; those of the model by their own names.
 VARIANTS: dict[str, dict[str, Any]] = {
     "start: width 64, 2 layers, AdamW-ScheduleFree 8e-3": {},
@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "Adam + OneCycle 8e-3": {"optimizer": "adam-onecycle"},
     "ELRA, floor 0.1": {"optimizer": "elra", "options": {"min_step": 0.1}},
-    "Muon 8e-3": {**_MUON, "options": {"lr": 8e-3, "weight_decay": 0.1}},
+    "Muon 8e-3": {**MUON, "options": {"lr": 8e-3, "weight_decay": 0.1}},
     "batch of 16": {"batch_size": 16},
     "targets not scaled": {"normalize": False},
     "training crystals not turned": {"rotate": False},
@@ -81,6 +81,11 @@ def changed(start: TrainingSettings, changes: dict[str, Any], epochs: int, seed:
     return TrainingSettings(**{**asdict(start), **changes, "model": model, "epochs": epochs, "seed": seed})
 
 
+def is_done(folder: Path) -> bool:
+    """Whether a run has come to its end."""
+    return (folder / "cpu.json").exists()
+
+
 def run(
     parts: dict[str, list[Record]],
     settings: TrainingSettings,
@@ -91,13 +96,12 @@ def run(
 ) -> Path:
     """Train, unless that was done."""
     folder = run_folder(root, name, settings.epochs, settings.seed)
-    if not (folder / "cpu.json").exists():
+    if not is_done(folder):
         print(folder.name, flush=True)
         shutil.rmtree(folder, ignore_errors=True)  # a minute's work that was interrupted
         started = time.process_time()
         train(settings, parts, folder, progress=False, callbacks=callbacks, cache=cache)
-        with replaced(folder / "cpu.json") as path:
-            path.write_text(json.dumps(time.process_time() - started))
+        write_json(folder / "cpu.json", time.process_time() - started)
     return folder
 
 
@@ -132,8 +136,7 @@ def main() -> None:
         return
     seeds = range(arguments.seeds)
     table = {name: scores_of([done(name, seed) for seed in seeds]) for name in arguments.variants}
-    with replaced(arguments.out / "recipe.json") as path:
-        path.write_text(json.dumps({"epochs": arguments.epochs, "runs": table}, indent=1))
+    write_json(arguments.out / "recipe.json", {"epochs": arguments.epochs, "runs": table})
     print("| changed | validation MAE (eV/atom), mean | each seed | CPU time |\n|---|---|---|---|")
     first = np.mean(table[arguments.variants[0]]["cpu_seconds"])
     for name, row in table.items():

@@ -9,7 +9,6 @@ model learns from nine tenths of all crystals. Resumable: run the same command a
 
 import argparse
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 
 from prism_plugin import load
 from prism_plugin.data import Record, read_records
-from prism_plugin.files import replaced
+from prism_plugin.files import write_json
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
 
@@ -67,8 +66,8 @@ for number, test in enumerate(folds[: arguments.folds]):
 means = [float(np.mean(some)) for some in errors]
 mae = float(np.mean(np.concatenate(errors)))
 print(f"{arguments.target}: MAE {mae:.4f} log10(GPa) over {sum(map(len, errors)):,} crystals that it has not seen")
-with replaced(arguments.folder / "cross_validation.json") as path:
-    path.write_text(json.dumps({"target": arguments.target, "mae": mae, "folds": means, "crystals": len(records)}))
+found = {"target": arguments.target, "mae": mae, "folds": means, "crystals": len(records)}
+write_json(arguments.folder / "cross_validation.json", found)
 if arguments.folds == FOLDS and not (arguments.folder / "model" / "summary.json").exists():
     folder = arguments.folder / "model"
     train(settings, parts_of(records), folder, resume=True, init=init, progress=not arguments.no_progress)

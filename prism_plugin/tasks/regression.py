@@ -126,6 +126,7 @@ class Regression(Task):
         from prism_plugin.model import PRISM
 
         arguments: dict[str, Any] = {"target": settings.target, "unit": settings.unit}
+        continues = self.continues(settings, init)
         if init is None:
             arguments["element_types"] = tuple(elements)
         else:
@@ -133,11 +134,10 @@ class Regression(Task):
                 raise PrismError(f"a potential is a start for the target 'pes' only, not for {settings.target!r}")
             check_initial_model(settings, init)
             arguments = {**init.arguments, **arguments}
-            if not self.continues(settings, init):
+            if not continues:
                 arguments["element_refs"] = None  # numbers in the unit of another property
         arguments.update(settings.model)
         given = {"mean", "std"} & settings.model.keys()
-        continues = self.continues(settings, init)
         if settings.normalize and not given and not continues:
             total = arguments.get("readout") == "sum"
             targets = np.array([record.target / (len(record.atoms) if total else 1) for record in records])
