@@ -42,6 +42,12 @@ class TrainingSettings:
     )
     epochs: _AtLeast1 = option("passes over the training crystals", default=500)
     batch_size: _AtLeast1 = option("crystals per update, all devices together", default=64)
+    sample_atoms: _AtLeast1 | None = option(
+        "a crystal of n atoms is in an epoch with probability min(1, this / n): more epochs in the same time, more of "
+        "small cells",
+        default=None,
+        shown="all crystals are",
+    )
     rotate: Flag = option("turn training crystals at random (SO(3) augmentation)", default=True)
     seed: Annotated[Whole, annotated_types.Ge(0), annotated_types.Le(2**31)] = option(
         "of weights, order, rotations, and of the split where none is given", default=0

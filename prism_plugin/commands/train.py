@@ -27,6 +27,7 @@ _HOW = (
     "clip",
     "precision",
     "recompute",
+    "sample_atoms",
     "rotate",
     "normalize",
     "batchnorm_batches",

@@ -167,11 +167,19 @@ def make_datasets(
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffle by seed and epoch alone, so that a resumed training sees the order that it would have seen."""
+    """Shuffle by seed and epoch alone, so that a resumed training sees the order that it would have seen.
 
-    def __init__(self, size: int, seed: int) -> None:
+    Args:
+        size: number of crystals.
+        seed: of the order.
+        chances: probability of each crystal to be in an epoch, float64, shape ``(size,)``; None: all are.
+    """
+
+    def __init__(self, size: int, seed: int, chances: Tensor | None = None) -> None:
         self.size = size
         self.seed = seed
+        self.chances = chances
+        self.count = size if chances is None else max(1, int(chances.sum()))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -179,13 +187,19 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of crystals."""
-        return self.size
+        """Number of crystals of an epoch, the same for all epochs."""
+        return self.count
 
     def __iter__(self) -> Iterator[int]:
         """Indices in this epoch's order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        order = torch.randperm(self.size, generator=generator)
+        if self.chances is not None:
+            # Systematic sampling: along the summed chances one crystal at each whole step from a random start.
+            steps = torch.rand((), dtype=torch.float64, generator=generator) + torch.arange(self.count)
+            places = torch.searchsorted(self.chances[order].cumsum(0), steps, right=True)
+            order = order[places.clamp(max=self.size - 1)]
+        return iter(order.tolist())
 
 
 class BatchSampler(Sampler[list[int]]):
@@ -242,10 +256,23 @@ class ResumableLoader(DataLoader):
         self.batches.first = self.batches.given = state["batch"]
 
 
-def make_loader(dataset: GraphDataset, batch_size: int, shuffle_seed: int | None = None) -> ResumableLoader:
-    """Make a loader; with a ``shuffle_seed`` it shuffles anew every epoch."""
-    order = range(len(dataset)) if shuffle_seed is None else EpochSampler(len(dataset), shuffle_seed)
-    return ResumableLoader(dataset, BatchSampler(order, batch_size))
+def make_loader(
+    dataset: GraphDataset, batch_size: int, shuffle_seed: int | None = None, sample_atoms: int | None = None
+) -> ResumableLoader:
+    """Make a loader.
+
+    Args:
+        dataset: crystals and targets.
+        batch_size: crystals of a batch.
+        shuffle_seed: to shuffle anew every epoch; None keeps the order, and all crystals.
+        sample_atoms: a crystal of n atoms is in an epoch with probability min(1, ``sample_atoms`` / n); None: all are.
+    """
+    if shuffle_seed is None:
+        return ResumableLoader(dataset, BatchSampler(range(len(dataset)), batch_size))
+    chances = None
+    if sample_atoms is not None:
+        chances = (sample_atoms / torch.from_numpy(dataset.graphs.atoms).double()).clamp(max=1)
+    return ResumableLoader(dataset, BatchSampler(EpochSampler(len(dataset), shuffle_seed, chances), batch_size))
 
 
 def _as_it_is(batch: Any) -> Any:

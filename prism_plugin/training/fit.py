@@ -182,7 +182,7 @@ def _train(
     # What the trained model has to beat: the initial one, as it is and with the elements' numbers fitted to the data.
     rivals = {UNTOUCHED: copy.deepcopy(init), CORRECTED: copy.deepcopy(model)} if init and continues else {}
     place = (folder / CHECKPOINTS).resolve()
-    loader = make_loader(datasets["train"], settings.batch_size, shuffle_seed=settings.seed)
+    loader = make_loader(datasets["train"], settings.batch_size, settings.seed, settings.sample_atoms)
     saving = SaveBetweenSteps(place / LAST, loader)
     trainer = _trainer(settings, task, module.metric, place, device, progress, [*callbacks, saving], loggers)
     started = time.perf_counter()
@@ -353,7 +353,7 @@ def _module(
     rest: dict[str, Any] = {"loss": loss, "fixed_norms": fixed_norms, "schedule": settings.schedule}
     if fixed_norms or model.arguments.get("norm", None) is None:  # a potential has no such argument
         return PropertyTraining(model, *how, **rest)
-    loader = make_loader(dataset, settings.batch_size, shuffle_seed=settings.seed + 1)
+    loader = make_loader(dataset, settings.batch_size, settings.seed + 1, settings.sample_atoms)
     return PropertyTraining(model, *how, loader, settings.batchnorm_batches, **rest)
 
 
