@@ -47,7 +47,7 @@ class Contestant:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def _ours(name: str, model: PRISM) -> Contestant:
+def ours(name: str, model: PRISM) -> Contestant:
     return Contestant(
         name,
         model,
@@ -158,8 +158,8 @@ def contestants(dim: int, num_layers: int) -> tuple[list[Contestant], list[str]]
     """Make all that are installed, and say which are not."""
     torch.manual_seed(0)
     prism = PRISM(dim=dim, num_layers=num_layers)
-    found = [_ours("CartNet twin", cartnet(prism)), _ours("PRISM, naive twin", naive(PRISM(**prism.arguments)))]
-    found.append(_ours("PRISM", prism))
+    found = [ours("CartNet twin", cartnet(prism)), ours("PRISM, naive twin", naive(PRISM(**prism.arguments)))]
+    found.append(ours("PRISM", prism))
     found += [_matgl(name) for name in ("MEGNet", "M3GNet", "TensorNet")]
     found.append(_matgl("CHGNet", element_types=found[-1].model.element_types))
     missing = []
