@@ -60,6 +60,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Adam + OneCycle 8e-3": {"optimizer": "adam-onecycle"},
     "ELRA, floor 0.1": {"optimizer": "elra", "options": {"min_step": 0.1}},
     "Muon 8e-3": {**MUON, "options": {"lr": 8e-3, "weight_decay": 0.1}},
+    "AdaMuon 8e-3, as Muon": {
+        **MUON,
+        "optimizer": "pytorch_optimizer.AdaMuon",
+        "schedule": "onecycle",
+        "options": {"lr": 8e-3, "weight_decay": 0.1},
+    },
     "batch of 16": {"batch_size": 16},
     "targets not scaled": {"normalize": False},
     "training crystals not turned": {"rotate": False},
