@@ -159,9 +159,10 @@ def test_examples_run(example: str, tmp_path) -> None:
     assert result.stdout.strip()
 
 
-def test_the_training_of_the_default_model_runs_and_resumes(shared_data, tmp_path) -> None:
+@pytest.mark.parametrize("options", [(), ("--target", "metal", "--init", "prism-mp2018-eform")], ids=["new", "init"])
+def test_the_training_of_the_default_model_runs_and_resumes(options, shared_data, tmp_path) -> None:
     data = shared_data / "mp2018" / "tiny.jsonl.xz"
-    command = [ROOT / "examples" / "train_default_model.py", data, tmp_path / "run", "--dry-run"]
+    command = [ROOT / "examples" / "train_default_model.py", data, tmp_path / "run", "--dry-run", *options]
     for _ in range(2):  # the second time there is nothing left to train
         result = processes.run(command)
         assert result.returncode == 0, result.stderr

@@ -183,16 +183,19 @@ class Task(ABC):
 
 # Arguments in which a model may differ from its initial one: they have no weights.
 _FREE = ("dropout", "minimum")
+# Arguments, what they may have been and what they may become.
+_CHANGES = {("readout", "mean", "attention"), ("task_type", "regression", "classification")}
 
 
 def check_initial_model(settings: TrainingSettings, init: PRISM) -> None:
     """Raise ValueError if the settings ask for another model than the initial one.
 
-    Dropout and minimum may be others, and attention may be added to a mean over the atoms: it begins as that.
+    Dropout and minimum may be others, attention may be added to a mean over the atoms (it begins as that), and a model
+    of a number may become one of two classes: what it read out is then their log-odds.
     """
     had = init.arguments
     for name, value in settings.model.items():
-        if name in _FREE or (name, had.get(name), value) == ("readout", "mean", "attention"):
+        if name in _FREE or (name, had.get(name), value) in _CHANGES:
             continue
         if (tuple(value) if isinstance(value, (list, tuple)) else value) != had[name]:
             raise PrismError(

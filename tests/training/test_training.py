@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+from dataclasses import replace
 
 import lightning as L
 import matgl
@@ -25,6 +26,7 @@ from prism_plugin.data.emt_alloys import METALS, emt_alloys
 from prism_plugin.nn import gated_conv
 from prism_plugin.nn.encoders import EdgeEncoder
 from prism_plugin.optim import OPTIMIZERS, make_optimizer
+from prism_plugin.tasks.classification import Classification
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import PropertyTraining, TrainingSettings, reestimate_batchnorm, stopping, train
 from prism_plugin.training import module as module_of_training
@@ -511,6 +513,23 @@ def test_a_model_can_get_attention_and_a_minimum_from_one_without(run, parts, tm
     total = with_settings(model={**MODEL, "readout": "sum"})
     with pytest.raises(ValueError, match="the initial model has readout = 'mean', the settings ask for 'sum'"):
         train(total, parts, tmp_path / "run", init=start, progress=False)
+
+
+def test_a_model_of_a_number_can_become_one_of_two_classes(run, parts, tmp_path) -> None:
+    start = matgl.load_model(run[0] / "model")
+    middle = float(np.median([record.target for records in parts.values() for record in records]))
+    high = {name: [replace(r, target=float(r.target > middle)) for r in some] for name, some in parts.items()}
+    settings = with_settings(target="high", unit="", model={**MODEL, "task_type": "classification"})
+    made = Classification().new_model(settings, high["train"], start.element_types, start)
+    crystals = [record.atoms for record in parts["val"]]
+    had = (start.predict_structure(crystals).double() - start.mean) / start.std
+    log_odds, _ = Classification().scaling(np.array([record.target for record in high["train"]]))
+    torch.testing.assert_close(made.predict_structure(crystals).double().logit(), had + log_odds, rtol=0, atol=1e-4)
+    summary = train(settings, high, tmp_path / "run", init=start, progress=False)
+    assert 0 < summary["scores"]["train"]["cross_entropy"] < 2
+    back = with_settings(target="high", model={**MODEL, "task_type": "regression"})
+    with pytest.raises(ValueError, match="the initial model has task_type = 'classification'"):
+        train(back, parts, tmp_path / "back", init=matgl.load_model(tmp_path / "run" / "model"), progress=False)
 
 
 def test_init_starts_from_given_weights(run, parts, tmp_path) -> None:
