@@ -7,6 +7,7 @@ python benchmarks/default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.
 import argparse
 import csv
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,16 @@ from prism_plugin.data.records import count_crystals
 from prism_plugin.evaluation import split_graphs
 from prism_plugin.figures import save_figure
 from prism_plugin.files import replaced
-from prism_plugin.tasks.plots import plot_elements, plot_parity
-from prism_plugin.tasks.scores import rms
+from prism_plugin.tasks.classification import Classification
+from prism_plugin.tasks.plots import plot_elements
+from prism_plugin.tasks.regression import Regression
 from prism_plugin.training.plots import plot_learning_curve, read_log
 
 HERE = Path(__file__).parent
 FOLDER = Path(pretrained.__file__).parent
 DOCS = HERE.parent / "docs" / "default_model"
 TURNS = 8
-COLUMNS = {"formation_energy": "e_form", "band_gap": "gap_pbe"}
+COLUMNS = {"formation_energy": "e_form", "band_gap": "gap_pbe", "metal": "gap_pbe"}
 # Target -> what the card says of it.
 TEXTS: dict[str, dict[str, str]] = {
     "formation_energy": {
@@ -53,6 +55,12 @@ TEXTS: dict[str, dict[str, str]] = {
         "limits": "* gaps as experiments measure them, or optical ones;\n* telling metals from semiconductors where "
         "the answer lies within its error of 0;\n* crystals that are not relaxed;",
     },
+    "metal": {
+        "about": "Whether an inorganic crystal is a metal by PBE: the probability that its gap is 0.",
+        "predicts": "probability that PBE / PBE+U (Materials Project release 2018.6.1) finds no gap",
+        "unbounded": "",
+        "limits": "* metals as experiments find them: PBE closes some gaps;\n* crystals that are not relaxed;",
+    },
 }
 
 
@@ -65,17 +73,28 @@ KNOWN = {
 }
 
 
+SIZES = ("1 to 20 atoms", "21 to 60", "61 to 200")
+CLASSES = (
+    "metals and intermetallics",
+    "metals with metalloids",
+    "metals with nonmetals (ionic)",
+    "without metals (covalent, molecular)",
+)
+RARENESS = ("below 300", "300 to 1,000", "above")
+ORDER = {"size": SIZES, "class": CLASSES, "rareness": RARENESS}
+
+
 def classes(records: list[Record]) -> np.ndarray:
     """Name the class of each crystal by its elements, as pymatgen calls metals and metalloids."""
 
     def name(record: Record) -> str:
         elements = [Element(symbol) for symbol in set(record.atoms.symbols)]
         if all(one.is_metal for one in elements):
-            return "metals and intermetallics"
+            return CLASSES[0]
         if not any(one.is_metal for one in elements):
-            return "without metals (covalent, molecular)"
+            return CLASSES[3]
         both = all(one.is_metal or one.is_metalloid for one in elements)
-        return "metals with metalloids" if both else "metals with nonmetals (ionic)"
+        return CLASSES[1] if both else CLASSES[2]
 
     return np.array([name(record) for record in records])
 
@@ -84,11 +103,27 @@ def by_rareness(records: list[Record], train: list[Record]) -> np.ndarray:
     """Name the group of each crystal by the training crystals that have its rarest element."""
     seen = count_crystals(train)
     fewest = [min(seen[symbol] for symbol in set(record.atoms.symbols)) for record in records]
-    return np.array(["below 300" if count < 300 else "300 to 1,000" if count < 1000 else "above" for count in fewest])
+    return np.array([RARENESS[(count >= 300) + (count >= 1000)] for count in fewest])
+
+
+def task_of_model(model: PRISM) -> Regression:
+    """Return what a model does: a number, or one of two classes."""
+    return Classification() if model.task_type == Classification.name else Regression()
+
+
+def read_parts(path: Path, target: str) -> dict[str, list[Record]]:
+    """Read the crystals with what a model is to predict."""
+    records = read_records(path, COLUMNS[target])
+    if target == "metal":
+        records = [replace(record, target=float(record.target == 0)) for record in records]
+    return split_records(records)
 
 
 def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any], np.ndarray]:
-    """Score a model on the validation crystals; give the predictions, too."""
+    """Score a model on the validation crystals; give the predictions, too.
+
+    The groups have the MAE; of two classes the share of crystals that are taken for the other one.
+    """
     records = parts["val"]
     target = np.array([record.target for record in records])
     graphs = [build_graph(record.atoms, model.cutoff, model.cell_cutoff) for record in records]
@@ -103,29 +138,27 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
         return torch.cat(answers).double().numpy()
 
     turns = np.array([turn() for _ in range(TURNS if model.arguments["directions"] else 1)])
-    error = np.abs(predicted - target)
-    mean = np.mean([record.target for record in parts["train"]])
+    mean = float(np.mean([record.target for record in parts["train"]]))
     scores: dict[str, Any] = {
-        "crystals": len(records),
-        "mae": float(error.mean()),
-        "rmse": rms(error),
-        "median": float(np.median(error)),
-        "mean_predictor_mae": float(np.abs(target - mean).mean()),
-        "mae_rotated": float(np.abs(turns[0] - target).mean()),
-        "mae_mean_of_turns": float(np.abs(turns.mean(axis=0) - target).mean()),
+        **task_of_model(model).score(target, predicted, mean),
         "rotation_difference": float(np.abs(turns[0] - predicted).mean()),
     }
-    for key, groups in (("mae_of_class", classes(records)), ("mae_of_rare", by_rareness(records, parts["train"]))):
-        of_group = {name: error[groups == name] for name in sorted(set(groups))}
-        scores[key] = {name: (float(some.mean()), len(some)) for name, some in of_group.items()}
+    error = np.abs(predicted - target)
+    if model.task_type == "classification":
+        error = np.round(error)
+    else:
+        scores["median"] = float(np.median(error))
+        scores["mae_rotated"] = float(np.abs(turns[0] - target).mean())
+        scores["mae_mean_of_turns"] = float(np.abs(turns.mean(axis=0) - target).mean())
+    atoms = np.array([len(record.atoms) for record in records])
+    sizes = np.array(SIZES)[(atoms > 20).astype(int) + (atoms > 60)]
+    groups = {"size": sizes, "class": classes(records), "rareness": by_rareness(records, parts["train"])}
+    for key, of_each in groups.items():
+        of_group = {name: error[of_each == name] for name in ORDER[key]}
+        scores[f"by_{key}"] = {name: (float(some.mean()), len(some)) for name, some in of_group.items() if len(some)}
     if model.target == "formation_energy":
         told = model.predict_structure(list(KNOWN.values())).double().numpy()
         scores["elements"] = dict(zip(KNOWN, told.tolist(), strict=True))
-    atoms = np.array([len(record.atoms) for record in records])
-    for low, high in ((1, 20), (21, 60), (61, 200)):
-        of_size = (atoms >= low) & (atoms <= high)
-        scores[f"mae_{low}_{high}"] = float(error[of_size].mean())
-        scores[f"crystals_{low}_{high}"] = int(of_size.sum())
     return scores, predicted
 
 
@@ -153,10 +186,28 @@ def plot_sizes(sizes: np.ndarray, errors: np.ndarray, target: str, unit: str, pa
 def describe(model: PRISM, scores: dict[str, Any]) -> dict[str, str]:
     """Say what a card says of the kind of model."""
     cutoff = f"{model.cutoff:g} Å"
+    groups = {
+        key: ", ".join(f"{value:.4f} ({name}, {count:,})" for name, (value, count) in scores[f"by_{key}"].items())
+        for key in ("size", "class", "rareness")
+    }
     told = {
+        **groups,
         "bound": TEXTS[model.target]["unbounded"] if model.minimum is None else f"; never below {model.minimum:g}",
         "experts": f"Of PRISM's experts: {', '.join(model.expert_names)}; the settings say in which form.",
     }
+    if model.task_type == "classification":
+        told["metric"] = "share taken for the other class"
+        told["score"] = (
+            "**{share:.4f}** of all {crystals:,} validation crystals, at a probability of 1/2 (ROC AUC {roc_auc:.4f}, "
+            "cross-entropy {cross_entropy:.4f} nats; predicting the share of the class: "
+            "{mean_predictor_cross_entropy:.4f})"
+        ).format(share=1 - scores["accuracy"], **scores)
+    else:
+        told["metric"] = "MAE"
+        told["score"] = (
+            "**{mae:.4f} {unit}** over all {crystals:,} validation crystals (RMSE {rmse:.4f}, median {median:.4f}; "
+            "predicting the mean: {mean_predictor_mae:.4f})"
+        ).format(unit=model.unit, **scores)
     if model.expert_names == ("atomistic",):
         told["experts"] = (
             "Of PRISM's four experts only the atomistic one is in use (with CartNet's atom encoder): at this size and "
@@ -185,6 +236,7 @@ def install(
     rare = {symbol: count for symbol, count in sorted(seen.items()) if count < pretrained.RARE}
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
+    started = "initial_model" in json.loads((run / "summary.json").read_text())
     texts = TEXTS[model.target]
     about, limits = texts["about"], texts["limits"]
     if name in pretrained.COMMITTEE:
@@ -200,9 +252,9 @@ def install(
         **scores,
         **texts,
         **describe(model, scores),
-        "classes": ", ".join(f"{mae:.4f} ({name}, {count:,})" for name, (mae, count) in scores["mae_of_class"].items()),
-        "rareness": ", ".join(f"{mae:.4f} ({name}, {count:,})" for name, (mae, count) in scores["mae_of_rare"].items()),
         "note": f" {note}" if note else "",
+        "init": f" --init {pretrained.DEFAULT_MODEL}" if started else "",
+        "recipe": "from the model of energies" if started else f"the preset `mp2018/{model.target}`",
         "about": about,
         "limits": limits,
         "name": name,
@@ -220,13 +272,15 @@ def install(
         path.write_text((HERE / "default_model_card.md").read_text().format(**values))
     docs = DOCS / name
     docs.mkdir(parents=True, exist_ok=True)
+    task = task_of_model(model)
+    metric = task.metric
     with replaced(docs / "training_log.csv") as path, open(path, "w", newline="") as file:
-        log = read_log(run / "log")
-        rows = zip(log["epoch"], log["train_mae"], log["val_mae"], strict=True)
-        csv.writer(file).writerows(
-            [("epoch", "train_mae", "val_mae"), *((int(epoch) + 1, f"{a:.5f}", f"{b:.5f}") for epoch, a, b in rows)]
-        )
-    plot_learning_curve(run / "log", "mae", f"MAE ({model.unit})", scores, docs / "learning_curve.png")
+        log = read_log(run / "log", metric)
+        rows = zip(log["epoch"], log[f"train_{metric}"], log[f"val_{metric}"], strict=True)
+        writer = csv.writer(file)
+        writer.writerow(("epoch", f"train_{metric}", f"val_{metric}"))
+        writer.writerows((int(epoch) + 1, f"{a:.5f}", f"{b:.5f}") for epoch, a, b in rows)
+    plot_learning_curve(run / "log", metric, task.metric_label(model.unit), scores, docs / "learning_curve.png")
 
 
 def draw(name: str, model: PRISM, records: list[Record], predicted: np.ndarray) -> None:
@@ -234,11 +288,11 @@ def draw(name: str, model: PRISM, records: list[Record], predicted: np.ndarray) 
     docs = DOCS / name
     target = np.array([record.target for record in records])
     error = predicted - target
-    plot_parity({"val": (target, predicted)}, model.target, model.unit, docs / "parity.png")
+    label = task_of_model(model).draw({"val": (target, predicted)}, model, docs)
     numbers = [np.unique(record.atoms.numbers) for record in records]
-    plot_elements(numbers, error, model.target, model.unit, "val", docs / "elements.png")
+    plot_elements(numbers, error, label, model.unit or "1", "val", docs / "elements.png")
     sizes = np.array([len(record.atoms) for record in records])
-    plot_sizes(sizes, np.abs(error), model.target.replace("_", " "), model.unit, docs / "atoms.png")
+    plot_sizes(sizes, np.abs(error), label.replace("_", " "), model.unit or "1", docs / "atoms.png")
 
 
 def main() -> None:
@@ -256,7 +310,7 @@ def main() -> None:
         model = load(name if arguments.install is None else arguments.install / "model")
         if name in shipped and load(name).target != model.target:
             parser.error(f"{name} predicts {load(name).target}, the run {model.target}")
-        parts = split_records(read_records(arguments.data, COLUMNS[model.target]))
+        parts = read_parts(arguments.data, model.target)
         scores, predicted = score(model, parts)
         print(name, json.dumps(scores, indent=1))
         if arguments.install is not None:
