@@ -139,8 +139,11 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
 
     turns = np.array([turn() for _ in range(TURNS if model.arguments["directions"] else 1)])
     mean = float(np.mean([record.target for record in parts["train"]]))
+    task = task_of_model(model)
     scores: dict[str, Any] = {
-        **task_of_model(model).score(target, predicted, mean),
+        **task.score(target, predicted, mean),
+        f"{task.metric}_rotated": task.score(target, turns[0], mean)[task.metric],
+        f"{task.metric}_mean_of_turns": task.score(target, turns.mean(axis=0), mean)[task.metric],
         "rotation_difference": float(np.abs(turns[0] - predicted).mean()),
     }
     error = np.abs(predicted - target)
@@ -148,8 +151,6 @@ def score(model: PRISM, parts: dict[str, list[Record]]) -> tuple[dict[str, Any],
         error = np.round(error)
     else:
         scores["median"] = float(np.median(error))
-        scores["mae_rotated"] = float(np.abs(turns[0] - target).mean())
-        scores["mae_mean_of_turns"] = float(np.abs(turns.mean(axis=0) - target).mean())
     atoms = np.array([len(record.atoms) for record in records])
     sizes = np.array(SIZES)[(atoms > 20).astype(int) + (atoms > 60)]
     groups = {"size": sizes, "class": classes(records), "rareness": by_rareness(records, parts["train"])}
@@ -214,10 +215,12 @@ def describe(model: PRISM, scores: dict[str, Any]) -> dict[str, str]:
             "with so many epochs it learns most (docs/default_model.md, docs/ablations.md)."
         )
     if model.arguments["directions"]:
+        metric = task_of_model(model).metric
         told["orientation"] = (
             "the model is not quite invariant under rotation: turned at random, the same crystals give "
-            f"{scores['mae_rotated']:.4f}; a prediction moves by {scores['rotation_difference']:.5f} on average; the "
-            f"mean over {TURNS} orientations gives {scores['mae_mean_of_turns']:.4f}"
+            f"{scores[f'{metric}_rotated']:.4f} (not turned: {scores[metric]:.4f}); a prediction moves by "
+            f"{scores['rotation_difference']:.5f} on average; the mean over {TURNS} orientations gives "
+            f"{scores[f'{metric}_mean_of_turns']:.4f}"
         )
         told["supercells"] = f"the model sees atoms and their neighbors within {cutoff}, not the cell"
     else:

@@ -64,7 +64,8 @@ class ModelInfo:
     Attributes:
         target: what it predicts.
         unit: of its predictions.
-        mae: mean absolute error on the validation part, in this unit; of a potential that of the forces, eV/Å.
+        mae: mean absolute error on the validation part, in this unit; of a potential that of the forces, eV/Å; of two
+            classes the share of crystals taken for the other one.
         crystals: number of these crystals.
         elements: how many it knows.
         licence: of the weights.
@@ -97,7 +98,10 @@ def _info(name: str) -> ModelInfo:
     kept = saved_metadata(name)
     settings, scores = kept["settings"], kept["scores"]["val"]
     elements = torch.load(_HERE / name / "model.pt", weights_only=True)["element_types"]
-    error = scores["forces_mae"] if "forces_mae" in scores else scores["mae"]
+    if "accuracy" in scores:
+        error = 1 - scores["accuracy"]
+    else:
+        error = scores["forces_mae"] if "forces_mae" in scores else scores["mae"]
     licence = kept.get("licence", _LICENCE)
     return ModelInfo(settings["target"], settings["unit"], error, scores["crystals"], len(elements), licence)
 
