@@ -54,7 +54,7 @@ init = None if arguments.init is None else load(arguments.init)
 if init is None:
     how = presets[f"mp2018/{arguments.target}"].settings()
 else:
-    how = {**STARTED, "model": ADDED.get(arguments.target, {}), "rotate": init.arguments["directions"]}
+    how = {**STARTED, "model": ADDED.get(arguments.target, {})}
 settings = TrainingSettings(
     target=arguments.target, unit=unit, seed=arguments.seed, precision=arguments.precision, **how
 )

@@ -28,6 +28,7 @@ from prism_plugin.schema import (
 
 __all__ = [
     "EXPERTS",
+    "OF_CARTNET",
     "OPTIMIZER_OPTIONS",
     "ModelOptions",
     "PotentialOptions",
@@ -61,6 +62,8 @@ _ATOM_ENCODER = option(
     "prism (Eq. 4), cartnet, elements: with properties of the elements, or embedding alone", default="prism"
 )
 _BACKBONE = option("the network that gives the experts their edges and messages", default="cartnet")
+# Arguments of CartNet's edges, as other backbones leave them.
+OF_CARTNET: Mapping[str, Any] = {"rbf_scale": "cutoff", "directions": True, "angular": 0}
 _DIRECTIONS = option("whether edges know their direction (Eq. 8), or only their length", default=True)
 _CELL = option(
     "the cell expert: the paper's lattice translations, or waves in reciprocal space", default="translations"
@@ -153,8 +156,7 @@ class ModelOptions:
         if self.neighbors and self.angular:
             raise PrismError("angular weighs edges by their envelope, which neighbors takes away: choose one of them")
         if self.backbone != "cartnet":
-            own = {"rbf_scale": "cutoff", "directions": True, "angular": 0}
-            if given := [name for name, default in own.items() if getattr(self, name) != default]:
+            if given := [name for name, default in OF_CARTNET.items() if getattr(self, name) != default]:
                 raise PrismError(
                     f"{' and '.join(given)}: of CartNet's edges; the backbone {self.backbone!r} has its own"
                 )

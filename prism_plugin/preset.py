@@ -70,7 +70,17 @@ _ADAM = "adam-onecycle"
 # They were trained with --precision bf16-mixed, on a processor that has it.
 _SHIPPED: dict[str, Any] = {
     **{name: Regression.recipe[name] for name in ("optimizer", "lr", "clip", "batchnorm_batches")},
-    "model": MappingProxyType({**Regression.recipe["model"], "similarity_cutoff": 1.0}),
+    "model": MappingProxyType(
+        {
+            "dim": 128,
+            "num_layers": 3,
+            "num_rbf": 32,
+            "cutoff": 4.0,
+            "similarity_cutoff": 1.0,
+            "experts": ["atomistic"],
+            "atom_encoder": "cartnet",
+        }
+    ),
     "weight_decay": 0.1,
     "epochs": 20,
     "batch_size": 32,

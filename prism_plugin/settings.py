@@ -48,7 +48,9 @@ class TrainingSettings:
         default=None,
         shown="all crystals are",
     )
-    rotate: Flag = option("turn training crystals at random (SO(3) augmentation)", default=True)
+    rotate: Flag = option(
+        "turn training crystals at random (SO(3) augmentation), if the model knows directions", default=True
+    )
     seed: Annotated[Whole, annotated_types.Ge(0), annotated_types.Le(2**31)] = option(
         "of weights, order, rotations, and of the split where none is given", default=0
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prism_plugin.config import OF_CARTNET
 from prism_plugin.data import Record, assign_splits, read_records, split_records
 from prism_plugin.data.datasets import DATASETS, load_named
 from prism_plugin.data.download import cache_home
@@ -112,6 +113,8 @@ class Job:
                 values = {
                     name: value for name, value in values.items() if name not in ("lr", "options", "schedule", "clip")
                 }
+            if layer.get("model", {}).get("backbone", "cartnet") != "cartnet":  # it has edges of its own
+                values["model"] = {k: value for k, value in values.get("model", {}).items() if k not in OF_CARTNET}
             tables = {name: {**values.get(name, {}), **layer[name]} for name in TABLES if name in layer}
             values = {**values, **layer, **tables}
         known = DATASETS.get(values.get("data", ""))

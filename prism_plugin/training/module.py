@@ -44,7 +44,8 @@ class PropertyTraining(L.LightningModule):
         model: the model.
         optimizer: a key of :data:`prism_plugin.optim.OPTIMIZERS`, or the path of a class.
         options: of the optimizer, such as ``lr``; with ``"elra"`` also those of its callback.
-        rotate: whether training crystals are turned at random (SO(3) augmentation).
+        rotate: whether training crystals are turned at random (SO(3) augmentation); with ``directions=False``, where
+            that changes nothing, they are not.
         seed: of the rotations; they depend on it, the epoch and the batch only.
         batchnorm_loader: training batches for the BatchNorm statistics; None leaves the running ones.
         batchnorm_batches: how many of them; None takes all.
@@ -74,7 +75,7 @@ class PropertyTraining(L.LightningModule):
         self.options = dict(options or {})
         self.schedule = schedule
         self.fixed_norms = fixed_norms
-        self.rotate = rotate
+        self.rotate = rotate and model.arguments.get("directions", True)
         self.seed = seed
         self.batchnorm_loader = batchnorm_loader
         self.batchnorm_batches = batchnorm_batches

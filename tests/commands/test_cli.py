@@ -15,6 +15,7 @@ import pytest
 
 from prism_plugin import cli
 from prism_plugin.commands.demo import run_demo
+from prism_plugin.tasks.regression import Regression
 from tests import processes
 from tests.conftest import alloy_file
 
@@ -56,7 +57,7 @@ def test_train_writes_a_model_that_matgl_loads(data, tmp_path, capsys) -> None:
     settings = json.loads((out / "settings.json").read_text())
     assert settings["optimizer"] == "adam-onecycle"
     sizes = {"dim": 8, "num_layers": 1, "num_rbf": 6, "cutoff": 3.5, "cell_cutoff": 5}
-    assert settings["model"] == {**sizes, "experts": ["atomistic"], "atom_encoder": "cartnet"}  # of the recipe
+    assert settings["model"] == {**Regression.recipe["model"], **sizes}
     # fine-tuning starts from a saved model
     further = [*COMMON, "--data", str(data), "--out", str(tmp_path / "further"), "--epochs", "1"]
     assert cli.main([*further, "--init", str(out / "model")]) == 0

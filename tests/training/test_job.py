@@ -268,6 +268,18 @@ def test_a_folder_named_like_a_data_set_does_not_hide_it(tmp_path, monkeypatch) 
     assert cli.main([*command, "--out", "emt-alloys"]) == 2
 
 
+def test_another_backbone_takes_of_the_recipe_what_it_has() -> None:
+    given = {"data": "mine.extxyz", "target": "e", "unit": "eV"}
+    model = Job.make(given).settings.model
+    assert {"rbf_scale", "directions"} <= model.keys()
+    other = Job.make({**given, "model": {"backbone": "icomformer"}}).settings.model
+    assert other == {
+        **{name: value for name, value in model.items() if name not in ("rbf_scale", "directions")},
+        "backbone": "icomformer",
+    }
+    PRISM(element_types=("Na", "Cl"), **other)
+
+
 def test_a_start_from_a_trained_model_has_a_recipe_of_its_own(tmp_path) -> None:
     given = {"data": "mine.extxyz", "target": "e", "init": "prism-mp2018-eform"}
     settings = Job.make(given).settings
