@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_plugin import PRISM, PRISMCalculator, PRISMPotential, load
+from prism_plugin.config import INVARIANT
 from prism_plugin.files import replaced, write_json
 from prism_plugin.forces import energies_with_gradients
 from prism_plugin.graph.store import GraphStore, graph_store
@@ -39,18 +40,7 @@ from prism_plugin.optim.rod_flow import RodFlow
 # Products and bytes a second, of the data sheet.
 PEAKS = {"H200": {"float32": 67e12, "bfloat16": 989e12, "bytes": 4.8e12}}
 METALS = ("Al", "Cu", "Ag", "Au", "Ni", "Pd", "Pt")
-INVARIANT = {
-    "experts": ("atomistic", "cell", "multiscale"),
-    "num_rbf": 32,
-    "cutoff": 4.0,
-    "cell_cutoff": 1.0,
-    "atom_encoder": "elements",
-    "rbf_scale": "even",
-    "directions": False,
-    "initial_norm": True,
-    "cell": "reciprocal",
-    "multiscale": "residual",
-}
+SMALL_CELLS = {"num_rbf": 32, "cutoff": 4.0, "cell_cutoff": 1.0, **INVARIANT}
 
 
 def alloys(count: int, seed: int = 0) -> list[Atoms]:
@@ -131,7 +121,7 @@ def correctness(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     models = {
         "default model": load(),
         "all experts": PRISM(METALS, dim=64, num_layers=2, similarity_cutoff=2.0).eval(),
-        "invariant": PRISM(METALS, dim=64, num_layers=2, **INVARIANT).eval(),
+        "invariant": PRISM(METALS, dim=64, num_layers=2, **SMALL_CELLS).eval(),
     }
     for name, model in models.items():
         for dtype in (torch.float64, torch.float32):
@@ -149,7 +139,7 @@ def correctness(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
         ours, theirs = energies_with_gradients(there, batch), energies_with_gradients(here, batch)
         for what in ("energy", "forces", "stress"):
             rows.append(_row(what, "potential", dtype, difference(getattr(ours, what), getattr(theirs, what))))
-    small = PRISM(METALS, dim=16, num_layers=1, **INVARIANT).double()
+    small = PRISM(METALS, dim=16, num_layers=1, **SMALL_CELLS).double()
     store = store_of(crystals, small)
     for name in OPTIMIZERS:
         ours, theirs = (trained(small, name, store, place, steps=3) for place in (device, torch.device("cpu")))
@@ -184,7 +174,7 @@ def speed(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     models: dict[str, PRISM] = {
         "default model": load(),
         "invariant, width 192": PRISM(
-            METALS, **{"dim": 192, "num_layers": 3, **wide} if tiny else {"dim": 192, "num_layers": 3}, **INVARIANT
+            METALS, **{"dim": 192, "num_layers": 3, **wide} if tiny else {"dim": 192, "num_layers": 3}, **SMALL_CELLS
         ),
         "paper's size": PRISM(METALS, **wide),
     }

@@ -181,13 +181,14 @@ def run_folder(root: Path, name: str, epochs: int, seed: int) -> Path:
     return root / f"{plain}_epochs={epochs}_seed={seed}"
 
 
-def make_parser(description: str, epochs: int) -> argparse.ArgumentParser:
-    """Arguments of a benchmark that is many runs on the subset."""
+def make_parser(description: str, epochs: int | None) -> argparse.ArgumentParser:
+    """Arguments of a benchmark that is many runs on the subset; without ``epochs`` it has no such option."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path, help="where the runs go")
     parser.add_argument("--out", type=Path, help="where the table and the picture go")
-    parser.add_argument("--epochs", type=int, default=epochs)
+    if epochs is not None:
+        parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run from I on"

@@ -154,9 +154,9 @@ def _alignn() -> Contestant:
     )
 
 
-def contestants(dim: int, num_layers: int) -> tuple[list[Contestant], list[str]]:
+def contestants(dim: int, num_layers: int, seed: int = 0) -> tuple[list[Contestant], list[str]]:
     """Make all that are installed, and say which are not."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     prism = PRISM(dim=dim, num_layers=num_layers)
     found = [ours("CartNet twin", cartnet(prism)), ours("PRISM, naive twin", naive(PRISM(**prism.arguments)))]
     found.append(ours("PRISM", prism))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from optimizers import make_parser, run_folder, subset
+from optimizers import make_parser, subset
 from peers import Contestant, contestants, ours
 from torch import Tensor
 from torch.nn import functional
@@ -52,6 +52,7 @@ class Recipe:
     Attributes:
         optimizer: parameters, number of steps -> optimizer and schedule.
         loss: predictions, targets -> loss; both in units of the training targets' standard deviation.
+        clip: largest norm of the gradient; None: any.
         rotate: whether training crystals are turned.
         bfloat16: whether products are in bfloat16.
         source: where it is from.
@@ -60,13 +61,14 @@ class Recipe:
     optimizer: _Maker
     loss: Callable[[Tensor, Tensor], Tensor]
     source: str
+    clip: float | None = None
     rotate: bool = False
     bfloat16: bool = False
 
 
 def _prism(parameters: Iterator[torch.nn.Parameter], steps: int) -> _Made:
-    options = {"lr": Regression.recipe["lr"], "betas": (0.9, 0.999), "weight_decay": 0.1}
-    return make_optimizer("muon", parameters, steps, options)
+    how = Regression.recipe
+    return make_optimizer(how["optimizer"], parameters, steps, {"lr": how["lr"], **how["options"]})
 
 
 def _onecycle(kind: type[torch.optim.Optimizer], **options: Any) -> _Maker:
@@ -88,7 +90,7 @@ RECIPES: dict[str, Recipe] = {
         _prism,
         functional.l1_loss,
         "`prism train`: Muon, OneCycle, L1, in bfloat16",
-        rotate=Regression.recipe["model"].get("directions", True),
+        clip=Regression.recipe["clip"],
         bfloat16=True,
     ),
     "CartNet twin": Recipe(
@@ -105,9 +107,9 @@ RECIPES: dict[str, Recipe] = {
 TREES = "matminer + boosted trees"
 
 
-def make(elements: tuple[str, ...]) -> tuple[dict[str, Contestant], list[str]]:
+def make(elements: tuple[str, ...], seed: int = 0) -> tuple[dict[str, Contestant], list[str]]:
     """Make all models that are installed; PRISM is the recipe of ``prism train``."""
-    found, missing = contestants(256, 4)
+    found, missing = contestants(256, 4, seed)
     models = {one.name: one for one in found}
     models["PRISM"] = ours("PRISM", PRISM(element_types=elements, **Regression.recipe["model"]))
     return {name: models[name] for name in RECIPES if name in models}, missing
@@ -146,7 +148,8 @@ def learn(
         loss = recipe.loss(answer, (targets["train"][indices] - mean) / std)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(one.model.parameters(), 1.0 if recipe is RECIPES["PRISM"] else 1e9)
+        if recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(one.model.parameters(), recipe.clip)
         optimizer.step()
         schedule.step()
         return float((answer.detach() * std + mean - targets["train"][indices]).abs().mean())
@@ -248,7 +251,7 @@ def draw(table: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, epochs=0)
+    parser = make_parser(__doc__, epochs=None)
     parser.add_argument("--seconds", type=float, default=900, help="CPU seconds of each training")
     parser.add_argument("--crystals", type=int, default=4000)
     parser.add_argument("--atoms", type=int, default=20, help="most atoms of a crystal")
@@ -261,7 +264,7 @@ def main() -> None:
     installed, missing = make(elements)
     print({name: len(records) for name, records in parts.items()}, "not installed:", missing or "none", flush=True)
     files = {
-        (name, seed): (run_folder(arguments.folder / counts, name, 0, seed)).with_suffix(".json")
+        (name, seed): arguments.folder / counts / f"{name}, seed {seed}.json"
         for seed in range(arguments.seeds)
         for name in arguments.models
     }
@@ -269,11 +272,10 @@ def main() -> None:
         if file.exists() or (name != TREES and name not in installed):
             continue
         print(file.stem, flush=True)
-        torch.manual_seed(seed)
         if name == TREES:
             found = grow(parts, arguments.seconds, seed)
         else:
-            found = learn(make(elements)[0][name], RECIPES[name], parts, arguments.seconds, seed)
+            found = learn(make(elements, seed)[0][name], RECIPES[name], parts, arguments.seconds, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found)
     if arguments.out is None:

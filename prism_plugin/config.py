@@ -28,6 +28,7 @@ from prism_plugin.schema import (
 
 __all__ = [
     "EXPERTS",
+    "INVARIANT",
     "OF_CARTNET",
     "OPTIMIZER_OPTIONS",
     "ModelOptions",
@@ -62,6 +63,16 @@ _ATOM_ENCODER = option(
     "prism (Eq. 4), cartnet, elements: with properties of the elements, or embedding alone", default="prism"
 )
 _BACKBONE = option("the network that gives the experts their edges and messages", default="cartnet")
+# Arguments of a PRISM of invariant features, with every expert that starts at zero; lists as in files of settings.
+INVARIANT: Mapping[str, Any] = {
+    "experts": ["atomistic", "cell", "multiscale"],
+    "atom_encoder": "elements",
+    "rbf_scale": "even",
+    "directions": False,
+    "initial_norm": True,
+    "cell": "reciprocal",
+    "multiscale": "residual",
+}
 # Arguments of CartNet's edges, as other backbones leave them.
 OF_CARTNET: Mapping[str, Any] = {"rbf_scale": "cutoff", "directions": True, "angular": 0}
 _DIRECTIONS = option("whether edges know their direction (Eq. 8), or only their length", default=True)

@@ -116,17 +116,6 @@ def structure(request: pytest.FixtureRequest) -> Atoms:
     return crystal_zoo()[request.param]
 
 
-# Arguments of a PRISM of invariant features, with every expert that starts at zero.
-INVARIANT = {
-    "experts": ("atomistic", "cell", "multiscale"),
-    "atom_encoder": "elements",
-    "rbf_scale": "even",
-    "directions": False,
-    "initial_norm": True,
-    "cell": "reciprocal",
-    "multiscale": "residual",
-}
-
 # Ends of the names of weights that begin at zero, beside biases.
 ZERO_AT_START = ("out.weight", "logit.2.weight")
 

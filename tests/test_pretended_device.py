@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from prism_plugin import PRISM, CrystalBatch, PRISMCalculator, PRISMPotential, load
 from prism_plugin.calculators.torch_sim import TorchSimPRISM
-from prism_plugin.config import EXPERTS
+from prism_plugin.config import EXPERTS, INVARIANT
 from prism_plugin.data import make_datasets, split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.forces import energies_with_gradients
@@ -34,7 +34,7 @@ from prism_plugin.optim import OPTIMIZERS, make_optimizer
 from prism_plugin.tasks import TASKS
 from prism_plugin.training.batchnorm import reestimate_batchnorm
 from prism_plugin.training.report import measure_domain, measure_extent
-from tests.conftest import INVARIANT, crystal_zoo, small_model
+from tests.conftest import crystal_zoo, small_model
 from tests.pretended_device import ELSEWHERE, PretendedDevice, There, back, moved
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,9 @@ import torch
 from ase import Atoms
 
 from prism_plugin import batch_graphs, build_graph
-from prism_plugin.config import EXPERTS
+from prism_plugin.config import EXPERTS, INVARIANT
 from prism_plugin.nn.encoders import cosine_envelope, feature_envelope
-from tests.conftest import INVARIANT, crystal_zoo, small_model
+from tests.conftest import crystal_zoo, small_model
 from tests.reference.prism_reference import Crystal, predict
 
 BATCH = ("cesium chloride", "skewed", "slab", "one atom", "isolated atom", "wire")

@@ -100,8 +100,10 @@ def _info(name: str) -> ModelInfo:
     elements = torch.load(_HERE / name / "model.pt", weights_only=True)["element_types"]
     if "accuracy" in scores:
         error = 1 - scores["accuracy"]
+    elif "forces_mae" in scores:
+        error = scores["forces_mae"]
     else:
-        error = scores["forces_mae"] if "forces_mae" in scores else scores["mae"]
+        error = scores["mae"]
     licence = kept.get("licence", _LICENCE)
     return ModelInfo(settings["target"], settings["unit"], error, scores["crystals"], len(elements), licence)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from prism_plugin.config import ModelOptions
+from prism_plugin.config import INVARIANT, ModelOptions
 from prism_plugin.errors import PrismError
 from prism_plugin.files import write_table
 from prism_plugin.tasks.scores import Scores, check_finite, rms
@@ -67,13 +67,7 @@ class Regression(Task):
                     "num_layers": 3,
                     "num_rbf": 32,
                     "cutoff": 4.0,
-                    "experts": ["atomistic", "cell", "multiscale"],
-                    "atom_encoder": "elements",
-                    "rbf_scale": "even",
-                    "directions": False,
-                    "initial_norm": True,
-                    "cell": "reciprocal",
-                    "multiscale": "residual",
+                    **INVARIANT,
                 }
             ),
             "lr": 4e-3,

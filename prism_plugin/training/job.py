@@ -102,6 +102,9 @@ class Job:
                 raise PrismError("the presets are of properties: leave the preset out for a potential")
             recipe = _recipe(task, both)
             values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in recipe.items()}
+            model = {**config.get("model", {}), **given.get("model", {})}
+            if "model" in values and model.get("backbone", "cartnet") != "cartnet":  # it has edges of its own
+                values["model"] = {name: one for name, one in values["model"].items() if name not in OF_CARTNET}
         if preset is not None:
             if preset not in presets:
                 raise PrismError(f"no preset {preset!r}; choose one of: {', '.join(presets)}")
@@ -113,8 +116,6 @@ class Job:
                 values = {
                     name: value for name, value in values.items() if name not in ("lr", "options", "schedule", "clip")
                 }
-            if layer.get("model", {}).get("backbone", "cartnet") != "cartnet":  # it has edges of its own
-                values["model"] = {k: value for k, value in values.get("model", {}).items() if k not in OF_CARTNET}
             tables = {name: {**values.get(name, {}), **layer[name]} for name in TABLES if name in layer}
             values = {**values, **layer, **tables}
         known = DATASETS.get(values.get("data", ""))

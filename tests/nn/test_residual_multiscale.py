@@ -9,8 +9,9 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 
 from prism_plugin import PRISM, batch_graphs, build_graph
+from prism_plugin.config import INVARIANT
 from prism_plugin.nn.residual_multiscale import ResidualMultiscale
-from tests.conftest import INVARIANT, crystal_zoo, small_model
+from tests.conftest import crystal_zoo, small_model
 from tests.reference import accuracy_reference
 
 

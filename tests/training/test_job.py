@@ -278,6 +278,10 @@ def test_another_backbone_takes_of_the_recipe_what_it_has() -> None:
         "backbone": "icomformer",
     }
     PRISM(element_types=("Na", "Cl"), **other)
+    # What a file says is not the recipe's to be left out.
+    kept = Job.make({"model": {"backbone": "icomformer"}}, {**given, "model": {"directions": False}}).settings.model
+    with pytest.raises(ValueError, match="directions: of CartNet's edges"):
+        PRISM(element_types=("Na", "Cl"), **kept)
 
 
 def test_a_start_from_a_trained_model_has_a_recipe_of_its_own(tmp_path) -> None:
