@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _share_cores() -> None:
+    """Let idle OpenMP threads sleep sooner, unless the environment says how they wait; before torch is imported.
+
+    By default they spin for milliseconds; where another program has a core, the thread that all wait for gets none.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
 def _import_models() -> None:
     """Import what nearly all commands need, in a process of our own.
 
@@ -88,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Å ends no work
     arguments = _parser().parse_args(argv)
+    if argv is None:
+        _share_cores()
     try:
         if argv is None and arguments.command not in _WITHOUT_MODELS:
             _import_models()

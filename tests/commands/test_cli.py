@@ -136,13 +136,23 @@ def test_demo_runs_from_start_to_end(tmp_path, capsys) -> None:
     assert "MAE of the mean" in printed
 
 
-def test_a_process_of_its_own_freezes_what_it_imported() -> None:
+def test_a_process_of_its_own_freezes_what_it_imported_and_shares_its_cores() -> None:
     script = (
         "import gc, sys; sys.argv = ['prism', 'models']; from prism_plugin import cli; cli.main({}); "
         "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
     )
-    for given, frozen in (("", True), ("['models']", False)):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    for given, chosen, ours, spins in (
+        ("", {}, True, "1000"),
+        ("['models']", {}, False, "300000"),
+        ("", {"OMP_WAIT_POLICY": "passive"}, True, "0"),
+    ):
         process = subprocess.run(
-            [sys.executable, "-c", script.format(given)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script.format(given)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**environment, **chosen, "OMP_DISPLAY_ENV": "verbose"},
         )
-        assert process.stdout.split()[-2:] == ["True", str(frozen)]
+        assert process.stdout.split()[-2:] == ["True", str(ours)]
+        assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", process.stderr)) == {spins}
