@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["as_weight", "gradients_of_inputs", "needs_gradient", "plain_autograd"]
+__all__ = ["as_weight", "differentiated_twice", "gradients_of_inputs", "needs_gradient", "plain_autograd"]
 
 # Whether gradients of the inputs are being taken that are to be differentiated again; None: no such gradients.
 _TWICE: ContextVar[bool | None] = ContextVar("gradients are differentiated again", default=None)
@@ -37,8 +37,17 @@ def as_weight(weight: Tensor) -> Tensor:
 
 def plain_autograd() -> bool:
     """Whether autograd, torch.compile, torch.func or forward-mode derivatives must see the plain computation."""
-    transformed = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
-    return _TWICE.get() is True or torch.compiler.is_compiling() or transformed
+    return _TWICE.get() is True or _transformed()
+
+
+def differentiated_twice() -> bool:
+    """Whether gradients of the inputs are being taken that are to be differentiated again, and nothing else is on."""
+    return _TWICE.get() is True and not _transformed()
+
+
+def _transformed() -> bool:
+    functional = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+    return functional or torch.compiler.is_compiling()
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

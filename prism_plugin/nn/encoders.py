@@ -11,19 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from prism_plugin.devices import send
 from prism_plugin.errors import PrismError
 from prism_plugin.nn.autograd_mode import as_weight
 from prism_plugin.nn.element_table import ELEMENT_FEATURES, element_features
 from prism_plugin.nn.linear import linear
+from prism_plugin.nn.silu import silu
 from prism_plugin.nn.tiling import in_tiles
 
 __all__ = ["AtomEncoder", "EdgeEncoder", "RadialBasis", "SuperatomEncoder", "cosine_envelope", "feature_envelope"]
 
-# Of normal numbers in float32 and in float64.
-_SMALLEST_EXPONENT = tuple(math.log(torch.finfo(dtype).tiny) + 1 for dtype in (torch.float32, torch.float64))
+# Beside the other radial functions of a distance exp(-40) = 4e-18 is 0 in all but name.
+_SMALLEST_EXPONENT = -40.0
 # Rows of every embedding table: atomic numbers 1 to 118, and an unused row 0.
 NUM_EMBEDDINGS = 119
 
@@ -118,8 +118,8 @@ class RadialBasis(nn.Module):
         """Distances of shape ``(edges,)`` -> values of shape ``(edges, num_rbf)``."""
         decayed = torch.exp(-self.decay * distance).unsqueeze(-1)
         exponent = -self.width * (decayed - self.centers.to(distance.dtype)) ** 2
-        # Below the smallest normal number exp takes many times longer, and its answer is 0 in all but name.
-        return torch.exp(exponent.clamp(min=_SMALLEST_EXPONENT[exponent.dtype == torch.float64]))
+        # Products with smaller numbers end below the smallest normal one, where a processor takes many times longer.
+        return torch.exp(exponent.clamp(min=_SMALLEST_EXPONENT))
 
 
 class EdgeEncoder(nn.Module):
@@ -158,7 +158,7 @@ class EdgeEncoder(nn.Module):
 
     @staticmethod
     def _features(rows: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor) -> Tensor:
-        features = functional.silu(linear(functional.silu(linear(rows, first, first_bias)), second, second_bias))
+        features = silu(linear(silu(linear(rows, first, first_bias)), second, second_bias))
         return features.to(rows.dtype)  # under autocast products are shorter, features are not
 
 

@@ -23,6 +23,7 @@ from prism_plugin.distributed import (
 )
 from prism_plugin.nn.autograd_mode import needs_gradient, plain_autograd
 from prism_plugin.nn.linear import linear, product
+from prism_plugin.nn.silu import silu
 from prism_plugin.nn.tiling import tiles
 
 __all__ = ["Answer", "GatedTensors", "Settings", "gated_messages", "plain_messages"]
@@ -119,7 +120,7 @@ def plain_messages(tensors: GatedTensors, settings: Settings) -> Answer:
     receiver, sender = settings.edge_index
     hidden = linear(edges, edge_weight)
     hidden = hidden + of_receiver.index_select(0, receiver) + of_sender.index_select(0, sender)
-    for_gate, for_message = functional.silu(hidden).chunk(2, dim=1)
+    for_gate, for_message = silu(hidden).chunk(2, dim=1)
     logits = linear(for_gate, gate_weight, gate_bias).to(edges.dtype)
     statistics = None
     if scale is not None and shift is not None:
@@ -264,10 +265,10 @@ class _Edges:
             if of_weights:
                 for_gate, for_message = functional.silu(hidden).chunk(2, dim=1)
                 edges = self.edges[part].to(self.dtype)
-                sums[0] += product(edges.T, of_hidden.T)
-                sums[1] += product(for_gate.T, of_logits.T)
+                sums[0] += edges.T @ of_hidden
+                sums[1] += for_gate.T @ of_logits
                 sums[2] += of_logits.sum(dim=0)
-                sums[3] += product(for_message.T, of_message.T)
+                sums[3] += for_message.T @ of_message
                 sums[4] += of_message.sum(dim=0)
         of_nodes = of_receiver.to(self.dtype), of_sender.to(self.dtype)
         return [

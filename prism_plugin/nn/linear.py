@@ -60,9 +60,31 @@ class _Linear(torch.autograd.Function):
         needed = ctx.needs_input_grad
         return (
             linear(gradient, weight.T) if needed[0] else None,
-            linear(rows.T, gradient.T).T if needed[1] else None,
+            _over_rows(gradient, rows) if needed[1] else None,
             gradient.sum(dim=0) if needed[2] else None,
         )
+
+
+class _OverRows(torch.autograd.Function):
+    """``left.T @ right``, summed over many rows; by torch's own product, as oneDNN would first copy what is transposed.
+
+    Differentiable as often as one likes: its derivatives are products of many rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return left.T @ right
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        left, right = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        return linear(right, gradient) if needed[0] else None, linear(left, gradient.T) if needed[1] else None
+
+
+def _over_rows(left: Tensor, right: Tensor) -> Tensor:
+    return _OverRows.apply(left, right) if needs_gradient(left, right) else left.T @ right
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from prism_plugin.nn.feature_neighbors import similar_blocks, similar_pairs
 from prism_plugin.nn.gated_conv import GatedTensors, Settings, gated_messages, plain_messages
 from prism_plugin.nn.linear import linear, product
 from prism_plugin.nn.minimum_image import blended_image, minimum_image
+from prism_plugin.nn.silu import silu
 from prism_plugin.nn.tiling import in_tiles, tiles
 from tests.conftest import crystal_zoo, small_model
 
@@ -223,6 +225,30 @@ def test_in_tiles_can_be_differentiated_twice(many_tiles) -> None:
     torch.testing.assert_close(function(rows, weight), torch.sin(rows @ weight.T))
     assert torch.autograd.gradcheck(function, (rows, weight))
     assert torch.autograd.gradgradcheck(function, (rows, weight))
+
+
+@pytest.mark.parametrize("tile", [7, 2**15])
+def test_silu_has_the_derivatives_of_torch(monkeypatch, tile: int) -> None:
+    monkeypatch.setattr("prism_plugin.nn.silu._NUMBERS", tile)
+    generator = torch.Generator().manual_seed(0)
+    rows = (5 * torch.randn(11, 3, generator=generator, dtype=torch.float64)).requires_grad_()
+    one, two = (torch.randn(11, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+
+    def derivatives(function: Callable[[Tensor], Tensor], more: bool) -> list[Tensor]:
+        value = function(rows)
+        (first,) = torch.autograd.grad(value, rows, one, create_graph=True)
+        second = torch.autograd.grad(first, (one, rows), two, create_graph=more)
+        third = torch.autograd.grad(second[1].sum(), (one, two, rows)) if more else ()
+        return [value, first, *second, *third]
+
+    for more in (False, True):
+        with gradients_of_inputs(twice=True):
+            ours = derivatives(silu, more)
+        plain = derivatives(torch.nn.functional.silu, more)
+        torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
+    with gradients_of_inputs(twice=True):
+        assert torch.autograd.gradcheck(silu, rows)
+        assert torch.autograd.gradgradcheck(silu, rows)
 
 
 def test_weights_have_no_gradients_where_only_those_of_inputs_are_wanted() -> None:

@@ -19,6 +19,7 @@ from prism_plugin.nn.backbones.cartnet import MultiscaleMessagePassing
 from prism_plugin.nn.gated_conv import Answer
 from prism_plugin.nn.linear import linear
 from prism_plugin.nn.norm import FeatureNorm, _norm
+from prism_plugin.nn.silu import silu
 
 __all__ = [
     "SOFTPLUS_THRESHOLD",
@@ -126,7 +127,7 @@ class AttentiveMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """What the first layer gives, without its bias, ``(..., dim)`` -> ``(..., dim)``."""
-        active = functional.silu(hidden + as_weight(self.first.bias))
+        active = silu(hidden + as_weight(self.first.bias))
         return functional.linear(active, as_weight(self.last.weight), as_weight(self.last.bias))
 
 

@@ -1,0 +1,61 @@
+"""SiLU for training on forces: its second derivative in a few steps, where torch's own takes two dozen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prism_plugin.nn.autograd_mode import differentiated_twice
+
+__all__ = ["silu"]
+
+_NUMBERS = 2**15  # of a tile, whose steps in between stay in the fastest caches
+
+
+def silu(rows: Tensor) -> Tensor:
+    """Compute ``rows * sigmoid(rows)``; shape ``(rows, width)``, differentiable as often as one likes."""
+    if rows.requires_grad and rows.is_cpu and differentiated_twice():
+        return _SiLU.apply(rows)
+    return functional.silu(rows)
+
+
+class _SiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return functional.silu(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Gradient.apply(gradient, *ctx.saved_tensors)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient times SiLU'."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient, rows)
+        return torch.ops.aten.silu_backward(gradient, rows)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _Gradient.apply(cotangent, rows), cotangent * gradient * _second(rows)
+        answer = torch.empty_like(rows)
+        size = max(1, _NUMBERS // rows.shape[1])
+        for one, given, before, after in zip(
+            *(tensor.split(size) for tensor in (rows, cotangent, gradient, answer)), strict=True
+        ):
+            torch.mul(_second(one).mul_(given), before, out=after)
+        return torch.ops.aten.silu_backward(cotangent, rows), answer
+
+
+def _second(rows: Tensor) -> Tensor:
+    """SiLU'' = s (1 - s) (2 + x (1 - 2 s)), with s the sigmoid of x."""
+    sigmoid = torch.sigmoid(rows)
+    return torch.addcmul(rows.new_full((), 2), rows, 1 - 2 * sigmoid) * (sigmoid * (1 - sigmoid))
