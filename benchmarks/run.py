@@ -27,12 +27,15 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
-from peers import Contestant, contestants
+from peers import Contestant, contestants, ours
 
 from prism_plugin import PRISM, PRISMCalculator, batch_graphs, build_graph
 from prism_plugin.data import GraphDataset, Record, make_loader, rotate_batch
 from prism_plugin.data.augmentation import random_rotations
-from prism_plugin.pretrained import load
+from prism_plugin.data.loading import EnergyLabels
+from prism_plugin.forces import energies_with_gradients
+from prism_plugin.pretrained import COMMITTEE, load
+from prism_plugin.tasks.potential import PotentialLoss
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -72,6 +75,33 @@ def interleaved(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: (median(wall[name]), median(cpu[name])) for name in jobs}
 
 
+def forward_and_step(
+    one: Contestant, batch: object, autocast: bool = False, onednn: bool = True
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A forward pass and a training step; ``autocast`` for products in bfloat16."""
+    optimizer = torch.optim.AdamW(one.model.parameters(), lr=1e-6)
+    context = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
+
+    def infer() -> None:
+        torch._C._set_mkldnn_enabled(onednn)
+        one.model.eval()
+        with torch.no_grad(), context:
+            one.predict(one.model, batch)
+        torch._C._set_mkldnn_enabled(True)
+
+    def learn() -> None:
+        torch._C._set_mkldnn_enabled(onednn)
+        one.model.train()
+        optimizer.zero_grad()
+        with context:
+            loss = one.predict(one.model, batch).float().abs().mean()
+        loss.backward()
+        optimizer.step()
+        torch._C._set_mkldnn_enabled(True)
+
+    return infer, learn
+
+
 def batch_part(rounds: int) -> tuple[str, dict[str, tuple[float, float]]]:
     """Forward passes and training steps of everybody."""
     everybody, missing = contestants(DIM, LAYERS)
@@ -80,27 +110,7 @@ def batch_part(rounds: int) -> tuple[str, dict[str, tuple[float, float]]]:
     step: dict[str, Callable[[], object]] = {}
 
     def add(name: str, one: Contestant, batch: object, autocast: bool = False, onednn: bool = True) -> None:
-        optimizer = torch.optim.AdamW(one.model.parameters(), lr=1e-6)
-        context = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
-
-        def infer() -> None:
-            torch._C._set_mkldnn_enabled(onednn)
-            one.model.eval()
-            with torch.no_grad(), context:
-                one.predict(one.model, batch)
-            torch._C._set_mkldnn_enabled(True)
-
-        def learn() -> None:
-            torch._C._set_mkldnn_enabled(onednn)
-            one.model.train()
-            optimizer.zero_grad()
-            with context:
-                loss = one.predict(one.model, batch).float().abs().mean()
-            loss.backward()
-            optimizer.step()
-            torch._C._set_mkldnn_enabled(True)
-
-        forward[name], step[name] = infer, learn
+        forward[name], step[name] = forward_and_step(one, batch, autocast, onednn)
 
     parameters = {}
     for one in everybody:
@@ -227,7 +237,9 @@ def cells_part(out: Path) -> str:
             atoms, graph, seconds, peak = alone(f"""
 import statistics, time, run
 from prism_plugin import PRISM, batch_graphs, build_graph
-from prism_plugin.pretrained import load
+from prism_plugin.forces import energies_with_gradients
+from prism_plugin.pretrained import COMMITTEE, load
+from prism_plugin.tasks.potential import PotentialLoss
 atoms = run.rocksalt({size})
 torch.manual_seed(0)
 model = {make}.eval()
@@ -299,6 +311,49 @@ def optimizers_part(rounds: int) -> str:
     script = Path(__file__).with_name("optimizer_step.py")
     command = [sys.executable, str(script), "--rounds", str(5 * rounds), "--threads", str(torch.get_num_threads())]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def shipped_part(rounds: int) -> str:
+    """What the models that ship cost, beside a CartNet of their width; and training on forces."""
+    crystals = [alloy(seed) for seed in range(CRYSTALS)]
+    everybody = [ours(name, load(name)) for name in COMMITTEE[:2]]
+    everybody += [one for one in contestants(128, 3)[0] if one.name == "CartNet twin"]
+    forward: dict[str, Callable[[], object]] = {}
+    step: dict[str, Callable[[], object]] = {}
+    for one in everybody:
+        batch = one.collate([one.build(atoms) for atoms in crystals])
+        for name, autocast in ((one.name, False), (f"{one.name}, bfloat16", True)):
+            forward[name], step[name] = forward_and_step(one, batch, autocast)
+    forwards, steps = interleaved(forward, rounds), interleaved(step, rounds)
+    lines = ["| model, 64 crystals | forward, s (CPU s) | step, s (CPU s) |", "|---|---|---|"]
+    for name in forward:
+        told = [f"{wall:.3f} ({cpu:.3f})" for wall, cpu in (forwards[name], steps[name])]
+        lines.append(f"| {name} | {' | '.join(told)} |")
+
+    model = load("prism-universal-pbe")
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    batch = model.as_batch(
+        batch_graphs([build_graph(atoms, model.cutoff, model.cell_cutoff) for atoms in crystals[:16]])
+    )
+    found = energies_with_gradients(model, batch)
+    labels = EnergyLabels(found.energy + 1, found.forces.double() + 0.1, found.virial.double() + 1)
+
+    def learn() -> None:
+        loss = PotentialLoss({"energy": 1.0, "forces": 1.0, "stress": 1.0}, mean_atoms=16)
+        torch.autograd.grad(loss(model, batch, labels, training=True).mean(), weights, allow_unused=True)
+
+    def learn_energies() -> None:
+        model.zero_grad()
+        model(batch).abs().mean().backward()
+
+    jobs = {
+        "energies, forces, stresses": lambda: energies_with_gradients(model, batch),
+        "step on energies": learn_energies,
+        "step on energies, forces, stresses": learn,
+    }
+    lines += ["", f"| universal potential, 16 crystals, {batch.edge_index.shape[1]:,} edges | s (CPU s) |", "|---|---|"]
+    lines += [f"| {what} | {wall:.3f} ({cpu:.3f}) |" for what, (wall, cpu) in interleaved(jobs, 3 * rounds).items()]
+    return "\n".join(lines)
 
 
 def compile_part(rounds: int) -> str:
@@ -388,6 +443,7 @@ _PARTS: dict[str, Callable[[int], str]] = {
     "memory": memory_part,
     "single": single_part,
     "optimizers": optimizers_part,
+    "shipped": shipped_part,
     "compile": compile_part,
 }
 

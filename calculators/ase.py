@@ -94,7 +94,7 @@ class PRISMCalculator(Calculator):
     its own name through ``calc.get_property(name, atoms)`` and refuses ``energy``. Several models answer their mean,
     and as ``energy_std`` (or the property's name with ``_std``) the standard deviation of their answers, that of the
     whole cell; as ``forces_std`` and ``stress_std`` those of each component.
-    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the model of formation energies and its like of two other seeds. Its
+    ``PRISMCalculator(prism_plugin.COMMITTEE)`` has the model of formation energies and two of a smaller recipe. Its
     ``energy_std`` is no error bar: errors are several times as large, and all three can be wrong together
     (``docs/default_model.md``).
 

@@ -9,35 +9,23 @@ model learns from nine tenths of all crystals. Resumable: run the same command a
 
 import argparse
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from prism_plugin import load
-from prism_plugin.data import Record, read_records
+from prism_plugin.data.shipped import SHIPPED, drawn_parts, read_target
 from prism_plugin.files import write_json
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
 
-COLUMNS = {"log10_k_vrh": "K_vrh", "log10_g_vrh": "G_vrh"}
 FOLDS = 5
-
-
-def parts_of(records: list[Record], test: np.ndarray | None = None) -> dict[str, list[Record]]:
-    """Give a tenth of the crystals that are not tested to the validation, drawn by a fixed seed."""
-    order = np.random.default_rng(1).permutation(len(records))
-    left = order if test is None else order[~np.isin(order, test)]
-    tenth = len(left) // 10
-    parts = {"train": left[tenth:], "val": left[:tenth], **({} if test is None else {"test": test})}
-    return {name: [records[index] for index in some] for name, some in parts.items()}
-
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path)
 parser.add_argument("folder", type=Path)
-parser.add_argument("--target", choices=list(COLUMNS), default="log10_k_vrh")
+parser.add_argument("--target", choices=["log10_k_vrh", "log10_g_vrh"], default="log10_k_vrh")
 parser.add_argument("--init", default="prism-mp2018-eform", help="the model to start from")
 parser.add_argument("--epochs", type=int, default=Regression.fine_tuning["epochs"])
 parser.add_argument("--folds", type=int, default=FOLDS, help=f"only the first so many of {FOLDS}, and no last model")
@@ -46,19 +34,16 @@ parser.add_argument("--no-progress", action="store_true", help="no progress bars
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 
-records = read_records(arguments.data, COLUMNS[arguments.target])
-if bad := [record.name for record in records if record.target <= 0]:
-    parser.error(f"{len(bad)} crystals have a modulus that is not positive, the first is {bad[0]!r}: remove them")
-records = [replace(record, target=float(np.log10(record.target)), split=None) for record in records]
+records = read_target(arguments.data, arguments.target)
 init = load(arguments.init)
 how = {**Regression.fine_tuning, "epochs": arguments.epochs, "seed": 0, "target": arguments.target}
-settings = TrainingSettings(unit="log10(GPa)", **how)
+settings = TrainingSettings(unit=SHIPPED[arguments.target].unit, **how)
 folds = np.array_split(np.random.default_rng(0).permutation(len(records)), FOLDS)
 errors = []
 for number, test in enumerate(folds[: arguments.folds]):
     folder = arguments.folder / f"fold-{number}"
     if not (folder / "summary.json").exists():
-        train(settings, parts_of(records, test), folder, resume=True, init=init, progress=not arguments.no_progress)
+        train(settings, drawn_parts(records, test), folder, resume=True, init=init, progress=not arguments.no_progress)
     with open(folder / "predictions.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     errors.append([abs(float(row["prediction"]) - float(row["target"])) for row in rows])
@@ -70,4 +55,4 @@ found = {"target": arguments.target, "mae": mae, "folds": means, "crystals": len
 write_json(arguments.folder / "cross_validation.json", found)
 if arguments.folds == FOLDS and not (arguments.folder / "model" / "summary.json").exists():
     folder = arguments.folder / "model"
-    train(settings, parts_of(records), folder, resume=True, init=init, progress=not arguments.no_progress)
+    train(settings, drawn_parts(records), folder, resume=True, init=init, progress=not arguments.no_progress)

@@ -16,11 +16,10 @@ from pathlib import Path
 import torch
 
 from prism_plugin import load, presets
-from prism_plugin.data import read_records, split_records
+from prism_plugin.data.shipped import SHIPPED, parts_of, read_target
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
 
-COLUMNS = {"formation_energy": ("e_form", "eV/atom"), "band_gap": ("gap_pbe", "eV"), "metal": ("gap_pbe", "")}
 # What the model of energies gets, and how it learns then: large cells less often, as it did itself.
 ADDED = {
     "band_gap": {"readout": "attention", "minimum": 0.0},
@@ -31,7 +30,7 @@ STARTED = {**Regression.fine_tuning, "epochs": 10, "batch_size": 32, "batchnorm_
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path)
 parser.add_argument("folder", type=Path)
-parser.add_argument("--target", choices=list(COLUMNS), default="formation_energy")
+parser.add_argument("--target", choices=["formation_energy", "band_gap", "metal"], default="formation_energy")
 parser.add_argument("--init", help="the model of energies to start from: a folder, or the name of one that ships")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores")
@@ -45,18 +44,18 @@ torch.set_num_threads(arguments.threads)
 
 if arguments.init is None and arguments.target == "metal":
     parser.error("--target metal starts from a model of energies: give --init")
-column, unit = COLUMNS[arguments.target]
-records = read_records(arguments.data, column)
-if arguments.target == "metal":
-    records = [replace(record, target=float(record.target == 0)) for record in records]
-parts = split_records(records)
+parts = parts_of(read_target(arguments.data, arguments.target))
 init = None if arguments.init is None else load(arguments.init)
 if init is None:
     how = presets[f"mp2018/{arguments.target}"].settings()
 else:
     how = {**STARTED, "model": ADDED.get(arguments.target, {})}
 settings = TrainingSettings(
-    target=arguments.target, unit=unit, seed=arguments.seed, precision=arguments.precision, **how
+    target=arguments.target,
+    unit=SHIPPED[arguments.target].unit,
+    seed=arguments.seed,
+    precision=arguments.precision,
+    **how,
 )
 if arguments.dry_run:
     tiny = {} if init else {"dim": 8, "num_layers": 1, "num_rbf": 8}

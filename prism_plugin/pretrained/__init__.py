@@ -44,7 +44,7 @@ __all__ = [
     "saved_metadata",
 ]
 
-# The default model and its like of two other seeds, for PRISMCalculator(COMMITTEE): their mean, and its energy_std.
+# The default model and two of a smaller recipe, for PRISMCalculator(COMMITTEE): their mean, and its energy_std.
 COMMITTEE = (DEFAULT_MODEL, f"{DEFAULT_MODEL}-seed1", f"{DEFAULT_MODEL}-seed2")
 RARE = 50  # fewer training crystals than this, and an element is called rare
 _HERE = Path(__file__).parent

@@ -24,7 +24,7 @@ from prism_plugin.data.sources import iterate_structures
 from prism_plugin.edge_counts import count_edges, fit_edges
 from prism_plugin.graph.build import build_graph
 from prism_plugin.prediction import predict_files
-from prism_plugin.pretrained import COMMITTEE, load
+from prism_plugin.pretrained import COMMITTEE, load, saved_metadata
 from tests.conftest import small_model
 
 
@@ -320,7 +320,10 @@ def test_info_on_what_is_here_and_on_models(tmp_path, capsys) -> None:
         assert word in text
     assert cli.main(["info", "prism-mp2018-eform"]) == 0
     text = capsys.readouterr().out
-    for word in ("formation_energy (eV/atom)", "parameters  510,337", "MAE 0.0296", "experts = ('atomistic',)"):
+    mae = saved_metadata("prism-mp2018-eform")["scores"]["val"]["mae"]
+    weights = sum(weight.numel() for weight in load("prism-mp2018-eform").parameters())
+    experts = "experts = ('atomistic', 'cell', 'multiscale')"
+    for word in ("formation_energy (eV/atom)", f"parameters  {weights:,}", f"MAE {mae:.4f}", experts):
         assert word in text
     small_model().save(tmp_path / "all")
     assert cli.main(["info", str(tmp_path / "all")]) == 0

@@ -383,10 +383,10 @@ def test_how_much_of_an_answer_depends_on_its_batch(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the model has seen few training crystals with He")
-def test_the_committee_is_three_seeds_of_one_recipe(shared_data: Path) -> None:
+def test_the_committee_is_the_default_model_and_two_of_another_recipe(shared_data: Path) -> None:
     settings = [saved_metadata(name)["settings"] for name in COMMITTEE]
     assert [one.pop("seed") for one in settings] == [0, 1, 2]
-    assert settings[0] == settings[1] == settings[2]
+    assert settings[1] == settings[2]
     scores = json.loads((ROOT / "docs" / "default_model" / "committee.json").read_text())
     of_cards = [saved_metadata(name)["scores"]["val"]["mae"] for name in COMMITTEE]
     assert scores["mae_each"] == pytest.approx(of_cards, abs=1e-6)
