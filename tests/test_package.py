@@ -92,7 +92,7 @@ def test_the_wheel_holds_calculators_and_models(tmp_path) -> None:
         "prism_plugin/py.typed",
         *(
             f"prism_plugin/pretrained/{name}/{file}"
-            for name in (*prism_plugin.COMMITTEE, "prism-mp2018-gap", "prism-universal-pbe")
+            for name in prism_plugin.available_models()
             for file in ("state.pt", "README.md", "domain.npz", "extent.npz")
         ),
     ):
@@ -121,6 +121,7 @@ def test_doctests(name: str) -> None:
         ("docs/training.md", 1),
         ("docs/uncertainty.md", 1),
         ("docs/calculator.md", 2),
+        ("docs/default_model.md", 1),
         ("docs/potential.md", 2),
     ],
 )
