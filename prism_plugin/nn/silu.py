@@ -12,12 +12,12 @@ from prism_plugin.nn.autograd_mode import differentiated_twice
 
 __all__ = ["silu"]
 
-_NUMBERS = 2**15  # of a tile, whose steps in between stay in the fastest caches
+_NUMBERS = 2**15  # of a tile on a CPU, whose steps in between stay in the fastest caches
 
 
 def silu(rows: Tensor) -> Tensor:
     """Compute ``rows * sigmoid(rows)``; shape ``(rows, width)``, differentiable as often as one likes."""
-    if rows.requires_grad and rows.is_cpu and differentiated_twice():
+    if rows.requires_grad and differentiated_twice():
         return _SiLU.apply(rows)
     return functional.silu(rows)
 
@@ -47,7 +47,7 @@ class _Gradient(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _Gradient.apply(cotangent, rows), _second(rows, cotangent * gradient)
         answer = torch.empty_like(rows)
-        size = max(1, _NUMBERS // rows.shape[1])
+        size = max(1, _NUMBERS // rows.shape[1]) if rows.is_cpu else max(1, len(rows))
         for one, given, before, after in zip(
             *(tensor.split(size) for tensor in (rows, cotangent, gradient, answer)), strict=True
         ):
