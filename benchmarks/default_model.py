@@ -278,10 +278,11 @@ def install(
     settings = json.loads((run / "settings.json").read_text())
     del settings["data"]  # a fingerprint
     seen = count_crystals(parts["train"])
-    rare = {symbol: count for symbol, count in sorted(seen.items()) if count < pretrained.RARE}
+    started = "initial_model" in json.loads((run / "summary.json").read_text())
+    fewest = 1 if started else pretrained.RARE  # what began as another model knows all elements a little
+    rare = {symbol: seen[symbol] for symbol in sorted(model.element_types) if seen[symbol] < fewest}
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
-    started = "initial_model" in json.loads((run / "summary.json").read_text())
     texts = TEXTS[model.target]
     sizes = [len(record.atoms) for record in parts["train"]]
     about, limits = texts["about"], texts["limits"]
@@ -317,6 +318,7 @@ def install(
         "epochs": settings["epochs"],
         "seed": settings["seed"],
         "elements": len(seen),
+        "few": "that no training crystal has" if started else f"with fewer than {pretrained.RARE} training crystals",
         "rare": ", ".join(f"{symbol} ({count})" for symbol, count in rare.items()),
     }
     with replaced(FOLDER / name / "README.md") as path:

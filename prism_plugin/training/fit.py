@@ -222,7 +222,7 @@ def _train(
             kept = which_to_keep(losses)
             model = contest[kept]
         if kept != UNTOUCHED:
-            model.rare_elements = _still_rare(init, parts["train"])
+            model.rare_elements = _still_rare(init, parts["train"], another=init.target != model.target)
     seconds = time.perf_counter() - started
     done = trainer.fit_loop.epoch_progress.current.completed
     means = {name: float(of_model.mean()) for name, of_model in losses.items()}
@@ -326,11 +326,15 @@ def check_runnable(settings: TrainingSettings) -> torch.device:
     return device
 
 
-def _still_rare(init: PRISM, records: Sequence[Record]) -> dict[str, int]:
-    """Count the crystals of elements that the initial model has hardly seen, and the new data do not make up for."""
+def _still_rare(init: PRISM, records: Sequence[Record], another: bool) -> dict[str, int]:
+    """Count the crystals of elements that the initial model has hardly seen, and the new data do not make up for.
+
+    Where another property is learned, also of those that no crystal of the new data has.
+    """
     seen = count_crystals(records)
     counts = {symbol: count + seen[symbol] for symbol, count in init.rare_elements.items()}
-    return {symbol: count for symbol, count in counts.items() if count < RARE}
+    unseen = {symbol: 0 for symbol in init.element_types if another and not seen[symbol]}
+    return {symbol: count for symbol, count in counts.items() if count < RARE} | unseen
 
 
 def _on_device(datasets: dict[str, GraphDataset], device: torch.device) -> dict[str, GraphDataset]:
