@@ -29,6 +29,7 @@ from prism_plugin.files import replaced
 from prism_plugin.tasks.classification import Classification
 from prism_plugin.tasks.plots import plot_elements
 from prism_plugin.tasks.regression import Regression
+from prism_plugin.training.fit import still_rare
 from prism_plugin.training.plots import plot_learning_curve, read_log
 
 HERE = Path(__file__).parent
@@ -279,8 +280,11 @@ def install(
     del settings["data"]  # a fingerprint
     seen = count_crystals(parts["train"])
     started = "initial_model" in json.loads((run / "summary.json").read_text())
-    fewest = 1 if started else pretrained.RARE  # what began as another model knows all elements a little
-    rare = {symbol: seen[symbol] for symbol in sorted(model.element_types) if seen[symbol] < fewest}
+    if started:
+        rare = still_rare(load(pretrained.DEFAULT_MODEL), parts["train"], another=True)
+    else:
+        rare = {symbol: count for symbol, count in seen.items() if count < pretrained.RARE}
+    rare = dict(sorted(rare.items()))
     metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
     texts = TEXTS[model.target]
@@ -318,7 +322,9 @@ def install(
         "epochs": settings["epochs"],
         "seed": settings["seed"],
         "elements": len(seen),
-        "few": "that no training crystal has" if started else f"with fewer than {pretrained.RARE} training crystals",
+        "few": "that no training crystal has, or hardly any"
+        if started
+        else f"with fewer than {pretrained.RARE} training crystals",
         "rare": ", ".join(f"{symbol} ({count})" for symbol, count in rare.items()),
     }
     with replaced(FOLDER / name / "README.md") as path:

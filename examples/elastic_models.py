@@ -16,6 +16,7 @@ import torch
 
 from prism_plugin import load
 from prism_plugin.data.shipped import SHIPPED, drawn_parts, read_target
+from prism_plugin.errors import PrismError
 from prism_plugin.files import write_json
 from prism_plugin.tasks.regression import Regression
 from prism_plugin.training import TrainingSettings, train
@@ -34,7 +35,10 @@ parser.add_argument("--no-progress", action="store_true", help="no progress bars
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 
-records = read_target(arguments.data, arguments.target)
+try:
+    records = read_target(arguments.data, arguments.target)
+except PrismError as error:
+    parser.error(str(error))
 init = load(arguments.init)
 how = {**Regression.fine_tuning, "epochs": arguments.epochs, "seed": 0, "target": arguments.target}
 settings = TrainingSettings(unit=SHIPPED[arguments.target].unit, **how)

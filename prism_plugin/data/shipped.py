@@ -55,7 +55,9 @@ def read_target(path: str | Path, target: str) -> list[Record]:
     records = read_records(path, source.key)
     bad = [record.name for record in records if source.target is math.log10 and record.target <= 0]
     if bad:
-        raise PrismError(f"{len(bad)} crystals have a {source.key} that is not positive, the first is {bad[0]!r}")
+        raise PrismError(
+            f"{len(bad)} crystals have a {source.key} that is not positive, the first is {bad[0]!r}: remove them"
+        )
     return [replace(record, target=source.target(record.target)) for record in records]
 
 

@@ -60,7 +60,7 @@ from prism_plugin.training.report import write_summary
 from prism_plugin.training.run_folder import CRYSTALS, SETTINGS, changeable, check_folder, describe_settings
 from prism_plugin.training.stopping import SaveBetweenSteps, SignalReceived
 
-__all__ = ["Interrupted", "check_runnable", "train"]
+__all__ = ["Interrupted", "check_runnable", "still_rare", "train"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -222,7 +222,7 @@ def _train(
             kept = which_to_keep(losses)
             model = contest[kept]
         if kept != UNTOUCHED:
-            model.rare_elements = _still_rare(init, parts["train"], another=init.target != model.target)
+            model.rare_elements = still_rare(init, parts["train"], another=init.target != model.target)
     seconds = time.perf_counter() - started
     done = trainer.fit_loop.epoch_progress.current.completed
     means = {name: float(of_model.mean()) for name, of_model in losses.items()}
@@ -326,7 +326,7 @@ def check_runnable(settings: TrainingSettings) -> torch.device:
     return device
 
 
-def _still_rare(init: PRISM, records: Sequence[Record], another: bool) -> dict[str, int]:
+def still_rare(init: PRISM, records: Sequence[Record], another: bool) -> dict[str, int]:
     """Count the crystals of elements that the initial model has hardly seen, and the new data do not make up for.
 
     Where another property is learned, also of those that no crystal of the new data has.
