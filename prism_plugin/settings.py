@@ -56,7 +56,10 @@ class TrainingSettings:
     )
     normalize: Flag = option("put mean and standard deviation of the training targets into the model", default=True)
     batchnorm_batches: _AtLeast1 | None = option(
-        "training batches for the BatchNorm statistics before a validation", default=None, shown="all"
+        "training batches for the BatchNorm statistics before a validation; a model of the same property that goes on "
+        "keeps its own, unless they are given",
+        default=None,
+        shown="all",
     )
     weights: Mapping[str, NonNegative] = option(
         "weights of energy, forces and stress in the loss of a potential", factory=dict

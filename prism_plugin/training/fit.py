@@ -96,11 +96,12 @@ def train(
         folder: the run folder; made if missing.
         resume: go on from its newest whole checkpoint. False refuses a folder that has one.
         init: start from a copy of this model, with its elements and sizes, not from random weights. Where target and
-            unit are the same, mean, spread and statistics of norms are kept, a number for each element is fitted to the
-            new labels first, and of the untouched model, the one so corrected, one midway between it and the trained
-            one, and the trained one that is kept which is best on the validation part, the last two only if they
-            are surely so (:func:`~prism_plugin.training.initial.which_to_keep`). For another target mean and spread are
-            those of the new data.
+            unit are the same, mean, spread and, unless ``settings.batchnorm_batches`` is given, statistics of norms are
+            kept, a number for each element is fitted to the new labels first, and of the untouched model, the one so
+            corrected, one midway between it and the trained one, and the trained one that is kept which is best on the
+            validation part, the last two only if they are surely so
+            (:func:`~prism_plugin.training.initial.which_to_keep`). For another target mean and spread are those of the
+            new data.
         progress: whether there are progress bars.
         callbacks: further Lightning callbacks.
         cache: folder for graphs on disk, where a later run finds them; None builds them anew, in memory.
@@ -350,8 +351,9 @@ def _on_device(datasets: dict[str, GraphDataset], device: torch.device) -> dict[
 
 
 def _module(
-    settings: TrainingSettings, task: Task, model: PRISM, dataset: GraphDataset, fixed_norms: bool
+    settings: TrainingSettings, task: Task, model: PRISM, dataset: GraphDataset, continues: bool
 ) -> PropertyTraining:
+    fixed_norms = continues and settings.batchnorm_batches is None
     loss = task.loss(settings, dataset)
     how = (settings.optimizer, settings.all_options(), settings.rotate, settings.seed)
     rest: dict[str, Any] = {"loss": loss, "fixed_norms": fixed_norms, "schedule": settings.schedule}

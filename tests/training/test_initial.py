@@ -151,6 +151,18 @@ def test_statistics_of_norms_stay(initial: PRISM, tmp_path: Path) -> None:
     assert any(isinstance(layer, FeatureNorm) for layer in initial.modules())
 
 
+def test_statistics_of_norms_are_taken_anew_where_it_is_said_from_how_many_batches(
+    initial: PRISM, tmp_path: Path
+) -> None:
+    """A long training that goes on with the first one's recipe and rate, and not a little more of it."""
+    settings = TrainingSettings(epochs=3, lr=1e-3, **HOW, batchnorm_batches=2)
+    train(settings, shifted(np.ones(7)), tmp_path / "run", init=initial, progress=False)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in initial.state_dict().items():
+        if "running" in name:
+            assert not torch.equal(last[f"model.{name}"], value)
+
+
 def test_a_kept_model_keeps_what_it_knew_of_few_crystals(initial: PRISM, tmp_path: Path) -> None:
     before = predictions(initial)
     features = np.random.default_rng(0).normal(size=(40, 8))
