@@ -2,7 +2,8 @@
 
 Crystals of the Materials Project with `K_vrh` and `G_vrh` in GPa (JSON lines). Five folds: each model learns from nine
 tenths of four of them, the last tenth chooses the epoch, and the fifth fold, which it has not seen, scores it. Then one
-model learns from nine tenths of all crystals. Resumable: run the same command again.
+model learns from nine tenths of all crystals, or from the part that the file calls train. Resumable: run the same
+command again.
 
     python examples/elastic_models.py DATA runs/elastic --target log10_k_vrh
 """
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from prism_plugin import load
-from prism_plugin.data.shipped import SHIPPED, drawn_parts, read_target
+from prism_plugin.data.shipped import SHIPPED, drawn_parts, parts_of, read_target
 from prism_plugin.errors import PrismError
 from prism_plugin.files import write_json
 from prism_plugin.tasks.regression import Regression
@@ -59,4 +60,4 @@ found = {"target": arguments.target, "mae": mae, "folds": means, "crystals": len
 write_json(arguments.folder / "cross_validation.json", found)
 if arguments.folds == FOLDS and not (arguments.folder / "model" / "summary.json").exists():
     folder = arguments.folder / "model"
-    train(settings, drawn_parts(records), folder, resume=True, init=init, progress=not arguments.no_progress)
+    train(settings, parts_of(records), folder, resume=True, init=init, progress=not arguments.no_progress)

@@ -26,11 +26,13 @@ class Source:
         key: what files call the value.
         unit: of the target.
         target: value -> target.
+        positive: whether only values above 0 have a target.
     """
 
     key: str
     unit: str
     target: Callable[[float], float] = float
+    positive: bool = False
 
 
 SHIPPED: Mapping[str, Source] = MappingProxyType(
@@ -38,8 +40,8 @@ SHIPPED: Mapping[str, Source] = MappingProxyType(
         "formation_energy": Source("e_form", "eV/atom"),
         "band_gap": Source("gap_pbe", "eV"),
         "metal": Source("gap_pbe", "", lambda gap: float(gap == 0)),
-        "log10_k_vrh": Source("K_vrh", "log10(GPa)", math.log10),
-        "log10_g_vrh": Source("G_vrh", "log10(GPa)", math.log10),
+        "log10_k_vrh": Source("K_vrh", "log10(GPa)", math.log10, positive=True),
+        "log10_g_vrh": Source("G_vrh", "log10(GPa)", math.log10, positive=True),
     }
 )
 
@@ -53,7 +55,7 @@ def read_target(path: str | Path, target: str) -> list[Record]:
     """
     source = SHIPPED[target]
     records = read_records(path, source.key)
-    bad = [record.name for record in records if source.target is math.log10 and record.target <= 0]
+    bad = [record.name for record in records if source.positive and record.target <= 0]
     if bad:
         raise PrismError(
             f"{len(bad)} crystals have a {source.key} that is not positive, the first is {bad[0]!r}: remove them"
