@@ -272,23 +272,35 @@ def cross_validated(run: Path, model: PRISM) -> str:
     )
 
 
+def joined_logs(runs: list[Path], metric: str) -> dict[str, np.ndarray]:
+    """Put the epochs of runs one behind the other, counted from 0 on."""
+    logs = [read_log(run / "log", metric) for run in runs]
+    found = {key: np.concatenate([log[key] for log in logs]) for key in logs[0]}
+    return {**found, "epoch": np.arange(len(found["epoch"]))}
+
+
 def install(
-    name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], scores: dict[str, Any], note: str
+    name: str, runs: list[Path], model: PRISM, parts: dict[str, list[Record]], scores: dict[str, Any], note: str
 ) -> None:
     """Write the model with its scores, its card, its log and its pictures."""
-    settings = json.loads((run / "settings.json").read_text())
-    del settings["data"]  # a fingerprint
+    each = [json.loads((run / "settings.json").read_text()) for run in runs]
+    for settings in each:
+        del settings["data"]  # a fingerprint
     seen = count_crystals(parts["train"])
-    started = "initial_model" in json.loads((run / "summary.json").read_text())
+    started = "initial_model" in json.loads((runs[0] / "summary.json").read_text())
     if started:
         rare = still_rare(load(pretrained.DEFAULT_MODEL), parts["train"], another=True)
     else:
         rare = {symbol: count for symbol, count in seen.items() if count < pretrained.RARE}
     rare = dict(sorted(rare.items()))
-    metadata = {"settings": settings, "scores": {"val": scores}, "rare_elements": rare}
+    metadata = {"settings": each[-1], "before": each[:-1], "scores": {"val": scores}, "rare_elements": rare}
     model.save(FOLDER / name, metadata=metadata)
     texts = TEXTS[model.target]
     sizes = [len(record.atoms) for record in parts["train"]]
+
+    def command(settings: dict[str, Any], init: str) -> str:
+        return texts["command"].format(target=model.target, seed=settings["seed"], init=init)
+
     about, limits = texts["about"], texts["limits"]
     if name in pretrained.COMMITTEE:
         others = " and ".join(f"`{other}`" for other in pretrained.COMMITTEE if other != name)
@@ -304,9 +316,11 @@ def install(
         **texts,
         **describe(model, scores),
         "note": f" {note}" if note else "",
-        "cross_validated": cross_validated(run, model),
-        "command": texts["command"].format(
-            target=model.target, seed=settings["seed"], init=f" --init {pretrained.DEFAULT_MODEL}" if started else ""
+        "cross_validated": cross_validated(runs[-1], model),
+        "command": command(each[0], f" --init {pretrained.DEFAULT_MODEL}" if started else ""),
+        "further": "".join(
+            " Then, into another folder, `" + command(one, f" --init RUN/model --epochs {one['epochs']}") + "`."
+            for one in each[1:]
         ),
         "smallest": min(sizes),
         "largest": max(sizes),
@@ -317,10 +331,10 @@ def install(
         "unit": model.unit,
         "target": model.target,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "settings": json.dumps(settings),
+        "settings": "\n".join(json.dumps(one) for one in each),
         "train": len(parts["train"]),
-        "epochs": settings["epochs"],
-        "seed": settings["seed"],
+        "epochs": each[0]["epochs"],
+        "seed": each[0]["seed"],
         "elements": len(seen),
         "few": "that no training crystal has, or hardly any"
         if started
@@ -333,13 +347,13 @@ def install(
     docs.mkdir(parents=True, exist_ok=True)
     task = task_of_model(model)
     metric = task.metric
+    log = joined_logs(runs, metric)
     with replaced(docs / "training_log.csv") as path, open(path, "w", newline="") as file:
-        log = read_log(run / "log", metric)
         rows = zip(log["epoch"], log[f"train_{metric}"], log[f"val_{metric}"], strict=True)
         writer = csv.writer(file)
         writer.writerow(("epoch", f"train_{metric}", f"val_{metric}"))
         writer.writerows((int(epoch) + 1, f"{a:.5f}", f"{b:.5f}") for epoch, a, b in rows)
-    plot_learning_curve(run / "log", metric, task.metric_label(model.unit), scores, docs / "learning_curve.png")
+    plot_learning_curve(log, metric, task.metric_label(model.unit), scores, docs / "learning_curve.png")
 
 
 def draw(name: str, model: PRISM, records: list[Record], predicted: np.ndarray) -> None:
@@ -358,7 +372,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--name", nargs="+", default=None, help="of models; all that ship")
-    parser.add_argument("--install", type=Path, metavar="RUN", help="run that becomes the one model of --name")
+    parser.add_argument(
+        "--install",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run that becomes the one model of --name; of several each has gone on from the one before",
+    )
     parser.add_argument("--note", default="", help="what the card is to say of the training besides")
     arguments = parser.parse_args()
     shipped = pretrained.available_models()
@@ -366,7 +386,7 @@ def main() -> None:
     if arguments.install is not None and len(names) != 1:
         parser.error("--install needs one --name")
     for name in names:
-        model = load(name if arguments.install is None else arguments.install / "model")
+        model = load(name if arguments.install is None else arguments.install[-1] / "model")
         if name in shipped and load(name).target != model.target:
             parser.error(f"{name} predicts {load(name).target}, the run {model.target}")
         parts = parts_of(read_target(arguments.data, model.target))

@@ -42,7 +42,7 @@ from prism_plugin.simulation.properties import elastic_constants, phonons
 from prism_plugin.tasks.plots import plot_elements
 from prism_plugin.tasks.potential import score_potential
 from prism_plugin.tasks.scores import rms
-from prism_plugin.training.plots import plot_learning_curve
+from prism_plugin.training.plots import plot_learning_curve, read_log
 
 PARTS = ("labels", "forces", "relax", "phonons", "speed", "nve", "elastic")
 HERE = Path(__file__).parent
@@ -300,7 +300,8 @@ def install(given: argparse.Namespace, found: dict[str, Any]) -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
     for picture in given.out.glob("*.png"):
         shutil.copy(picture, DOCS / picture.name)
-    plot_learning_curve(given.install / "log", "loss", "loss", metadata["scores"]["val"], DOCS / "learning_curve.png")
+    curves = read_log(given.install / "log", "loss")
+    plot_learning_curve(curves, "loss", "loss", metadata["scores"]["val"], DOCS / "learning_curve.png")
 
 
 def table(found: dict[str, Any]) -> str:

@@ -330,10 +330,11 @@ def check_runnable(settings: TrainingSettings) -> torch.device:
 def still_rare(init: PRISM, records: Sequence[Record], another: bool) -> dict[str, int]:
     """Count the crystals of elements that the initial model has hardly seen, and the new data do not make up for.
 
-    Where another property is learned, also of those that no crystal of the new data has.
+    Where another property is learned, also of those that no crystal of the new data has. The new data may be the ones
+    that the initial model has learned from: none is counted twice.
     """
     seen = count_crystals(records)
-    counts = {symbol: count + seen[symbol] for symbol, count in init.rare_elements.items()}
+    counts = {symbol: max(count, seen[symbol]) for symbol, count in init.rare_elements.items()}
     unseen = {symbol: 0 for symbol in init.element_types if another and not seen[symbol]}
     return {symbol: count for symbol, count in counts.items() if count < RARE} | unseen
 

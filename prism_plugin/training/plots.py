@@ -85,7 +85,7 @@ def read_columns(folder: str | Path, index: str, names: Sequence[str]) -> dict[s
 
 
 def plot_learning_curve(
-    log: str | Path,
+    curves: Mapping[str, np.ndarray],
     metric: str,
     label: str,
     scores: Mapping[str, Any],
@@ -95,14 +95,13 @@ def plot_learning_curve(
     """Draw training and validation error over the epochs, with the mean predictor's as a line.
 
     Args:
-        log: the ``log`` folder of a run.
+        curves: what :func:`read_log` gives.
         metric: name of the loss in the log.
         label: what the axis of the loss is called.
         scores: of the validation part.
         path: where the PNG goes.
         before: validation loss of the untouched initial model.
     """
-    curves = read_log(log, metric)
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
     # The training curve is taken at the moving weights on rotated crystals: it lies above the final error.

@@ -29,7 +29,7 @@ from prism_plugin.tasks.scores import Scores
 from prism_plugin.training.card import card
 from prism_plugin.training.checkpoints import CHECKPOINTS
 from prism_plugin.training.initial import UNTOUCHED
-from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow
+from prism_plugin.training.plots import plot_elra, plot_fusion, plot_learning_curve, plot_rod_flow, read_log
 from prism_plugin.training.run_folder import SETTINGS
 
 __all__ = ["check_crystals_of", "evaluate", "features_and_errors", "measure_domain", "measure_extent", "write_summary"]
@@ -87,7 +87,8 @@ def write_summary(
         plot_fusion(weights, folder / "fusion.png")
     label = task.metric_label(settings.unit)
     before = contest.get("validation", {}).get(UNTOUCHED)
-    plot_learning_curve(folder / "log", task.metric, label, scores["val"], folder / "learning_curve.png", before)
+    curves = read_log(folder / "log", task.metric)
+    plot_learning_curve(curves, task.metric, label, scores["val"], folder / "learning_curve.png", before)
     if settings.optimizer == "elra":
         plot_elra(folder / "log", folder / "elra.png")
     if settings.optimizer == "rod-flow":
