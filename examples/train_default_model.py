@@ -26,13 +26,14 @@ ADDED = {
     "metal": {"readout": "attention", "task_type": "classification"},
 }
 STARTED = {**Regression.fine_tuning, "epochs": 10, "batch_size": 32, "batchnorm_batches": 100, "sample_atoms": 20}
+# A model that goes on with its own target: at a rate at which it does not forget what it was (docs/default_model.md).
+AGAIN = {"lr": 8e-4, "normalize": False}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path)
 parser.add_argument("folder", type=Path)
 parser.add_argument("--target", choices=["formation_energy", "band_gap", "metal"], default="formation_energy")
 parser.add_argument("--init", help="the model of energies to start from: a folder, or the name of one that ships")
-parser.add_argument("--epochs", type=int, help="with --init; else those of the preset")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores")
 parser.add_argument(
@@ -45,16 +46,14 @@ torch.set_num_threads(arguments.threads)
 
 if arguments.init is None and arguments.target == "metal":
     parser.error("--target metal starts from a model of energies: give --init")
-if arguments.init is None and arguments.epochs is not None:
-    parser.error("--epochs is for a start from a model: give --init")
 parts = parts_of(read_target(arguments.data, arguments.target))
 init = None if arguments.init is None else load(arguments.init)
 if init is None:
     how = presets[f"mp2018/{arguments.target}"].settings()
 else:
     how = {**STARTED, "model": ADDED.get(arguments.target, {})}
-    if arguments.epochs is not None:
-        how["epochs"] = arguments.epochs
+    if init.target == arguments.target:
+        how |= AGAIN
 settings = TrainingSettings(
     target=arguments.target,
     unit=SHIPPED[arguments.target].unit,
