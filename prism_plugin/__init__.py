@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prism_plugin.imports import uncollected
+from prism_plugin.imports import one_number_of_threads, uncollected
 
 if TYPE_CHECKING:
     from prism_plugin.calculators import PRISMCalculator
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from prism_plugin.training.fit import train
 
 __version__ = "0.1.0"
+
+one_number_of_threads()
 
 _HOMES = {
     "COMMITTEE": "pretrained",

@@ -104,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and arguments.command not in _WITHOUT_MODELS:
             _import_models()
         COMMANDS[arguments.command].run(arguments)
+    except BrokenPipeError:  # head has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+        return 141
     except (PrismError, ImportError, OSError) as error:
         if arguments.traceback:
             traceback.print_exc()

@@ -94,6 +94,8 @@ def predict_files(
         raise PrismError("the list of models is empty; give at least one")
     loaded = [load(one) for one in given]
     check_committee(loaded)
+    if Path(out).is_dir():
+        raise PrismError(f"{str(out)!r} is a folder: give the name of a CSV file for the table")
     with locked(out):
         sweep(Path(out).parent, Path(out).name)
         return _write_table(paths, loaded, given, Path(out), kind, devices, batch_size, progress)
@@ -109,7 +111,7 @@ def _write_table(
     batch_size: int,
     progress: bool,
 ) -> dict[str, int]:
-    done = _open_table(out, loaded)
+    done = {name: row[-1] for name, row in _open_table(out, loaded).items()}
     counts = {"predicted": 0, "kept": 0, "failed": 0}
 
     def new() -> Iterator[tuple[str, Source]]:
@@ -140,8 +142,8 @@ def _write_table(
     return counts
 
 
-def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, str]:
-    """Make the table with its header, or check the one that is there; give the names it has, with their errors."""
+def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, list[str]]:
+    """Make the table with its header, or check the one that is there; give its rows by their names."""
     target, unit = models[0].target, models[0].unit
     digests = sorted(weights_digest(model.state_dict()) for model in models)
     about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}

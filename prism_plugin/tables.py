@@ -21,7 +21,7 @@ __all__ = ["ABOUT", "open_table"]
 ABOUT = ".model.json"  # behind the table's name
 
 
-def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> dict[str, str]:
+def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> dict[str, list[str]]:
     """Make a table with its header, or check the one that is there.
 
     Args:
@@ -30,10 +30,10 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
         about: what it is of, as JSON has it.
 
     Returns:
-        The names it has, with their errors.
+        Its rows by their names, in their order.
 
     Raises:
-        ValueError: if there is another table, or any other file.
+        ValueError: if there is another table, or any other file, or a row that has not as many cells as the header.
     """
     beside = out.with_name(out.name + ABOUT)
     if not out.exists():
@@ -43,8 +43,21 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
     if _read_json(beside) != about or _first_row(out) != list(header):
         raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
     truncate_after_last_record(out)  # what was written last may have no end
-    with open(out, newline="", encoding="utf-8") as file:
-        return {row[0]: row[-1] for row in islice(csv.reader(file), 1, None)}
+    rows: dict[str, list[str]] = {}
+    try:
+        with open(out, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            for row in islice(reader, 1, None):
+                if row and len(row) != len(header):
+                    raise PrismError(
+                        f"line {reader.line_num} of {str(out)!r} has {len(row)} cells in place of {len(header)}: it "
+                        "was changed; delete it to do that structure again"
+                    )
+                if row:
+                    rows[row[0]] = row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PrismError(f"{str(out)!r} was changed and cannot be read: {error}; give another --out") from error
+    return rows
 
 
 def _read_json(path: Path) -> Any:

@@ -160,7 +160,11 @@ def test_examples_run(example: str, tmp_path) -> None:
     assert result.stdout.strip()
 
 
-@pytest.mark.parametrize("options", [(), ("--target", "metal", "--init", "prism-mp2018-eform")], ids=["new", "init"])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--target", "metal", "--init", "prism-mp2018-eform"), ("--init", "prism-mp2018-eform")],
+    ids=["new", "init", "again"],
+)
 def test_the_training_of_the_default_model_runs_and_resumes(options, shared_data, tmp_path) -> None:
     data = shared_data / "mp2018" / "tiny.jsonl.xz"
     command = [ROOT / "examples" / "train_default_model.py", data, tmp_path / "run", "--dry-run", *options]

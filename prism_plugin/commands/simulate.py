@@ -102,21 +102,28 @@ def _relax(calculator: Any, arguments: argparse.Namespace) -> Any:
         settings = (arguments.fmax, arguments.steps, not arguments.fix_cell)
         pairs = ((given, given.atoms) for given in structures)
         for given, done in relax_many(pairs, calculator, *settings, called=lambda given: given.name):
-            yield given, done if isinstance(done, Exception) else values(done, given.place)
+            if isinstance(done, Exception):
+                yield given, done
+            elif arguments.format == "cif" and done.atoms.cell.rank not in (0, 3):
+                yield given, PrismError("a CIF has three lattice vectors or none: take --format extxyz")
+            else:
+                yield given, values(done, given.place)
 
     def values(done: Any, place: Path) -> list[Any]:
         from ase.io import write
 
+        from prism_plugin.data.structure_files import without_labels
+
         path = place.with_name(f"{place.name}.{arguments.format}")
         with replaced(path) as aside:
-            write(aside, done.atoms, format=arguments.format)
+            write(aside, without_labels(done.atoms), format=arguments.format)
         volumes = [one.get_volume() if one.cell.rank == 3 else float("nan") for one in (done.start, done.atoms)]
         energy = float(done.atoms.get_potential_energy())
         change = 100 * done.volume_change
         return [*volumes, change, energy, done.largest_force, done.steps, done.is_converged, path.name]
 
     columns = ("start volume (Å^3)", "volume (Å^3)", "change (%)", "energy (eV)", "largest force (eV/Å)", "steps")
-    return Run("relax", (*columns, "converged", "file"), work, _settings(arguments))
+    return Run("relax", (*columns, "converged", "file"), work, _settings(arguments), last=f".{arguments.format}")
 
 
 def _draw_relaxations(out: Path) -> None:
@@ -148,7 +155,7 @@ def _dynamics(calculator: Any, arguments: argparse.Namespace) -> Any:
         return [len(atoms), found["temperature"], found["volume"], found["drift"], place.name]
 
     columns = ("moving atoms", "temperature (K)", "volume (Å^3)", "drift (meV/atom/ps)", "folder")
-    return Run("md", columns, one_by_one(work), _settings(arguments))
+    return Run("md", columns, one_by_one(work), _settings(arguments), last="/md.png")
 
 
 def _of_properties(
@@ -156,6 +163,7 @@ def _of_properties(
     about: str,
     output: str,
     function: str,
+    last: str,
     columns: Sequence[str],
     options: Sequence[tuple[str, type, Any, str]],
 ) -> Verb:
@@ -166,6 +174,7 @@ def _of_properties(
         from prism_plugin.simulation.runner import Run, one_by_one
 
         given = {option: getattr(arguments, option) for option, *_ in options}
+        properties.check_options(**given)
 
         def work(atoms: Any, place: Path) -> list[Any]:
             found = getattr(properties, function)(atoms, calculator, place, **given)
@@ -174,7 +183,7 @@ def _of_properties(
         def doubt(values: Sequence[Any]) -> str:
             return properties.doubt_of(dict(zip(columns, values, strict=False)))
 
-        return Run(name, (*columns, "folder"), one_by_one(work), _settings(arguments), doubt=doubt)
+        return Run(name, (*columns, "folder"), one_by_one(work), _settings(arguments), doubt=doubt, last=last)
 
     return Verb(name, about, output, options, make)
 
@@ -220,6 +229,7 @@ VERBS = {
             "fit equations of state (Birch-Murnaghan) with a potential",
             "a folder of each: eos.csv, eos.png",
             "equation_of_state",
+            "/eos.png",
             ("volume (Å^3/atom)", "bulk modulus (GPa)", "R^2"),
             [
                 ("fmax", float, 0.01, _FMAX),
@@ -232,6 +242,7 @@ VERBS = {
             "fit elastic constants with a potential",
             "a folder of each: elastic.csv (the tensor), elastic.png",
             "elastic_constants",
+            "/elastic.png",
             ("bulk modulus (GPa)", "shear modulus (GPa)", "Young's modulus (GPa)"),
             [("fmax", float, 0.01, _FMAX)],
         ),
@@ -240,6 +251,7 @@ VERBS = {
             "compute phonons with a potential",
             "a folder of each: phonon.yaml, thermal.csv, phonons.png",
             "phonons",
+            "/phonons.png",
             ("highest frequency (THz)", "lowest frequency (THz)", "heat capacity at 300 K (J/(K mol))"),
             [
                 ("fmax", float, 1e-4, _FMAX),

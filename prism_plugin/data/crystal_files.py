@@ -110,6 +110,8 @@ def _settle_operations(content: dict[str, Any]) -> tuple[list[str], bool]:
     lacking = [key for key in _CELL if key not in content]
     if lacking:
         raise PrismError(f"it has no {', '.join(lacking)}")
+    if strange := next((content[key] for key in _CELL if "_" in content[key]), None):
+        raise PrismError(f"an underscore in a number of the cell: {strange!r}")
     lattice = Lattice.from_parameters(*(str2float(content[key]) for key in _CELL)).matrix
     given = next((content[tag] for tag in OPERATIONS if content.get(tag)), None)
     if given is None:
@@ -227,6 +229,8 @@ def read_poscar(path: Path) -> Iterator[Read]:
 
 def _one_scale(lines: list[str]) -> list[str]:
     """Write three scale factors, and a negative one, which is minus the volume, as pymatgen understands them."""
+    if strange := next((line for line in lines[1:5] if re.search(r"\d_\d", line)), None):
+        raise PrismError(f"an underscore in a number of the POSCAR: {strange.strip()!r}")
     words = lines[1].split()
     scales = [float(word) for word in words[:3] if re.fullmatch(r"[-+.\dEe]+", word)]
     lattice = np.array([[float(word) for word in line.split()[:3]] for line in lines[2:5]])
@@ -252,9 +256,10 @@ def _check_counts(lines: Sequence[str], atoms: int) -> None:
     strange = [one for one in symbols if named and re.split("[/_]", one)[0] not in _ELEMENTS]
     if strange:
         raise PrismError(f"{strange[0]!r} in the POSCAR is no element (VASP's fractional hydrogens are not read)")
-    mode = next(
-        number for number, line in enumerate(lines[6:], start=6) if line.strip()[:1].lower() in ("d", "c", "k", "s")
-    )
+    modes = (n for n, line in enumerate(lines[6:], start=6) if line.strip()[:1].lower() in ("d", "c", "k", "s"))
+    mode = next(modes, None)
+    if mode is None:
+        raise PrismError("no line of the POSCAR says Direct or Cartesian")
     selective = lines[mode].strip()[0].lower() == "s"
     first = mode + 1 + selective
     rows = [line.split() for line in lines[first : first + atoms]]

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms, FixScaled
 
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.structure import read_structure
 
-__all__ = ["Frame", "Read", "as_atoms", "reason_of"]
+__all__ = ["SELECTIVE", "Frame", "Read", "as_atoms", "reason_of"]
+
+
+SELECTIVE = "selective_dynamics"  # what pymatgen calls the three flags of a site that say whether it moves
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,19 @@ Read: TypeAlias = "Frame | PrismError"
 
 
 def as_atoms(structure: Any) -> Atoms:
-    """Turn a pymatgen structure into ASE atoms.
+    """Turn a pymatgen structure into ASE atoms; what its selective dynamics hold is a constraint.
 
     Raises:
         ValueError: if it is bad (see :func:`~prism_plugin.graph.structure.read_structure`).
     """
-    return read_structure(structure).atoms()
+    atoms = read_structure(structure).atoms()
+    moves = structure.site_properties.get(SELECTIVE)
+    if moves is not None and all(flags is not None and len(flags) == 3 for flags in moves):
+        held = ~np.array(moves, dtype=bool)
+        whole, part = held.all(axis=1), held.any(axis=1) & ~held.all(axis=1)
+        constraints = [FixScaled(int(atom), held[atom]) for atom in np.flatnonzero(part)]
+        atoms.set_constraint([*([FixAtoms(np.flatnonzero(whole))] if whole.any() else []), *constraints])
+    return atoms
 
 
 def reason_of(error: Exception) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prism_plugin.data.frame import Frame, Read, reason_of
 from prism_plugin.data.records import Record
 from prism_plugin.data.shards import is_shard_folder, read_shards
@@ -99,6 +101,8 @@ def _gather(rows: Iterator[Read], path: Path, target: str, skip_missing: bool, k
         if _is_missing(value):
             missing.append(frame.place)
             continue
+        if isinstance(value, bool | np.bool_) and not task.one_number:
+            raise PrismError(f"{frame.place}: the energy is {value}: write its number")
         number = _number(value, frame.place, target)
         split = row.get("split")
         if split is not None and split not in SPLITS:

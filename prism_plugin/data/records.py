@@ -23,7 +23,7 @@ class Record:
 
     Attributes:
         atoms: the structure; one of pymatgen is turned into ASE's.
-        target: the number to predict.
+        target: the number to predict; finite.
         name: what to call it in logs and tables.
         split: ``"train"``, ``"val"``, ``"test"``, or None where the file does not say.
         forces: eV/Å, shape ``(atoms, 3)``; with the target ``"pes"`` only, which then is the total energy in eV.
@@ -32,7 +32,7 @@ class Record:
 
     Raises:
         TypeError: if the structure is none.
-        ValueError: if it is bad, forces or stress have another shape, or are no finite numbers.
+        ValueError: if it is bad, the target is no finite number, or forces or stress have another shape, or are none.
     """
 
     atoms: Atoms
@@ -57,7 +57,13 @@ class Record:
         return self
 
     def __post_init__(self) -> None:
-        """Read the structure of pymatgen; check forces and stress, and take them in float64."""
+        """Read the structure of pymatgen; check the numbers, and take forces and stress in float64."""
+        try:
+            is_number = not isinstance(self.target, str) and np.isfinite(float(self.target))
+        except (TypeError, ValueError, OverflowError):
+            is_number = False
+        if not is_number:
+            raise PrismError(f"the target of crystal {self.name!r} is no finite number: {self.target!r}")
         if not isinstance(self.atoms, Atoms):
             object.__setattr__(self, "atoms", read_structure(self.atoms).atoms())
         for name, shapes in (("forces", ((len(self.atoms), 3),)), ("stress", ((3, 3), (6,), (9,)))):

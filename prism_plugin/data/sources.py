@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -57,7 +58,7 @@ def _inside(paths: Iterable[str | Path]) -> Iterator[Path]:
 def _is_input(file: Path) -> bool:
     if file.name.endswith(ABOUT) and file.with_name(file.name.removesuffix(ABOUT)).exists():
         return False
-    is_table = file.with_name(file.name + ABOUT).exists()
+    is_table = os.path.exists(f"{file}{ABOUT}")  # False, and no error, where the name is too long
     return not file.is_dir() and not file.name.startswith(".") and not is_table
 
 

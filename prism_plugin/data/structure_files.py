@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any
@@ -26,19 +28,22 @@ from ase.io.extxyz import read_xyz
 from pymatgen.core import IMolecule, IStructure, Molecule, Structure
 
 from prism_plugin.data.crystal_files import read_cif, read_poscar
-from prism_plugin.data.frame import Frame, Read, as_atoms, reason_of
+from prism_plugin.data.frame import SELECTIVE, Frame, Read, as_atoms, reason_of
 from prism_plugin.data.records import check_symmetric
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown, uncompressed_name
 from prism_plugin.graph.structure import read_structure
 
-__all__ = ["is_series", "read_frames", "read_only_frame", "read_structure_file"]
+__all__ = ["is_series", "read_frames", "read_only_frame", "read_structure_file", "without_labels"]
 
 
 _SERIES = (".jsonl", ".extxyz", ".xyz", ".db", ".traj")
 _MOLECULE = "the file has no lattice: taken as a molecule"
 _NAMES = ("id", "name", "material_id", "entry_id")
-# A word of a comment line of extended XYZ: key=value, the value quoted in one of four ways, or a bare key.
+_LABEL = re.compile("energy|force|stress|virial", re.IGNORECASE)
+# A key without a value in a comment line of extended XYZ, for which ASE takes the next word.
+_EMPTY = re.compile(r"""([^\s="'{\[]+)=(?:""|''|\{\}|\[\]|(?=\s+[^\s="'{\[]+=|\s*$))(?=\s|$)""")
+# A word of such a line: key=value, the value quoted in one of four ways, or a bare key.
 _WORD = re.compile(r"""([^\s="'{\[]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S*)|\S+""")
 
 
@@ -214,13 +219,16 @@ def _extxyz(path: Path) -> Iterator[Read]:
             if isinstance(found, PrismError):
                 yield PrismError(f"{place}: {found}; the rest of this file was not read")
                 return
-            comment, text = found
+            count, comment, rows = found
             try:
+                comment = _EMPTY.sub("", comment.rstrip("\n"))
                 words = _words(comment)
                 _check_columns(words.get("Properties", ""))
-                (atoms,) = read_xyz(StringIO(text), slice(0, 1))
+                (atoms,) = read_xyz(StringIO(f"{count}{comment}\n{rows}"), slice(0, 1))
                 if "pbc" in words:
                     atoms.pbc = _flags(words["pbc"])
+                for key in [one for one, value in atoms.info.items() if value is True and one not in words]:
+                    del atoms.info[key]  # a bare word, as of "gap 1.5"
             except Exception as error:  # noqa: BLE001  # ASE raises whatever its parser meets
                 yield PrismError(f"{place}: {reason_of(error)}")
             else:
@@ -228,8 +236,8 @@ def _extxyz(path: Path) -> Iterator[Read]:
                 yield _frame(place, number, atoms, {**_values_of(atoms), **raw})
 
 
-def _cut_xyz(file: IO[str]) -> Iterator[tuple[str, str] | PrismError]:
-    """Cut a file into frames, comment and all lines of each, trusting no number in it."""
+def _cut_xyz(file: IO[str]) -> Iterator[tuple[str, str, str] | PrismError]:
+    """Cut a file into frames, first line, comment and rows of each, trusting no number in it."""
     lines = iter(file.readline, "")
     count = next(lines, "")
     while count:
@@ -248,7 +256,7 @@ def _cut_xyz(file: IO[str]) -> Iterator[tuple[str, str] | PrismError]:
         while after.lstrip().startswith("VEC"):  # a lattice as some programs write it
             rows.append(after)
             after = next(lines, "")
-        yield comment, "".join([count, comment, *rows])
+        yield count, comment, "".join(rows)
         count = after
 
 
@@ -269,6 +277,12 @@ def _words(comment: str) -> dict[str, str]:
     for key in ("PBC", "periodic"):
         if key in found:
             raise PrismError(f"the key {key!r} is not known: write pbc, with three of T and F")
+    for key in ("lattice", "LATTICE", "cell", "Cell", "CELL"):
+        if key in found and "Lattice" not in found:
+            raise PrismError(f"the key {key!r} is not known: write Lattice, with nine numbers")
+    for key, value in found.items():
+        if re.fullmatch(r"[-+\d._eE\s]*\d_\d[-+\d._eE\s]*", value) and key not in (*_NAMES, "split"):
+            raise PrismError(f"{key} has an underscore in a number: {value!r}")
     for key in ("stress", "virial"):
         numbers = found.get(key, "").replace(",", " ").split()
         if len(numbers) == 9:
@@ -294,6 +308,16 @@ def _values_of(atoms: Atoms) -> dict[str, Any]:
     computed = {} if atoms.calc is None else atoms.calc.results
     arrays = {name: values for name, values in atoms.arrays.items() if name not in ("numbers", "positions")}
     return {**arrays, **atoms.info, **computed}
+
+
+def without_labels(atoms: Atoms) -> Atoms:
+    """Copy atoms with what was computed of them, without the energies, forces and stresses that a file had of them."""
+    kept = atoms.copy()
+    for values in (kept.info, kept.arrays):
+        for name in [one for one in values if _LABEL.search(one)]:
+            del values[name]
+    kept.calc = atoms.calc
+    return kept
 
 
 def _frame(place: str, number: int, atoms: Atoms, values: Mapping[str, Any]) -> Frame:
@@ -327,15 +351,21 @@ def _json(path: Path) -> Iterator[Read]:
 
 
 def _from_pymatgen(content: Mapping[str, Any]) -> IStructure | IMolecule:
-    """Read what ``as_dict`` wrote, without the properties of sites, which may name any class to be imported."""
+    """Read what ``as_dict`` wrote, without most properties of sites, which may name any class to be imported."""
     if "sites" not in content:
         raise PrismError("no structure of pymatgen: it has no sites")
     sites = [{key: value for key, value in site.items() if key != "properties"} for site in content["sites"]]
+    held = [(site.get("properties") or {}).get(SELECTIVE) for site in content["sites"]]
+    for site, flags in zip(sites, held, strict=True):
+        if all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in held):
+            site["properties"] = {SELECTIVE: flags}
     plain = {key: content[key] for key in ("lattice", "charge", "spin_multiplicity") if key in content}
     return (Structure if "lattice" in content else Molecule).from_dict({**plain, "sites": sites})
 
 
 def _db(path: Path, called: str | None = None) -> Iterator[Read]:
+    if path.suffix.lower() == ".db":
+        _check_database(path)
     for number, row in enumerate(ase.db.connect(str(path), type=path.suffix[1:].lower()).select(), start=1):
         place = f"{called or shown(path.name)}, row {row.id}"
         try:
@@ -343,6 +373,18 @@ def _db(path: Path, called: str | None = None) -> Iterator[Read]:
             yield _frame(place, number, atoms, {**row.data, **row.key_value_pairs, **_values_of(atoms)})
         except (ValueError, KeyError, TypeError) as error:
             yield PrismError(f"{place}: {reason_of(error)}")
+
+
+def _check_database(path: Path) -> None:
+    """Raise ValueError unless it is one of ASE; in any other ASE would make its tables."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise PrismError(f"it is no SQLite database: {error}") from error
+    if "systems" not in tables:
+        raise PrismError("it is no database of ASE: it has no table of systems")
 
 
 def _by_ase(path: Path) -> Iterator[Read]:

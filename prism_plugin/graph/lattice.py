@@ -14,6 +14,7 @@ from ase.geometry import minkowski_reduce
 from torch import Tensor
 
 from prism_plugin.devices import send
+from prism_plugin.errors import PrismError
 
 __all__ = [
     "LatticeAxes",
@@ -101,7 +102,10 @@ def _reduced_basis(lattice: bytes, periodic: bytes) -> np.ndarray:
     if not pbc.any():
         return np.zeros((3, 3), dtype=np.int64)
     cell = np.frombuffer(lattice).reshape(3, 3)
-    matrix = np.asarray(minkowski_reduce(cell, pbc=pbc)[1], dtype=np.int64).copy()
+    try:
+        matrix = np.asarray(minkowski_reduce(cell, pbc=pbc)[1], dtype=np.int64).copy()
+    except RuntimeError as error:
+        raise PrismError(f"the lattice {cell.tolist()} has no reduced basis: it is nearly flat") from error
     matrix[~pbc] = 0
     return matrix
 

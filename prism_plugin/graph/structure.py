@@ -206,7 +206,9 @@ def _flatness(rows: np.ndarray) -> float:
     if not lengths.all():
         return 0.0
     units = rows / lengths[:, None]
-    return float(np.sqrt(max(np.linalg.det(units @ units.T), 0.0)))
+    if len(units) == 3:  # a Gramian would leave 1e-8 of dependent ones
+        return float(abs(np.linalg.det(units)))
+    return float(np.linalg.norm(np.cross(*units))) if len(units) == 2 else 1.0
 
 
 def check_distances(numbers: np.ndarray, index: np.ndarray, distance: np.ndarray) -> None:

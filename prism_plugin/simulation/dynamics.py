@@ -17,7 +17,7 @@ from ase.md.verlet import VelocityVerlet
 from tqdm import tqdm
 
 from prism_plugin.errors import PrismError
-from prism_plugin.files import replaced, write_table
+from prism_plugin.files import replaced, sweep, write_table
 
 __all__ = ["COLUMNS", "DynamicsSettings", "run_dynamics"]
 
@@ -55,6 +55,8 @@ class DynamicsSettings:
         for name, value in numbers.items():
             if not (np.isfinite(value) and value > 0):
                 raise PrismError(f"{name} must be positive, got {value}")
+        if self.seed < 0:
+            raise PrismError(f"the seed must be at least 0, got {self.seed}")
         if not np.isfinite(self.pressure):
             raise PrismError(f"the pressure must be finite, got {self.pressure}")
 
@@ -76,17 +78,22 @@ def run_dynamics(
         run (meV/atom/ps, by least squares; NaN but with ``"nve"``), and the ``"log"``, shape ``(frames, 5)``.
 
     Raises:
-        ValueError: if the structure falls apart, or has no cell for a pressure.
+        ValueError: if the structure falls apart, has no cell for a pressure, or constraints then, or nothing can move.
     """
     if settings.ensemble == "npt" and not (atoms.cell.rank == 3 and atoms.pbc.all()):
         raise PrismError("a pressure needs a cell with three vectors that is periodic along all of them")
+    if settings.ensemble == "npt" and atoms.constraints:
+        raise PrismError("the structure has constraints, which the ensemble npt cannot hold: take nvt, or remove them")
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     moving = atoms.copy()
     moving.calc = calculator
     rng = np.random.default_rng(settings.seed)
     thermalize_momenta(moving, settings.temperature, rng=rng)
     if len(moving) > 1:
         Stationary(moving)
+    if settings.ensemble == "nvt" and not moving.get_kinetic_energy() > 0:
+        raise PrismError(f"nothing moves at {settings.temperature} K: all atoms are held by constraints, or too cold")
     rows: list[tuple[float, ...]] = []
     with replaced(folder / "trajectory.traj") as aside, Trajectory(aside, "w", moving) as trajectory:
         integrator = _integrator(moving, settings, rng)

@@ -19,11 +19,12 @@ from prism_plugin.errors import PrismError
 from prism_plugin.files import write_table
 from prism_plugin.matgl_bridge import import_matcalc
 from prism_plugin.simulation.plots import plot_bands, plot_elastic, plot_equation_of_state
-from prism_plugin.simulation.relaxation import with_one_blas_thread
+from prism_plugin.simulation.relaxation import LOGARITHM, with_one_blas_thread
 
-__all__ = ["doubt_of", "elastic_constants", "equation_of_state", "phonons"]
+__all__ = ["check_options", "doubt_of", "elastic_constants", "equation_of_state", "phonons"]
 
 _IMAGINARY = -0.1  # THz; above it the acoustic modes at Γ are meant, which are not exactly 0
+_FEWEST_POINTS = 5  # the equation of state has four parameters
 _SHEAR_STRAINS = (-0.02, -0.01, 0.01, 0.02)  # matcalc's own, to 6 %, leave the linear range of soft crystals
 
 
@@ -45,8 +46,9 @@ def equation_of_state(
         Volume at the least energy (Å^3/atom), bulk modulus there (GPa), and R^2 of the fit.
 
     Raises:
-        ValueError: if it is no crystal, or the energies have no minimum.
+        ValueError: if it is no crystal, does not relax, or the energies have no minimum.
     """
+    check_options(fmax=fmax, strain=strain, points=points)
     matcalc = import_matcalc()
     _check_crystal(atoms)
     from pymatgen.analysis.eos import BirchMurnaghan
@@ -54,6 +56,7 @@ def equation_of_state(
     calculation = matcalc.EOSCalc(calculator, max_abs_strain=strain, n_points=points, fmax=fmax, r2_min=-np.inf)
     with _reported("no equation of state"), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # of a fit that has not converged
+        warnings.filterwarnings("ignore", LOGARITHM)
         found = calculation.calc(atoms)
         curve = BirchMurnaghan(found["eos"]["volumes"], found["eos"]["energies"])
         curve.fit()
@@ -86,8 +89,9 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
         Bulk and shear modulus (Voigt, Reuss, Hill) and Young's modulus (GPa).
 
     Raises:
-        ValueError: if it is no crystal.
+        ValueError: if it is no crystal, or does not relax.
     """
+    check_options(fmax=fmax)
     matcalc = import_matcalc()
     _check_crystal(atoms)
     calculation = matcalc.ElasticityCalc(
@@ -99,7 +103,8 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
         units_GPa=True,
         r2_min=-np.inf,  # it counts the components that are zero by symmetry, where it says nothing
     )
-    with _reported("no elastic constants"):
+    with _reported("no elastic constants"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", LOGARITHM)
         found = calculation.calc(atoms)
     tensor = np.asarray(found["elastic_tensor"].voigt)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,8 +134,9 @@ def phonons(
         the cell.
 
     Raises:
-        ValueError: if it is no crystal.
+        ValueError: if it is no crystal, or does not relax.
     """
+    check_options(fmax=fmax, min_length=min_length)
     matcalc = import_matcalc()
     _check_crystal(atoms)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +148,7 @@ def phonons(
         imaginary_freq_tol=_IMAGINARY,
     )
     with _reported("no phonons"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", LOGARITHM)
         warnings.filterwarnings("ignore", ".*acoustic mode.*")  # the thermal properties are computed again, without
         found = calculation.calc(atoms)
     phonon = found["phonon"]
@@ -174,6 +181,16 @@ def doubt_of(row: Mapping[str, float]) -> str:
     )
 
 
+def check_options(**options: float) -> None:
+    """Raise ValueError unless numbers have a meaning: lengths, forces and strains above 0, and points enough to fit."""
+    for name, value in options.items():
+        least = _FEWEST_POINTS if name == "points" else 0
+        if not (np.isfinite(value) and value > 0 and value >= least):
+            raise PrismError(f"{name} must be {f'at least {least}' if least else 'positive'}, got {value}")
+    if options.get("strain", 0) >= 1:
+        raise PrismError(f"strain is a share of the cell's lengths, below 1, got {options['strain']}")
+
+
 def _check_crystal(atoms: Atoms) -> None:
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         raise PrismError("this needs a crystal: a cell with three vectors that is periodic along all of them")
@@ -181,10 +198,14 @@ def _check_crystal(atoms: Atoms) -> None:
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """Say what a fit that failed means."""
+    """Say what it means that a fit, or the relaxation before it, failed."""
     from pymatgen.analysis.eos import EOSError
 
     try:
         yield
     except (EOSError, RuntimeWarning, np.linalg.LinAlgError) as error:
+        raise PrismError(f"{what}: {error}") from error
+    except RuntimeError as error:
+        if "did not converge" not in str(error):
+            raise
         raise PrismError(f"{what}: {error}") from error

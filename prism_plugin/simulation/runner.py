@@ -59,15 +59,18 @@ class Run:
             in any order; takes structures as it has room for them.
         settings: what the values depend on, beside the model; as JSON has it.
         doubt: says what is doubtful in values; an empty text if nothing is.
-        resume: looks after what the work writes for several structures, before it goes on; given the number of rows
-            that are done.
+        last: what the work writes last of a structure, behind its place (``".extxyz"``, ``"/md.png"``): where that is
+            there already, the place is another structure's; an empty text if it writes nothing of its own.
+        resume: looks after what the work writes for several structures, before it goes on; given the names of those
+            that are done, in the order of the table.
     """
 
     verb: str
     columns: Sequence[str]
     work: Callable[[Iterator[Given]], Iterator[_Outcome]]
     settings: Mapping[str, Any]
-    resume: Callable[[int], None] | None = None
+    last: str = ""
+    resume: Callable[[Sequence[str]], None] | None = None
     doubt: Callable[[Sequence[Any]], str] | None = None
 
 
@@ -108,10 +111,12 @@ def run_files(
     header = ("name", "formula", "atoms", *run.columns, "warnings", "error")
     counts = {"done": 0, "kept": 0, "failed": 0}
     with locked(table):
-        done = open_table(table, header, {"sha256_of_weights": digests, **run.settings})
+        rows = open_table(table, header, {"sha256_of_weights": digests, **run.settings})
+        done = {name: row[-1] for name, row in rows.items()}
         if run.resume is not None:
-            run.resume(sum(not reason for reason in done.values()))
-        taken: set[str] = set()
+            run.resume([name for name, reason in done.items() if not reason])
+        # The last of the values says where that of each row lies.
+        taken = {row[-3].removesuffix(run.last).lower() for row in rows.values() if run.last}
         with (
             open(table, "a", newline="", encoding="utf-8") as file,
             tqdm(desc=run.verb, unit="structure", disable=not progress) as bar,
@@ -126,10 +131,10 @@ def run_files(
 
             def structures() -> Iterator[Given]:
                 for name, found in chain.from_iterable(starmap(frames_of, iterate_structures(paths))):
-                    place = out / _file_name(name, taken)
                     if name in done:
                         counts["failed" if done[name] else "kept"] += 1
                         continue
+                    place = _place(out, name, run.last, taken)
                     try:
                         if isinstance(found, PrismError):
                             raise found
@@ -161,13 +166,14 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _file_name(name: str, taken: set[str]) -> str:
-    """Return a name for files of a structure, each once."""
+def _place(out: Path, name: str, last: str, taken: set[str]) -> Path:
+    """Return a place for what is written of a structure, where nothing lies that is not its own."""
     path, hash_, frame = name.partition("#")
     called = f"{Path(path).stem}-{frame}" if hash_ else Path(path).stem
     plain = re.sub(r"[^\w.+-]+", "_", called).strip("._")[:100] or "structure"
+    plain = re.sub("POSCAR|CONTCAR|CENTCAR", lambda found: found[0].lower(), plain)  # ASE takes these for VASP's
     given, number = plain, 2
-    while given.lower() in taken:
+    while given.lower() in taken or (last and (out / f"{given}{last}").exists()):
         given, number = f"{plain}-{number}", number + 1
     taken.add(given.lower())
-    return given
+    return out / given

@@ -1,12 +1,13 @@
 """Energies, forces and stresses of files of structures as one extxyz file, with a table of what it holds.
 
-Frames are written one by one, each before its row of the table: what a killed process left behind the last row is
-dropped when it goes on.
+Frames are written one by one, each before its row of the table, and have its name: what a killed process left without
+a row is dropped when it goes on, and so is the frame of a row that was deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from ase.io.extxyz import escape
 
 from prism_plugin.calculators import PRISMCalculator
-from prism_plugin.errors import PrismError
-from prism_plugin.simulation.runner import Run, one_by_one, run_files
+from prism_plugin.errors import OF_A_STRUCTURE, PrismError
+from prism_plugin.files import replaced, shown
+from prism_plugin.simulation.runner import Given, Run, run_files
 
 __all__ = ["NAME", "predict_forces"]
 
@@ -36,8 +39,9 @@ def predict_forces(
         paths: as of :func:`prism_plugin.data.sources.iterate_structures`.
         calculator: of a potential, or of several.
         out: folder; gets ``predict.extxyz`` with ``energy`` (eV), ``forces`` (eV/Å) and, of crystals, ``stress``
-            (eV/Å^3) of each frame, of several potentials their mean, with ``energy_std``, ``forces_std`` and
-            ``stress_std``, and ``novelty`` and ``max_force_error`` of :class:`~prism_plugin.PRISMCalculator`; and
+            (eV/Å^3) of each frame, and its ``name`` in the table, of several potentials their mean, with
+            ``energy_std``, ``forces_std`` and ``stress_std``, and ``novelty`` and ``max_force_error`` of
+            :class:`~prism_plugin.PRISMCalculator`; and
             ``predict.csv`` with a row for each structure, the frames' in their order.
         progress: whether there is a progress bar.
 
@@ -45,14 +49,22 @@ def predict_forces(
         How many are ``"done"``, ``"kept"`` from before, and ``"failed"`` (now or before).
 
     Raises:
-        ValueError: if another process is at the table, or it is another model's.
+        ValueError: if another process is at the table, it is another model's, or there are frames without a table.
     """
     frames = out / f"{NAME}.extxyz"
     known = {name: column for name, column in _OF_DOMAIN.items() if name in calculator.implemented_properties}
 
-    def work(atoms: Atoms, _: Path) -> Sequence[Any]:
+    def of_all(structures: Iterator[Given]) -> Iterator[tuple[Given, Sequence[Any] | Exception]]:
+        for given in structures:
+            try:
+                yield given, work(given.atoms, given.name)
+            except OF_A_STRUCTURE as error:
+                yield given, error
+
+    def work(atoms: Atoms, name: str) -> Sequence[Any]:
         (results,) = calculator.predict([atoms], progress=False)
         answer = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)  # no labels from before
+        answer.info["name"] = _in_a_line(name)
         answer.calc = SinglePointCalculator(answer, **{name: results[name] for name in _KEPT if name in results})
         if "forces_std" in results:
             answer.arrays["forces_std"] = results["forces_std"]
@@ -63,26 +75,43 @@ def predict_forces(
         largest = float((results["forces"] ** 2).sum(axis=1).max() ** 0.5)
         return results["energy"], largest, *(results[name] for name in known)
 
-    run = Run(NAME, (*_COLUMNS, *known.values()), one_by_one(work), {"forces": True}, partial(_keep_frames, frames))
+    if frames.exists() and not (out / f"{NAME}.csv").exists():
+        raise PrismError(f"{shown(frames)!r} is there, and no table of it; give another --out, or move it away")
+    columns = (*_COLUMNS, *known.values())
+    run = Run(NAME, columns, of_all, {"forces": True}, resume=partial(_keep_frames, frames))
     return run_files(paths, calculator, run, out, progress)
 
 
-def _keep_frames(frames: Path, count: int) -> None:
-    """Cut a file off behind its first ``count`` frames.
+def _in_a_line(name: str) -> str:
+    return re.sub(r"\s", " ", name)
+
+
+def _keep_frames(frames: Path, names: Sequence[str]) -> None:
+    """Keep the frames of some names, which must be there in this order.
 
     Raises:
-        ValueError: if it has fewer.
+        ValueError: if they are not.
     """
-    if not frames.exists() and not count:
+    if not frames.exists() and not names:
         return
     try:
-        with open(frames, "rb+") as file:
-            for _ in range(count):
-                lines = [file.readline() for _ in range(int(file.readline()) + 1)]
-                if not lines[-1].endswith(b"\n"):
-                    raise ValueError
-            file.truncate(file.tell())
+        with (
+            replaced(frames) as aside,
+            open(frames, encoding="utf-8") as file,
+            open(aside, "w", encoding="utf-8") as kept,
+        ):
+            for name in names:
+                said = f" name={escape(_in_a_line(name))} "
+                while True:
+                    lines = [file.readline()]  # the number of atoms, a comment, the atoms
+                    lines += [file.readline() for _ in range(int(lines[0]) + 1)]
+                    if not lines[-1].endswith("\n"):
+                        raise ValueError
+                    if said in f" {lines[1].strip()} ":
+                        kept.writelines(lines)
+                        break
     except (OSError, ValueError):
         raise PrismError(
-            f"{str(frames)!r} has not the {count} frames of the table beside it; remove both, or give another --out"
+            f"{str(frames)!r} has not the {len(names)} frames of the table beside it; remove both, or give another "
+            "--out"
         ) from None

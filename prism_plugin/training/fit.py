@@ -63,6 +63,10 @@ from prism_plugin.training.stopping import SaveBetweenSteps, SignalReceived
 __all__ = ["Interrupted", "check_runnable", "still_rare", "train"]
 
 
+# One of these is in the environment of a process that was started on one of several nodes.
+_LAUNCHERS = {"GROUP_RANK", "LSB_JOBID", "NODE_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK", "SLURM_PROCID"}
+
+
 class Interrupted(KeyboardInterrupt):
     """A training that a user or a scheduler has ended.
 
@@ -299,6 +303,11 @@ def check_runnable(settings: TrainingSettings) -> torch.device:
     if not settings.target:
         raise PrismError("the settings have no target: say what to predict")
     device = find_device(settings.device)
+    if settings.nodes > 1 and not _LAUNCHERS & os.environ.keys():
+        raise PrismError(
+            f"nodes = {settings.nodes} needs a launcher that starts a process on each: torchrun, srun, or NODE_RANK "
+            "and MASTER_ADDR set by hand; alone this process would wait for the others for ever"
+        )
     if settings.model.get("backbone") == "ecomformer":
         check_e3nn()
     weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]

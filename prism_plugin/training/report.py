@@ -23,6 +23,7 @@ from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.schema import as_dict
 from prism_plugin.settings import TrainingSettings
+from prism_plugin.tables import ABOUT
 from prism_plugin.tasks import Task, task_of_records
 from prism_plugin.tasks.potential import predict_potential
 from prism_plugin.tasks.scores import Scores
@@ -200,6 +201,10 @@ def evaluate(
     folder = Path(folder)
     if (folder / SETTINGS).exists() or (folder / CHECKPOINTS).exists():
         raise PrismError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
+    if (folder / f"predictions.csv{ABOUT}").exists():
+        raise PrismError(
+            f"{str(folder)!r} has a table of prism predict of this name, predictions.csv; give another one"
+        )
     records = [record for of_part in parts.values() for record in of_part]
     task = task_of_records(model, records)
     check_crystals_of(model, records)

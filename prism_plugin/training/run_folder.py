@@ -46,12 +46,17 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
 
     Raises:
         ValueError: if the folder holds a run and ``resume`` is False, one that differs in more than ``free`` settings,
-            or one without a whole checkpoint.
+            one without a whole checkpoint, or results without a checkpoint.
     """
     if not resume and any((folder / CHECKPOINTS).glob("*.ckpt")):
         raise PrismError(f"{str(folder)!r} holds a run already; go on with it (--resume), or give another folder")
     found = newest_checkpoint(folder)
     if found is None:
+        if foreign := _of_others(folder):
+            raise PrismError(
+                f"{str(folder)!r} holds {', '.join(foreign)}, and no checkpoint: a training would replace what is "
+                "there; give another folder, or move it away"
+            )
         if (folder / SETTINGS).exists() and resume:
             warn(f"the run in {str(folder)!r} has no checkpoint yet: it begins anew")
         return None
@@ -80,3 +85,11 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
             "delete it"
         )
     return last
+
+
+def _of_others(folder: Path) -> list[str]:
+    """Name the files that a run which has no checkpoint yet cannot have written, and would replace."""
+    found = [name for name in ("model", "predictions.csv", "summary.json") if (folder / name).exists()]
+    if (folder / "config.json").exists() and not (folder / SETTINGS).exists():
+        found.append("config.json")
+    return found

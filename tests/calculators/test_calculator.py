@@ -154,7 +154,8 @@ def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
 
 def test_shipped_models_have_a_card_and_are_small() -> None:
     models = available_models()
-    assert set(models) == {*COMMITTEE, "prism-mp2018-gap", "prism-mp-log10-k", "prism-universal-pbe"}
+    moduli = ("prism-mp-log10-k", "prism-mp-log10-g")
+    assert set(models) == {*COMMITTEE, *moduli, "prism-mp2018-gap", "prism-universal-pbe"}
     assert models["prism-mp2018-gap"].target == "band_gap"
     assert 0.01 < models["prism-mp2018-eform"].mae < 0.05
     assert models["prism-mp2018-eform"].elements == 88

@@ -156,3 +156,19 @@ def test_a_process_of_its_own_freezes_what_it_imported_and_shares_its_cores() ->
         )
         assert process.stdout.split()[-2:] == ["True", str(ours)]
         assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", process.stderr)) == {spins}
+
+
+def test_threads_of_nested_regions_are_understood() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "4,1"}
+    code = "import prism_plugin, numexpr; print(numexpr.nthreads)"  # pandas imports numexpr
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert found.stdout.strip() == "4", found.stderr
+
+
+def test_a_reader_that_has_enough_ends_the_command() -> None:
+    script = f"{sys.executable} -m prism_plugin.cli presets | head -1"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert found.stdout
+    assert found.stderr == ""

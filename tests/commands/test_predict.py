@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -373,3 +374,35 @@ def test_what_does_not_fit_into_memory_is_a_row(tmp_path, monkeypatch) -> None:
         assert float(rows[number]["formation_energy (eV/atom)"]) == pytest.approx(energy, abs=1e-5)
     with pytest.raises(MemoryError, match="one structure of 4 atoms does not fit into memory"):
         load().predict_structure(crystals)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        (lambda text: text + "\n\n", 0, ""),
+        (lambda text: text + "a,b\n", 2, "has 2 cells in place of"),
+        (lambda text: text.replace("Cu", "C\udcff"), 2, "was changed and cannot be read"),
+    ],
+    ids=["blank", "short", "bytes"],
+)
+def test_a_table_that_an_editor_changed(
+    change: Callable[[str], str], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_model().save(tmp_path / "model")
+    write(tmp_path / "s.cif", bulk("Cu"))
+    table = tmp_path / "t.csv"
+    command = ["predict", str(tmp_path / "s.cif"), "--model", str(tmp_path / "model"), "--out", str(table)]
+    assert cli.main(command) == 0
+    table.write_text(change(table.read_text()), encoding="utf-8", errors="surrogateescape")
+    capsys.readouterr()
+    assert cli.main(command) == status
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", [".", "", "/"])
+def test_a_folder_is_no_table(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_model().save("model")
+    write("s.cif", bulk("Cu"))
+    assert cli.main(["predict", "s.cif", "--model", "model", "--out", out]) == 2
+    assert "is a folder: give the name of a CSV file" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.cif import CifWriter
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from prism_plugin.data import assign_splits, read_records, read_structure_file
+from prism_plugin.data import Record, assign_splits, read_records, read_structure_file
 from prism_plugin.data.frame import Frame
 from prism_plugin.data.sources import iterate_structures, read_structures
 from prism_plugin.data.structure_files import read_frames
@@ -730,3 +731,114 @@ def test_two_parsers_that_differ_are_a_doubt(tmp_path: Path, monkeypatch: pytest
     assert "pymatgen reads NaCl (2 atoms) from this CIF, ASE KCl (2)" in frame.doubts[0].replace(
         "ClNa", "NaCl"
     ).replace("ClK", "KCl")
+
+
+# ---- what ASE makes of odd words, and databases that are none
+
+
+def extxyz(path: Path, words: str) -> Path:
+    path.write_text(
+        f'1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3:forces:R:3 {words}\nCu 0 0 0 0 0 0\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize("empty", ["config_type=", 'config_type=""', "config_type=''", "config_type={}"])
+def test_an_empty_value_takes_nothing_along(empty: str, tmp_path: Path) -> None:
+    words = f'energy=-7.5 {empty} gap=1.5 stress="1 0 0 0 2 0 0 0 3" pbc="T T T"'
+    (frame,) = read_frames(extxyz(tmp_path / "a.extxyz", words))
+    assert isinstance(frame, Frame)
+    assert frame.values["gap"] == 1.5
+    (record,) = read_records(tmp_path / "a.extxyz", "pes")
+    assert record.target == -7.5
+    np.testing.assert_allclose(record.stress, np.diag([1, 2, 3]))
+    (last,) = read_frames(extxyz(tmp_path / "b.extxyz", f'gap=1.5 pbc="T T T" {empty}'))
+    assert isinstance(last, Frame)
+    assert last.values["gap"] == 1.5
+
+
+def test_a_bare_word_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(PrismError, match="none of the 1 rows has the target 'gap'"):
+        read_records(extxyz(tmp_path / "a.extxyz", "gap 1.5"), "gap")
+    for words in ("energy -7.5", "energy=T"):
+        with pytest.raises(PrismError, match="the energy is True: write its number"):
+            read_records(extxyz(tmp_path / "a.extxyz", words), "pes")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ('lattice="3 0 0 0 3 0 0 0 3"', "the key 'lattice' is not known: write Lattice"),
+        ('Lattice="3_1 0 0 0 3 0 0 0 3"', "Lattice has an underscore in a number"),
+        ('Lattice="3 0 0 0 3 0 0 0 3" gap=1_5', "gap has an underscore in a number"),
+    ],
+)
+def test_numbers_and_keys_are_as_they_are_written(words: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.extxyz").write_text(f"1\nProperties=species:S:1:pos:R:3 {words}\nCu 0 0 0\n")
+    (reason,) = reasons(tmp_path / "a.extxyz")
+    assert message in reason
+
+
+def test_names_may_have_underscores(tmp_path: Path) -> None:
+    (frame,) = read_frames(extxyz(tmp_path / "a.extxyz", "id=1_5"))
+    assert isinstance(frame, Frame)
+    assert frame.name == "1_5"
+
+
+def test_a_database_of_others_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with sqlite3.connect(tmp_path / "notes.db") as database:
+        database.execute("CREATE TABLE notes (text TEXT)")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path, content in before.items():
+        (reason,) = reasons(path)
+        assert "it is no database of ASE" in reason
+        assert path.read_bytes() == content
+
+
+def test_selective_dynamics_are_constraints(tmp_path: Path) -> None:
+    moves = [[True] * 3, [False] * 3, [True, False, True]]
+    structure = Structure(CELL, ["Cu"] * 3, [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5]])
+    structure.add_site_property("selective_dynamics", moves)
+    structure.to(str(tmp_path / "POSCAR"), fmt="poscar")
+    (tmp_path / "s.json").write_text(json.dumps(structure.as_dict()))
+    for name in ("POSCAR", "s.json"):
+        whole, part = read_structure_file(tmp_path / name).constraints
+        assert whole.index.tolist() == [1]
+        assert part.index.tolist() == [2]
+        assert np.ravel(part.mask).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [("Direct", "Fractional", "no line of the POSCAR says Direct or Cartesian"), ("4.2", "4_2", "underscore")],
+)
+def test_odd_lines_of_a_poscar_are_said(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text = "x\n1.0\n4.2 0 0\n0 4.2 0\n0 0 4.2\nCu\n1\nDirect\n0 0 0\n"
+    (tmp_path / "POSCAR").write_text(text.replace(old, new, 1))
+    (reason,) = reasons(tmp_path / "POSCAR")
+    assert message in reason
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        [[-3.32, 2.365, -3.781], [1.903, 1.567, 0.758], [5.223, -0.798, 4.539]],
+        [[0, 2.75, 2.75], [2.75, 0, 2.75], [2.75, 2.75, 5.5]],
+    ],
+)
+def test_a_flat_lattice_spans_no_volume(lattice: list[list[float]]) -> None:
+    crystal = Atoms("H", cell=lattice, pbc=True)
+    with pytest.raises(PrismError, match="spans no volume"):
+        read_structure(crystal)
+
+
+def test_a_long_name_in_a_folder_ends_nothing(tmp_path: Path) -> None:
+    write(tmp_path / f"{'n' * 246}.cif", bulk("Cu"))
+    assert [str(atoms.symbols) for atoms in read_structures([tmp_path])] == ["Cu"]
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf"), "1.5", None])
+def test_a_target_is_a_finite_number(target: object) -> None:
+    with pytest.raises(PrismError, match="the target of crystal 'x' is no finite number"):
+        Record(bulk("Cu"), target, "x")  # type: ignore[arg-type]

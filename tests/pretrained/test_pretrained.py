@@ -437,14 +437,14 @@ def test_a_card_says_what_the_shipped_file_does(
     assert error < 2 * scores["mae"]
 
 
-def test_the_card_of_bulk_moduli_says_what_the_shipped_file_does(shared_data: Path) -> None:
+@pytest.mark.parametrize(("name", "target"), [("prism-mp-log10-k", "log10_k_vrh"), ("prism-mp-log10-g", "log10_g_vrh")])
+def test_the_card_of_moduli_says_what_the_shipped_file_does(name: str, target: str, shared_data: Path) -> None:
     # A part of the 239 validation crystals; benchmarks/default_model.py does all.
-    name = "prism-mp-log10-k"
     scores, card = saved_metadata(name)["scores"]["val"], (model_folder(name) / "README.md").read_text()
     assert scores["crystals"] == 239
     for said in (f"{scores['mae']:.4f}", "five-fold cross-validation", "log10(GPa)"):
         assert said in card
-    held_out = parts_of(read_target(shared_data / "mp_elastic" / "mp_elastic_train.jsonl.xz", "log10_k_vrh"))["val"]
+    held_out = parts_of(read_target(shared_data / "mp_elastic" / "mp_elastic_train.jsonl.xz", target))["val"]
     some = [record for record in held_out if len(record.atoms) <= 8]
     predicted = load(name).predict_structure([record.atoms for record in some]).numpy()
     assert np.abs(predicted - [record.target for record in some]).mean() < 1.5 * scores["mae"]

@@ -17,7 +17,7 @@ from prism_plugin import cli
 from prism_plugin.data import split_records
 from prism_plugin.data.emt_alloys import emt_alloys
 from prism_plugin.prediction import predict_files
-from prism_plugin.training import PropertyTraining, TrainingSettings, train
+from prism_plugin.training import PropertyTraining, TrainingSettings, evaluate, train
 from prism_plugin.training import checkpoints as module
 from prism_plugin.training.checkpoints import WholeCheckpoints, is_within_epoch, newest_checkpoint
 from tests import processes
@@ -252,3 +252,29 @@ sys.exit(0 if done else 1)
 def test_a_forked_child_answers() -> None:
     result = processes.run(["-c", FORK])
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_without_checkpoints_is_kept(run: Path, resume: bool) -> None:
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "model" / "state.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"holds model, predictions\.csv, summary\.json, and no checkpoint"):
+        train(settings(2, seed=5), PARTS, run, resume=resume, progress=False)
+    assert (run / "model" / "state.pt").read_bytes() == before
+
+
+def test_files_of_others_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds config\.json, and no checkpoint"):
+        train(settings(1), PARTS, tmp_path, progress=False)
+    (tmp_path / "config.json").rename(tmp_path / "predictions.csv")
+    (tmp_path / "predictions.csv.model.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has a table of prism predict of this name"):
+        evaluate(small_model(), PARTS, tmp_path, progress=False)
+
+
+def test_nodes_need_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NODE_RANK", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="nodes = 2 needs a launcher"):
+        train(settings(1, nodes=2), PARTS, tmp_path / "run", progress=False)
