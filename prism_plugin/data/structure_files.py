@@ -42,9 +42,10 @@ _MOLECULE = "the file has no lattice: taken as a molecule"
 _NAMES = ("id", "name", "material_id", "entry_id")
 _LABEL = re.compile("energy|force|stress|virial", re.IGNORECASE)
 # A key without a value in a comment line of extended XYZ, for which ASE takes the next word.
-_EMPTY = re.compile(r"""([^\s="'{\[]+)=(?:""|''|\{\}|\[\]|(?=\s+[^\s="'{\[]+=|\s*$))(?=\s|$)""")
+_QUOTED = r""""(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]"""
+_EMPTY = re.compile(rf"""[^\s="'{{\[]+=(?:""|''|\{{\}}|\[\]|(?=\s+[^\s="'{{\[]+=|\s*$))(?=\s|$)|({_QUOTED})""")
 # A word of such a line: key=value, the value quoted in one of four ways, or a bare key.
-_WORD = re.compile(r"""([^\s="'{\[]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|\S*)|\S+""")
+_WORD = re.compile(rf"""([^\s="'{{\[]+)\s*=\s*({_QUOTED}|\S*)|\S+""")
 
 
 def read_structure_file(path: str | Path) -> Atoms:
@@ -221,7 +222,7 @@ def _extxyz(path: Path) -> Iterator[Read]:
                 return
             count, comment, rows = found
             try:
-                comment = _EMPTY.sub("", comment.rstrip("\n"))
+                comment = _EMPTY.sub(lambda one: one[1] or "", comment.rstrip("\n"))
                 words = _words(comment)
                 _check_columns(words.get("Properties", ""))
                 (atoms,) = read_xyz(StringIO(f"{count}{comment}\n{rows}"), slice(0, 1))

@@ -757,6 +757,12 @@ def test_an_empty_value_takes_nothing_along(empty: str, tmp_path: Path) -> None:
     assert last.values["gap"] == 1.5
 
 
+def test_what_looks_empty_within_quotes_stays(tmp_path: Path) -> None:
+    (frame,) = read_frames(extxyz(tmp_path / "a.extxyz", 'name="a= b=c" gap=1.5'))
+    assert isinstance(frame, Frame)
+    assert (frame.name, frame.values["gap"]) == ("a= b=c", 1.5)
+
+
 def test_a_bare_word_is_no_number(tmp_path: Path) -> None:
     with pytest.raises(PrismError, match="none of the 1 rows has the target 'gap'"):
         read_records(extxyz(tmp_path / "a.extxyz", "gap 1.5"), "gap")
