@@ -319,7 +319,7 @@ def install(
         "cross_validated": cross_validated(runs[-1], model),
         "command": command(each[0], f" --init {pretrained.DEFAULT_MODEL}" if started else ""),
         "further": "".join(
-            f" Then, into another folder, `{command(one, ' --init RUN/model')}`: {one['epochs']} epochs more."
+            f" Then, into another folder, `{command(one, ' --init RUN/model --epochs ' + str(one['epochs']))}`."
             for one in each[1:]
         ),
         "smallest": min(sizes),

@@ -6,6 +6,7 @@ that. Resumable: run the same command again. A card has the command of each mode
     python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/eform-0
     python examples/train_default_model.py ../shared/data/mp2018/mp2018_train_val.jsonl.xz runs/gap-0 --target band_gap
     python examples/train_default_model.py DATA runs/metal --target metal --init prism-mp2018-eform
+    python examples/train_default_model.py DATA runs/eform-1 --init runs/eform-0/model    # goes on with it
 """
 
 import argparse
@@ -25,7 +26,7 @@ ADDED = {
     "band_gap": {"readout": "attention", "minimum": 0.0},
     "metal": {"readout": "attention", "task_type": "classification"},
 }
-STARTED = {**Regression.fine_tuning, "epochs": 10, "batch_size": 32, "batchnorm_batches": 100, "sample_atoms": 20}
+STARTED = {**Regression.fine_tuning, "batch_size": 32, "batchnorm_batches": 100, "sample_atoms": 20}
 # A model that goes on with its own target: at a rate at which it does not forget what it was (docs/default_model.md).
 AGAIN = {"lr": 8e-4, "normalize": False}
 
@@ -34,6 +35,7 @@ parser.add_argument("data", type=Path)
 parser.add_argument("folder", type=Path)
 parser.add_argument("--target", choices=["formation_energy", "band_gap", "metal"], default="formation_energy")
 parser.add_argument("--init", help="the model of energies to start from: a folder, or the name of one that ships")
+parser.add_argument("--epochs", type=int, default=10, help="of a start from a model; else those of the preset")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU cores")
 parser.add_argument(
@@ -51,7 +53,7 @@ init = None if arguments.init is None else load(arguments.init)
 if init is None:
     how = presets[f"mp2018/{arguments.target}"].settings()
 else:
-    how = {**STARTED, "model": ADDED.get(arguments.target, {})}
+    how = {**STARTED, "model": ADDED.get(arguments.target, {}), "epochs": arguments.epochs}
     if init.target == arguments.target:
         how |= AGAIN
 settings = TrainingSettings(

@@ -92,6 +92,16 @@ def _import_models() -> None:
     gc.freeze()
 
 
+def _is_read() -> bool:
+    """Whether somebody reads the output; else, as of ``| head``, it goes nowhere from now on."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at the end
+        return False
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -104,9 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and arguments.command not in _WITHOUT_MODELS:
             _import_models()
         COMMANDS[arguments.command].run(arguments)
-    except BrokenPipeError:  # head has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
-        return 141
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not _is_read():
+            return 141
+        print(f"prism: error: {error}", file=sys.stderr)
+        return 2
     except (PrismError, ImportError, OSError) as error:
         if arguments.traceback:
             traceback.print_exc()

@@ -16,7 +16,7 @@ from typing import Any
 from prism_plugin.errors import PrismError
 from prism_plugin.files import truncate_after_last_record, write_json, write_table
 
-__all__ = ["ABOUT", "open_table"]
+__all__ = ["ABOUT", "open_table", "read_json"]
 
 ABOUT = ".model.json"  # behind the table's name
 
@@ -40,7 +40,7 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
         write_json(beside, about)
         write_table(out, [header])
         return {}
-    if _read_json(beside) != about or _first_row(out) != list(header):
+    if read_json(beside) != about or _first_row(out) != list(header):
         raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
     truncate_after_last_record(out)  # what was written last may have no end
     rows: dict[str, list[str]] = {}
@@ -60,7 +60,7 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
     return rows
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file; None if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

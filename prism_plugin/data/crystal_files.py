@@ -18,7 +18,7 @@ from pymatgen.core import Lattice
 from pymatgen.io.cif import CifParser, str2float
 from pymatgen.io.vasp import Poscar
 
-from prism_plugin.data.frame import Frame, Read, as_atoms, reason_of
+from prism_plugin.data.frame import SELECTIVE, Frame, Read, as_atoms, reason_of
 from prism_plugin.data.space_groups import OPERATIONS, SPACE_GROUP, check_operations, named_operations
 from prism_plugin.errors import PrismError
 from prism_plugin.files import open_text, shown
@@ -161,6 +161,8 @@ def _check_sites(content: dict[str, Any]) -> None:
     for axis in "xyz":
         if "." in content.get(f"_atom_site_fract_{axis}", ()):
             raise PrismError(f"a coordinate {axis} is '.': write the number")
+        if strange := next((one for one in content.get(f"_atom_site_fract_{axis}", ()) if "_" in one), None):
+            raise PrismError(f"an underscore in a coordinate {axis}: {strange!r}")
     occupancies = content.get("_atom_site_occupancy")
     if isinstance(occupancies, list):
         content["_atom_site_occupancy"] = ["1" if part in (".", "?") else part for part in occupancies]
@@ -223,14 +225,15 @@ def read_poscar(path: Path) -> Iterator[Read]:
         poscar = Poscar.from_str("\n".join(lines))
     if not poscar.true_names:
         raise PrismError(_NAMELESS)
-    _check_counts(lines, len(poscar.structure))
+    flags = _check_counts(lines, len(poscar.structure))
+    if flags is not None:
+        poscar.structure.add_site_property(SELECTIVE, flags)
     yield Frame(shown(path.name), "1", as_atoms(poscar.structure))
 
 
 def _one_scale(lines: list[str]) -> list[str]:
     """Write three scale factors, and a negative one, which is minus the volume, as pymatgen understands them."""
-    if strange := next((line for line in lines[1:5] if re.search(r"\d_\d", line)), None):
-        raise PrismError(f"an underscore in a number of the POSCAR: {strange.strip()!r}")
+    _check_underscores(lines[1:5])
     words = lines[1].split()
     scales = [float(word) for word in words[:3] if re.fullmatch(r"[-+.\dEe]+", word)]
     lattice = np.array([[float(word) for word in line.split()[:3]] for line in lines[2:5]])
@@ -246,8 +249,18 @@ def _one_scale(lines: list[str]) -> list[str]:
     return [lines[0], repr(float(factor)), *lines[2:]]
 
 
-def _check_counts(lines: Sequence[str], atoms: int) -> None:
-    """Raise ValueError unless there are as many symbols as numbers, and as many rows as atoms."""
+def _check_underscores(lines: Sequence[str]) -> None:
+    """Raise ValueError if a number has an underscore, over which Python reads."""
+    if strange := next((line for line in lines if "_" in "".join(line.split()[:3])), None):
+        raise PrismError(f"an underscore in a number of the POSCAR: {strange.strip()!r}")
+
+
+def _check_counts(lines: Sequence[str], atoms: int) -> list[list[bool]] | None:
+    """Raise ValueError unless there are as many symbols as numbers, and as many rows as atoms.
+
+    Returns:
+        Of selective dynamics, whether each atom moves along each vector.
+    """
     symbols, numbers = lines[5].split(), lines[6].split()
     named = not symbols[0].isdecimal()
     on_two_lines = named and numbers[0].isdecimal()  # many symbols take more
@@ -263,6 +276,7 @@ def _check_counts(lines: Sequence[str], atoms: int) -> None:
     selective = lines[mode].strip()[0].lower() == "s"
     first = mode + 1 + selective
     rows = [line.split() for line in lines[first : first + atoms]]
+    _check_underscores(lines[first : first + atoms])
     if not named and any(len(row) != (7 if selective else 4) for row in rows):
         raise PrismError(_NAMELESS)
     behind = lines[first + atoms].strip() if len(lines) > first + atoms else ""
@@ -275,3 +289,12 @@ def _check_counts(lines: Sequence[str], atoms: int) -> None:
         for row, symbol in zip(rows, of_atoms, strict=True):
             if len(row) == 4 and row[3] in _ELEMENTS and row[3] != symbol:
                 raise PrismError(f"a row of the POSCAR says {row[3]!r}, its head {symbol!r}")
+    return [_flags(row) for row in rows] if selective else None
+
+
+def _flags(row: Sequence[str]) -> list[bool]:
+    """Read logicals as Fortran does: T, t, .TRUE."""
+    found = [re.match(r"\.?([tf])", word, re.IGNORECASE) for word in row[3:6]]
+    if len(found) < 3 or None in found:
+        raise PrismError(f"selective dynamics are three of T and F behind the position, got {' '.join(row)!r}")
+    return [one[1].lower() == "t" for one in found if one]

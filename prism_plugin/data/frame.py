@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms, FixScaled
+from ase.constraints import FixAtoms, FixConstraint, FixScaled
 
 from prism_plugin.errors import PrismError
 from prism_plugin.graph.structure import read_structure
@@ -50,11 +50,14 @@ def as_atoms(structure: Any) -> Atoms:
     """
     atoms = read_structure(structure).atoms()
     moves = structure.site_properties.get(SELECTIVE)
-    if moves is not None and all(flags is not None and len(flags) == 3 for flags in moves):
+    if moves is not None and all(np.shape(flags) == (3,) for flags in moves):
         held = ~np.array(moves, dtype=bool)
-        whole, part = held.all(axis=1), held.any(axis=1) & ~held.all(axis=1)
-        constraints = [FixScaled(int(atom), held[atom]) for atom in np.flatnonzero(part)]
-        atoms.set_constraint([*([FixAtoms(np.flatnonzero(whole))] if whole.any() else []), *constraints])
+        constraints: list[FixConstraint] = []
+        for mask in np.unique(held, axis=0):
+            atoms_of = np.flatnonzero((held == mask).all(axis=1))
+            if mask.any():
+                constraints.append(FixAtoms(atoms_of) if mask.all() else FixScaled(atoms_of, mask))
+        atoms.set_constraint(constraints)
     return atoms
 
 

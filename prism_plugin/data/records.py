@@ -59,7 +59,7 @@ class Record:
     def __post_init__(self) -> None:
         """Read the structure of pymatgen; check the numbers, and take forces and stress in float64."""
         try:
-            is_number = not isinstance(self.target, str) and np.isfinite(float(self.target))
+            is_number = not isinstance(self.target, str | bytes) and np.isfinite(float(self.target))
         except (TypeError, ValueError, OverflowError):
             is_number = False
         if not is_number:

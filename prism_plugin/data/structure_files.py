@@ -42,10 +42,14 @@ _MOLECULE = "the file has no lattice: taken as a molecule"
 _NAMES = ("id", "name", "material_id", "entry_id")
 _LABEL = re.compile("energy|force|stress|virial", re.IGNORECASE)
 # A key without a value in a comment line of extended XYZ, for which ASE takes the next word.
+_KEY = r"""(?:"[^"=]*"|[^\s="'{\[]+)"""
 _QUOTED = r""""(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]"""
-_EMPTY = re.compile(rf"""[^\s="'{{\[]+=(?:""|''|\{{\}}|\[\]|(?=\s+[^\s="'{{\[]+=|\s*$))(?=\s|$)|({_QUOTED})""")
+_EMPTY = re.compile(
+    rf"""(?<!\S){_KEY}=(?:""|''|\{{\}}|\[\]|(?=\s+{_KEY}=|\s*$))(?=\s|$)|(?<![^\s=])(?P<kept>{_QUOTED})"""
+)
 # A word of such a line: key=value, the value quoted in one of four ways, or a bare key.
-_WORD = re.compile(rf"""([^\s="'{{\[]+)\s*=\s*({_QUOTED}|\S*)|\S+""")
+_WORD = re.compile(rf"""({_KEY})\s*=\s*({_QUOTED}|\S*)|\S+""")
+_UNDERSCORE = re.compile(r"(?<!\S)[-+.\d]*\d_\d[-+.\deE_]*(?!\S)")
 
 
 def read_structure_file(path: str | Path) -> Atoms:
@@ -222,9 +226,9 @@ def _extxyz(path: Path) -> Iterator[Read]:
                 return
             count, comment, rows = found
             try:
-                comment = _EMPTY.sub(lambda one: one[1] or "", comment.rstrip("\n"))
+                comment = _EMPTY.sub(lambda one: one["kept"] or "", comment.rstrip("\n"))
                 words = _words(comment)
-                _check_columns(words.get("Properties", ""))
+                _check_columns(words.get("Properties", ""), rows)
                 (atoms,) = read_xyz(StringIO(f"{count}{comment}\n{rows}"), slice(0, 1))
                 if "pbc" in words:
                     atoms.pbc = _flags(words["pbc"])
@@ -233,7 +237,8 @@ def _extxyz(path: Path) -> Iterator[Read]:
             except Exception as error:  # noqa: BLE001  # ASE raises whatever its parser meets
                 yield PrismError(f"{place}: {reason_of(error)}")
             else:
-                raw = {name: words[name] for name in (*_NAMES, "split") if name in words}
+                # Over an underscore in a number Python reads: whoever wants one is to see it as it is written.
+                raw = {name: word for name, word in words.items() if name in (*_NAMES, "split") or _is_odd(word)}
                 yield _frame(place, number, atoms, {**_values_of(atoms), **raw})
 
 
@@ -272,6 +277,7 @@ def _words(comment: str) -> dict[str, str]:
         key, value = match.groups()
         if key is None:
             continue
+        key = key.strip('"')
         if key in found:
             raise PrismError(f"the key {key!r} stands twice")
         found[key] = value[1:-1] if value[:1] in ("'", '"', "{", "[") else value
@@ -281,9 +287,9 @@ def _words(comment: str) -> dict[str, str]:
     for key in ("lattice", "LATTICE", "cell", "Cell", "CELL"):
         if key in found and "Lattice" not in found:
             raise PrismError(f"the key {key!r} is not known: write Lattice, with nine numbers")
-    for key, value in found.items():
-        if re.fullmatch(r"[-+\d._eE\s]*\d_\d[-+\d._eE\s]*", value) and key not in (*_NAMES, "split"):
-            raise PrismError(f"{key} has an underscore in a number: {value!r}")
+    for key in ("Lattice", "energy", "free_energy", "stress", "virial"):
+        if re.search(r"\d_\d", found.get(key, "")):
+            raise PrismError(f"{key} has an underscore in a number: {found[key]!r}")
     for key in ("stress", "virial"):
         numbers = found.get(key, "").replace(",", " ").split()
         if len(numbers) == 9:
@@ -291,8 +297,14 @@ def _words(comment: str) -> dict[str, str]:
     return found
 
 
-def _check_columns(properties: str) -> None:
-    """Raise ValueError unless the columns have elements and Cartesian positions, each once."""
+def _is_odd(word: str) -> bool:
+    return _UNDERSCORE.search(word) is not None
+
+
+def _check_columns(properties: str, rows: str) -> None:
+    """Raise ValueError unless the columns have elements and Cartesian positions, each once, in plain numbers."""
+    if properties.split(":")[1::3].count("S") < 2 and (odd := _UNDERSCORE.search(rows)):
+        raise PrismError(f"an underscore in a number: {odd[0]!r}")
     if not properties:
         return
     columns = properties.split(":")[::3]
@@ -357,8 +369,8 @@ def _from_pymatgen(content: Mapping[str, Any]) -> IStructure | IMolecule:
         raise PrismError("no structure of pymatgen: it has no sites")
     sites = [{key: value for key, value in site.items() if key != "properties"} for site in content["sites"]]
     held = [(site.get("properties") or {}).get(SELECTIVE) for site in content["sites"]]
-    for site, flags in zip(sites, held, strict=True):
-        if all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in held):
+    if all(isinstance(one, list) and all(isinstance(flag, bool) for flag in one) for one in held):
+        for site, flags in zip(sites, held, strict=True):
             site["properties"] = {SELECTIVE: flags}
     plain = {key: content[key] for key in ("lattice", "charge", "spin_multiplicity") if key in content}
     return (Structure if "lattice" in content else Molecule).from_dict({**plain, "sites": sites})
@@ -382,8 +394,8 @@ def _check_database(path: Path) -> None:
     try:
         with closing(sqlite3.connect(uri, uri=True)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise PrismError(f"it is no SQLite database: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise PrismError(f"the database cannot be read: {error}") from error
     if "systems" not in tables:
         raise PrismError("it is no database of ASE: it has no table of systems")
 

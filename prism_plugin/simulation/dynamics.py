@@ -85,7 +85,8 @@ def run_dynamics(
     if settings.ensemble == "npt" and atoms.constraints:
         raise PrismError("the structure has constraints, which the ensemble npt cannot hold: take nvt, or remove them")
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    for name in ("trajectory.traj", "log.csv"):
+        sweep(folder, name)
     moving = atoms.copy()
     moving.calc = calculator
     rng = np.random.default_rng(settings.seed)

@@ -46,7 +46,7 @@ def equation_of_state(
         Volume at the least energy (Å^3/atom), bulk modulus there (GPa), and R^2 of the fit.
 
     Raises:
-        ValueError: if it is no crystal, does not relax, or the energies have no minimum.
+        ValueError: if it is no crystal, has constraints, does not relax, or the energies have no minimum.
     """
     check_options(fmax=fmax, strain=strain, points=points)
     matcalc = import_matcalc()
@@ -89,7 +89,7 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
         Bulk and shear modulus (Voigt, Reuss, Hill) and Young's modulus (GPa).
 
     Raises:
-        ValueError: if it is no crystal, or does not relax.
+        ValueError: if it is no crystal, has constraints, or does not relax.
     """
     check_options(fmax=fmax)
     matcalc = import_matcalc()
@@ -134,7 +134,7 @@ def phonons(
         the cell.
 
     Raises:
-        ValueError: if it is no crystal, or does not relax.
+        ValueError: if it is no crystal, has constraints, or does not relax.
     """
     check_options(fmax=fmax, min_length=min_length)
     matcalc = import_matcalc()
@@ -194,6 +194,8 @@ def check_options(**options: float) -> None:
 def _check_crystal(atoms: Atoms) -> None:
     if atoms.cell.rank < 3 or not atoms.pbc.all():
         raise PrismError("this needs a crystal: a cell with three vectors that is periodic along all of them")
+    if atoms.constraints:
+        raise PrismError("the structure has constraints (or selective dynamics), which do not hold here: remove them")
 
 
 @contextmanager

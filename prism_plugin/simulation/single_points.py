@@ -15,11 +15,10 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from ase.io.extxyz import escape
 
 from prism_plugin.calculators import PRISMCalculator
 from prism_plugin.errors import OF_A_STRUCTURE, PrismError
-from prism_plugin.files import replaced, shown
+from prism_plugin.files import replaced, shown, sweep
 from prism_plugin.simulation.runner import Given, Run, run_files
 
 __all__ = ["NAME", "predict_forces"]
@@ -83,7 +82,8 @@ def predict_forces(
 
 
 def _in_a_line(name: str) -> str:
-    return re.sub(r"\s", " ", name)
+    """Write a name as extended XYZ can hold it."""
+    return re.sub(r"""[\s"'\\={}\[\]]""", "_", name)
 
 
 def _keep_frames(frames: Path, names: Sequence[str]) -> None:
@@ -92,26 +92,31 @@ def _keep_frames(frames: Path, names: Sequence[str]) -> None:
     Raises:
         ValueError: if they are not.
     """
+    sweep(frames.parent, frames.name)
     if not frames.exists() and not names:
         return
+    spans = []  # where each of them begins and ends
     try:
-        with (
-            replaced(frames) as aside,
-            open(frames, encoding="utf-8") as file,
-            open(aside, "w", encoding="utf-8") as kept,
-        ):
+        with open(frames, "rb+") as file:
             for name in names:
-                said = f" name={escape(_in_a_line(name))} "
-                while True:
-                    lines = [file.readline()]  # the number of atoms, a comment, the atoms
-                    lines += [file.readline() for _ in range(int(lines[0]) + 1)]
-                    if not lines[-1].endswith("\n"):
+                said, begin, comment = f" name={_in_a_line(name)} ".encode(), 0, b""
+                while said not in b" " + comment.strip() + b" ":
+                    begin = file.tell()
+                    count = int(file.readline())
+                    comment = file.readline()
+                    rows = [file.readline() for _ in range(count)]
+                    if not rows[-1].endswith(b"\n"):
                         raise ValueError
-                    if said in f" {lines[1].strip()} ":
-                        kept.writelines(lines)
-                        break
-    except (OSError, ValueError):
+                spans.append((begin, file.tell()))
+            if spans[-1:] == [] or spans[-1][1] == sum(end - begin for begin, end in spans):
+                file.truncate(spans[-1][1] if spans else 0)  # nothing lies between them
+                return
+            with replaced(frames) as aside, open(aside, "wb") as kept:
+                for begin, end in spans:
+                    file.seek(begin)
+                    kept.write(file.read(end - begin))
+    except (FileNotFoundError, ValueError, IndexError):
         raise PrismError(
-            f"{str(frames)!r} has not the {len(names)} frames of the table beside it; remove both, or give another "
-            "--out"
+            f"{str(frames)!r} has not the {len(names)} frames of the table beside it, by their names; remove both, or "
+            "give another --out"
         ) from None

@@ -119,7 +119,8 @@ def train(
     Raises:
         KeyboardInterrupt: if Ctrl-C, SIGTERM or SIGUSR1 came; what was done is kept.
         ValueError: if the folder holds a run and ``resume`` is False, or one of other settings, other data or another
-            place and it is True; if ``settings.model`` contradicts ``init``; if the data are bad.
+            place and it is True, or files of something else; if ``settings.model`` contradicts ``init``; if the data
+            are bad.
     """
     folder = Path(folder)
     first = not _launched(settings)

@@ -195,8 +195,8 @@ def evaluate(
         (:func:`~prism_plugin.tasks.potential.score_potential`).
 
     Raises:
-        ValueError: if the folder is that of a run, a crystal is bad or has an element that the model does not know,
-            there is none, or a class is neither 0 nor 1.
+        ValueError: if the folder is that of a run or has a table of ``prism predict``, a crystal is bad or has an
+            element that the model does not know, there is none, or a class is neither 0 nor 1.
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists() or (folder / CHECKPOINTS).exists():

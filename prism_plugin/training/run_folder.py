@@ -10,6 +10,7 @@ from typing import Any
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.schema import as_dict, resumable
 from prism_plugin.settings import TrainingSettings
+from prism_plugin.tables import read_json
 from prism_plugin.training.checkpoints import CHECKPOINTS, newest_checkpoint
 
 __all__ = ["CRYSTALS", "SETTINGS", "changeable", "check_folder", "describe_settings"]
@@ -90,6 +91,9 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
 def _of_others(folder: Path) -> list[str]:
     """Name the files that a run which has no checkpoint yet cannot have written, and would replace."""
     found = [name for name in ("model", "predictions.csv", "summary.json") if (folder / name).exists()]
-    if (folder / "config.json").exists() and not (folder / SETTINGS).exists():
+    settings = read_json(folder / SETTINGS)
+    if (folder / SETTINGS).exists() and "target" not in (settings if isinstance(settings, dict) else {}):
+        found.append(SETTINGS)  # of a folder of prism label, for example
+    if (folder / "config.json").exists() and settings is None:
         found.append("config.json")
     return found

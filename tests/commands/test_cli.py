@@ -168,7 +168,9 @@ def test_threads_of_nested_regions_are_understood() -> None:
 
 
 def test_a_reader_that_has_enough_ends_the_command() -> None:
-    script = f"{sys.executable} -m prism_plugin.cli presets | head -1"
-    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
-    assert found.stdout
-    assert found.stderr == ""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    script = f"set -o pipefail; {sys.executable} -m prism_plugin.cli presets | true"
+    found = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (found.returncode, found.stderr) == (141, "")

@@ -776,7 +776,7 @@ def test_a_bare_word_is_no_number(tmp_path: Path) -> None:
     [
         ('lattice="3 0 0 0 3 0 0 0 3"', "the key 'lattice' is not known: write Lattice"),
         ('Lattice="3_1 0 0 0 3 0 0 0 3"', "Lattice has an underscore in a number"),
-        ('Lattice="3 0 0 0 3 0 0 0 3" gap=1_5', "gap has an underscore in a number"),
+        ('Lattice="3 0 0 0 3 0 0 0 3" energy=1_5,', "energy has an underscore in a number"),
     ],
 )
 def test_numbers_and_keys_are_as_they_are_written(words: str, message: str, tmp_path: Path) -> None:
@@ -785,10 +785,32 @@ def test_numbers_and_keys_are_as_they_are_written(words: str, message: str, tmp_
     assert message in reason
 
 
-def test_names_may_have_underscores(tmp_path: Path) -> None:
-    (frame,) = read_frames(extxyz(tmp_path / "a.extxyz", "id=1_5"))
+def test_words_may_have_underscores_and_no_target(tmp_path: Path) -> None:
+    path = extxyz(tmp_path / "a.extxyz", "id=1_5 date=2024_01_05 gap=1.5 energy_gap=1_5")
+    (frame,) = read_frames(path)
     assert isinstance(frame, Frame)
     assert frame.name == "1_5"
+    assert read_records(path, "gap")[0].target == 1.5
+    with pytest.raises(PrismError, match="the target 'energy_gap' is no number: '1_5'"):
+        read_records(path, "energy_gap")
+    path.write_text(path.read_text().replace("Cu 0 0 0", "Cu 0 1_0 0"))
+    assert "an underscore in a number: '1_0'" in reasons(path)[0]
+
+
+def test_quoted_keys_are_keys(tmp_path: Path) -> None:
+    frames = [bulk("Cu") for _ in range(3)]
+    for number, one in enumerate(frames):
+        one.info |= {"is metal": number < 2, "my note": "", "gap": 1.5}
+    write(tmp_path / "a.extxyz", frames)
+    found = [frame.values for frame in read_frames(tmp_path / "a.extxyz") if isinstance(frame, Frame)]
+    assert [(values["is metal"], values["gap"]) for values in found] == [(True, 1.5), (True, 1.5), (False, 1.5)]
+
+
+def test_long_words_take_no_time(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    for word in ("x" * 40_000, 'k="' + '\\"' * 40_000, "a=" * 40_000):
+        list(read_frames(extxyz(tmp_path / "a.extxyz", word)))
+    assert time.perf_counter() - start < 5
 
 
 def test_a_database_of_others_stays_as_it_is(tmp_path: Path) -> None:
@@ -808,16 +830,25 @@ def test_selective_dynamics_are_constraints(tmp_path: Path) -> None:
     structure.add_site_property("selective_dynamics", moves)
     structure.to(str(tmp_path / "POSCAR"), fmt="poscar")
     (tmp_path / "s.json").write_text(json.dumps(structure.as_dict()))
-    for name in ("POSCAR", "s.json"):
-        whole, part = read_structure_file(tmp_path / name).constraints
+    as_fortran = {"T T T": "t .TRUE. T", "F F F": ".f. F .FALSE.", "T F T": "T F .t."}
+    text = (tmp_path / "POSCAR").read_text()
+    (tmp_path / "fortran.vasp").write_text(re.sub("[TF] [TF] [TF]", lambda found: as_fortran[found[0]], text))
+    for name in ("POSCAR", "fortran.vasp", "s.json"):
+        part, whole = read_structure_file(tmp_path / name).constraints
         assert whole.index.tolist() == [1]
         assert part.index.tolist() == [2]
         assert np.ravel(part.mask).tolist() == [False, True, False]
+    (tmp_path / "POSCAR").write_text(text.replace("F F F", "0 0 0"))
+    assert "selective dynamics are three of T and F" in reasons(tmp_path / "POSCAR")[0]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [("Direct", "Fractional", "no line of the POSCAR says Direct or Cartesian"), ("4.2", "4_2", "underscore")],
+    [
+        ("Direct", "Fractional", "no line of the POSCAR says Direct or Cartesian"),
+        ("4.2", "4_2", "underscore"),
+        ("0 0 0\n", "0 0.2_5 0\n", "underscore"),
+    ],
 )
 def test_odd_lines_of_a_poscar_are_said(old: str, new: str, message: str, tmp_path: Path) -> None:
     text = "x\n1.0\n4.2 0 0\n0 4.2 0\n0 0 4.2\nCu\n1\nDirect\n0 0 0\n"

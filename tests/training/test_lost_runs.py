@@ -20,6 +20,7 @@ from prism_plugin.prediction import predict_files
 from prism_plugin.training import PropertyTraining, TrainingSettings, evaluate, train
 from prism_plugin.training import checkpoints as module
 from prism_plugin.training.checkpoints import WholeCheckpoints, is_within_epoch, newest_checkpoint
+from prism_plugin.training.fit import _LAUNCHERS
 from tests import processes
 from tests.conftest import alloy_file, small_model
 
@@ -267,6 +268,10 @@ def test_files_of_others_are_kept(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds config\.json, and no checkpoint"):
         train(settings(1), PARTS, tmp_path, progress=False)
+    (tmp_path / "settings.json").write_text('{"teacher": "TensorNet"}')  # of prism label
+    with pytest.raises(ValueError, match=r"holds settings\.json, and no checkpoint"):
+        train(settings(1), PARTS, tmp_path, progress=False)
+    (tmp_path / "settings.json").unlink()
     (tmp_path / "config.json").rename(tmp_path / "predictions.csv")
     (tmp_path / "predictions.csv.model.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has a table of prism predict of this name"):
@@ -274,7 +279,7 @@ def test_files_of_others_are_kept(tmp_path: Path) -> None:
 
 
 def test_nodes_need_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NODE_RANK", "RANK", "SLURM_PROCID"):
+    for name in _LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match="nodes = 2 needs a launcher"):
         train(settings(1, nodes=2), PARTS, tmp_path / "run", progress=False)
