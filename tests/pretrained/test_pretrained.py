@@ -395,7 +395,7 @@ def test_the_committee_is_the_default_model_and_two_of_another_recipe(shared_dat
     scores = json.loads((ROOT / "docs" / "default_model" / "committee.json").read_text())
     of_cards = [saved_metadata(name)["scores"]["val"]["mae"] for name in COMMITTEE]
     assert scores["mae_each"] == pytest.approx(of_cards, abs=1e-6)
-    assert scores["mae"] < min(of_cards)
+    assert min(of_cards) < scores["mae"] < sorted(of_cards)[1]  # the other two are of a weaker recipe
     records = read_records(shared_data / "mp2018" / "tiny.jsonl.xz", "e_form")
     records = [record for record in records if record.split == "val"]
     crystals = [record.atoms for record in records]
