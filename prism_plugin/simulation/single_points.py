@@ -108,7 +108,7 @@ def _keep_frames(frames: Path, names: Sequence[str]) -> None:
                     if not rows[-1].endswith(b"\n"):
                         raise ValueError
                 spans.append((begin, file.tell()))
-            if spans[-1:] == [] or spans[-1][1] == sum(end - begin for begin, end in spans):
+            if not spans or spans[-1][1] == sum(end - begin for begin, end in spans):
                 file.truncate(spans[-1][1] if spans else 0)  # nothing lies between them
                 return
             with replaced(frames) as aside, open(aside, "wb") as kept:
