@@ -55,6 +55,8 @@ class Recipe:
         clip: largest norm of the gradient; None: any.
         rotate: whether training crystals are turned.
         bfloat16: whether products are in bfloat16.
+        reestimates: whether the statistics of BatchNorm are taken anew, from 100 batches, before a validation, which
+            counts; else they are running averages.
         source: where it is from.
     """
 
@@ -64,6 +66,7 @@ class Recipe:
     clip: float | None = None
     rotate: bool = False
     bfloat16: bool = False
+    reestimates: bool = False
 
 
 def _prism(parameters: Iterator[torch.nn.Parameter], steps: int) -> _Made:
@@ -92,6 +95,7 @@ RECIPES: dict[str, Recipe] = {
         "`prism train`: Muon, OneCycle, L1, in bfloat16",
         clip=Regression.recipe["clip"],
         bfloat16=True,
+        reestimates=True,
     ),
     "CartNet twin": Recipe(
         _onecycle(torch.optim.Adam), functional.l1_loss, "Solé et al.: Adam 1e-3, OneCycle, L1, turned", rotate=True
@@ -183,7 +187,7 @@ def learn(
     for number in tqdm(range(1, steps + 1), desc=one.name, mininterval=5):
         started = time.process_time()
         errors.append(step(next(order)))
-        if number in ends and isinstance(one.model, PRISM):
+        if number in ends and recipe.reestimates:
             reestimate_batchnorm(one.model, (batch_of(next(order)) for _ in range(100)))
         spent += time.process_time() - started
         if number in ends:
