@@ -27,6 +27,7 @@ __all__ = [
     "ASIDE",
     "locked",
     "open_text",
+    "read_json",
     "replaced",
     "shown",
     "storing",
@@ -155,6 +156,14 @@ def locked(target: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; None if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_json(path: str | Path, content: Any) -> None:

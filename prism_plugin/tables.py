@@ -7,16 +7,15 @@ Their first column is a name, their last one the reason why a row has no values.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from prism_plugin.errors import PrismError
-from prism_plugin.files import truncate_after_last_record, write_json, write_table
+from prism_plugin.files import read_json, truncate_after_last_record, write_json, write_table
 
-__all__ = ["ABOUT", "open_table", "read_json"]
+__all__ = ["ABOUT", "open_table"]
 
 ABOUT = ".model.json"  # behind the table's name
 
@@ -58,14 +57,6 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
     except (UnicodeDecodeError, csv.Error) as error:
         raise PrismError(f"{str(out)!r} was changed and cannot be read: {error}; give another --out") from error
     return rows
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; None if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _first_row(table: Path) -> list[str] | None:

@@ -148,11 +148,11 @@ def _dynamics(calculator: Any, arguments: argparse.Namespace) -> Any:
     if arguments.repeat < 1:
         raise PrismError(f"repeat must be at least 1, got {arguments.repeat}")
 
-    def work(atoms: Any, place: Path) -> list[Any]:
-        atoms = atoms.repeat([arguments.repeat if periodic else 1 for periodic in atoms.pbc])
-        found = run_dynamics(atoms, calculator, settings, place, progress=True)
-        plot_dynamics(found["log"], len(atoms), place / "md.png")
-        return [len(atoms), found["temperature"], found["volume"], found["drift"], place.name]
+    def work(given: Any) -> list[Any]:
+        atoms = given.atoms.repeat([arguments.repeat if periodic else 1 for periodic in given.atoms.pbc])
+        found = run_dynamics(atoms, calculator, settings, given.place, progress=True)
+        plot_dynamics(found["log"], len(atoms), given.place / "md.png")
+        return [len(atoms), found["temperature"], found["volume"], found["drift"], given.place.name]
 
     columns = ("moving atoms", "temperature (K)", "volume (Å^3)", "drift (meV/atom/ps)", "folder")
     return Run("md", columns, one_by_one(work), _settings(arguments), last="/md.png")
@@ -173,12 +173,12 @@ def _of_properties(
         from prism_plugin.simulation import properties
         from prism_plugin.simulation.runner import Run, one_by_one
 
-        given = {option: getattr(arguments, option) for option, *_ in options}
-        properties.check_options(**given)
+        chosen = {option: getattr(arguments, option) for option, *_ in options}
+        properties.check_options(**chosen)
 
-        def work(atoms: Any, place: Path) -> list[Any]:
-            found = getattr(properties, function)(atoms, calculator, place, **given)
-            return [*[found[column] for column in columns], place.name]
+        def work(given: Any) -> list[Any]:
+            found = getattr(properties, function)(given.atoms, calculator, given.place, **chosen)
+            return [*[found[column] for column in columns], given.place.name]
 
         def doubt(values: Sequence[Any]) -> str:
             return properties.doubt_of(dict(zip(columns, values, strict=False)))

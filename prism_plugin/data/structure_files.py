@@ -41,9 +41,10 @@ _SERIES = (".jsonl", ".extxyz", ".xyz", ".db", ".traj")
 _MOLECULE = "the file has no lattice: taken as a molecule"
 _NAMES = ("id", "name", "material_id", "entry_id")
 _LABEL = re.compile("energy|force|stress|virial", re.IGNORECASE)
-# A key without a value in a comment line of extended XYZ, for which ASE takes the next word.
+# Keys and quoted values of a comment line of extended XYZ.
 _KEY = r"""(?:"[^"=]*"|[^\s="'{\[]+)"""
 _QUOTED = r""""(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]"""
+# A key without a value, for which ASE takes the next word.
 _EMPTY = re.compile(
     rf"""(?<!\S){_KEY}=(?:""|''|\{{\}}|\[\]|(?=\s+{_KEY}=|\s*$))(?=\s|$)|(?<![^\s=])(?P<kept>{_QUOTED})"""
 )
@@ -238,7 +239,9 @@ def _extxyz(path: Path) -> Iterator[Read]:
                 yield PrismError(f"{place}: {reason_of(error)}")
             else:
                 # Over an underscore in a number Python reads: whoever wants one is to see it as it is written.
-                raw = {name: word for name, word in words.items() if name in (*_NAMES, "split") or _is_odd(word)}
+                raw = {
+                    name: word for name, word in words.items() if name in (*_NAMES, "split") or _UNDERSCORE.search(word)
+                }
                 yield _frame(place, number, atoms, {**_values_of(atoms), **raw})
 
 
@@ -295,10 +298,6 @@ def _words(comment: str) -> dict[str, str]:
         if len(numbers) == 9:
             check_symmetric(key, np.array(numbers, dtype=float).reshape(3, 3))
     return found
-
-
-def _is_odd(word: str) -> bool:
-    return _UNDERSCORE.search(word) is not None
 
 
 def _check_columns(properties: str, rows: str) -> None:

@@ -74,13 +74,13 @@ class Run:
     doubt: Callable[[Sequence[Any]], str] | None = None
 
 
-def one_by_one(work: Callable[[Atoms, Path], Sequence[Any]]) -> Callable[[Iterator[Given]], Iterator[_Outcome]]:
-    """Make the work of a :class:`Run` of what gives the values of one structure, from its atoms and its place."""
+def one_by_one(work: Callable[[Given], Sequence[Any]]) -> Callable[[Iterator[Given]], Iterator[_Outcome]]:
+    """Make the work of a :class:`Run` of what gives the values of one structure."""
 
     def of_all(structures: Iterator[Given]) -> Iterator[_Outcome]:
         for given in structures:
             try:
-                yield given, work(given.atoms, given.place)
+                yield given, work(given)
             except OF_A_STRUCTURE as error:
                 yield given, error
 

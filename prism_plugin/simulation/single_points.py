@@ -7,7 +7,7 @@ a row is dropped when it goes on, and so is the frame of a row that was deleted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from prism_plugin.calculators import PRISMCalculator
-from prism_plugin.errors import OF_A_STRUCTURE, PrismError
+from prism_plugin.errors import PrismError
 from prism_plugin.files import replaced, shown, sweep
-from prism_plugin.simulation.runner import Given, Run, run_files
+from prism_plugin.simulation.runner import Given, Run, one_by_one, run_files
 
 __all__ = ["NAME", "predict_forces"]
 
@@ -53,17 +53,11 @@ def predict_forces(
     frames = out / f"{NAME}.extxyz"
     known = {name: column for name, column in _OF_DOMAIN.items() if name in calculator.implemented_properties}
 
-    def of_all(structures: Iterator[Given]) -> Iterator[tuple[Given, Sequence[Any] | Exception]]:
-        for given in structures:
-            try:
-                yield given, work(given.atoms, given.name)
-            except OF_A_STRUCTURE as error:
-                yield given, error
-
-    def work(atoms: Atoms, name: str) -> Sequence[Any]:
+    def work(given: Given) -> Sequence[Any]:
+        atoms = given.atoms
         (results,) = calculator.predict([atoms], progress=False)
         answer = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)  # no labels from before
-        answer.info["name"] = _in_a_line(name)
+        answer.info["name"] = _in_a_line(given.name)
         answer.calc = SinglePointCalculator(answer, **{name: results[name] for name in _KEPT if name in results})
         if "forces_std" in results:
             answer.arrays["forces_std"] = results["forces_std"]
@@ -77,7 +71,7 @@ def predict_forces(
     if frames.exists() and not (out / f"{NAME}.csv").exists():
         raise PrismError(f"{shown(frames)!r} is there, and no table of it; give another --out, or move it away")
     columns = (*_COLUMNS, *known.values())
-    run = Run(NAME, columns, of_all, {"forces": True}, resume=partial(_keep_frames, frames))
+    run = Run(NAME, columns, one_by_one(work), {"forces": True}, resume=partial(_keep_frames, frames))
     return run_files(paths, calculator, run, out, progress)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prism_plugin.errors import PrismError, warn
+from prism_plugin.files import read_json
 from prism_plugin.schema import as_dict, resumable
 from prism_plugin.settings import TrainingSettings
-from prism_plugin.tables import read_json
 from prism_plugin.training.checkpoints import CHECKPOINTS, newest_checkpoint
 
 __all__ = ["CRYSTALS", "SETTINGS", "changeable", "check_folder", "describe_settings"]

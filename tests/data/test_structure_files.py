@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase.db
 import numpy as np
@@ -876,6 +877,6 @@ def test_a_long_name_in_a_folder_ends_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [float("nan"), float("inf"), "1.5", None])
-def test_a_target_is_a_finite_number(target: object) -> None:
+def test_a_target_is_a_finite_number(target: Any) -> None:
     with pytest.raises(PrismError, match="the target of crystal 'x' is no finite number"):
-        Record(bulk("Cu"), target, "x")  # type: ignore[arg-type]
+        Record(bulk("Cu"), target, "x")
