@@ -242,7 +242,7 @@ def describe(model: PRISM, scores: dict[str, Any]) -> dict[str, str]:
     if model.expert_names == ("atomistic",):
         told["experts"] = (
             "Of PRISM's four experts only the atomistic one is in use (with CartNet's atom encoder): at this size and "
-            "with so many epochs it learns most (docs/default_model.md, docs/ablations.md)."
+            "with so many epochs it learns most (docs/what_was_tried.md, docs/ablations.md)."
         )
     if model.arguments["directions"]:
         metric = task_of_model(model).metric

@@ -27,7 +27,7 @@ ADDED = {
     "metal": {"readout": "attention", "task_type": "classification"},
 }
 STARTED = {**Regression.fine_tuning, "batch_size": 32, "batchnorm_batches": 100, "sample_atoms": 20}
-# A model that goes on with its own target: at a rate at which it does not forget what it was (docs/default_model.md).
+# A model that goes on with its own target: at a rate at which it does not forget what it was (docs/what_was_tried.md).
 AGAIN = {"lr": 8e-4, "normalize": False}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -73,7 +73,7 @@ class Preset:
 
 
 _ADAM = "adam-onecycle"
-# Of the gap model, and of the committee's other two: what learned most of what was tried (docs/default_model.md).
+# Of the gap model, and of the committee's other two: what learned most of what was tried (docs/what_was_tried.md).
 # They were trained with --precision bf16-mixed, on a processor that has it.
 _SHIPPED: dict[str, Any] = {
     **{name: Regression.recipe[name] for name in ("optimizer", "lr", "clip", "batchnorm_batches")},
