@@ -272,22 +272,37 @@ def cross_validated(run: Path, model: PRISM) -> str:
     )
 
 
-def joined_logs(runs: list[Path], metric: str) -> dict[str, np.ndarray]:
-    """Put the epochs of runs one behind the other, counted from 0 on."""
-    logs = [read_log(run / "log", metric) for run in runs]
-    found = {key: np.concatenate([log[key] for log in logs]) for key in logs[0]}
+def joined_logs(before: Path | None, run: Path, metric: str) -> dict[str, np.ndarray]:
+    """Put the epochs of a run behind those of a log like the ones in docs/, counted from 0 on."""
+    found = read_log(run / "log", metric)
+    if before is not None:
+        earlier = np.genfromtxt(before, delimiter=",", names=True)
+        found = {key: np.concatenate([earlier[key], values]) for key, values in found.items()}
     return {**found, "epoch": np.arange(len(found["epoch"]))}
 
 
+def trainings(name: str, run: Path, model: PRISM) -> list[dict[str, Any]]:
+    """Return the settings of all trainings of a model, the last of which is the run.
+
+    A run that began as a model of its own target has gone on with the one that ships under this name.
+    """
+    settings = json.loads((run / "settings.json").read_text())
+    del settings["data"]  # a fingerprint
+    if json.loads((run / "summary.json").read_text()).get("initial_model") != model.target:
+        return [settings]
+    had = pretrained.saved_metadata(name)
+    if had["settings"] == settings:
+        raise SystemExit(f"{run} is the model that ships as {name} already")
+    return [*had.get("before", []), had["settings"], settings]
+
+
 def install(
-    name: str, runs: list[Path], model: PRISM, parts: dict[str, list[Record]], scores: dict[str, Any], note: str
+    name: str, run: Path, model: PRISM, parts: dict[str, list[Record]], scores: dict[str, Any], note: str
 ) -> None:
     """Write the model with its scores, its card, its log and its pictures."""
-    each = [json.loads((run / "settings.json").read_text()) for run in runs]
-    for settings in each:
-        del settings["data"]  # a fingerprint
+    each = trainings(name, run, model)
     seen = count_crystals(parts["train"])
-    started = "initial_model" in json.loads((runs[0] / "summary.json").read_text())
+    started = "dim" not in each[0]["model"]  # sizes are given from scratch only
     if started:
         rare = still_rare(load(pretrained.DEFAULT_MODEL), parts["train"], another=True)
     else:
@@ -316,7 +331,7 @@ def install(
         **texts,
         **describe(model, scores),
         "note": f" {note}" if note else "",
-        "cross_validated": cross_validated(runs[-1], model),
+        "cross_validated": cross_validated(run, model),
         "command": command(each[0], f" --init {pretrained.DEFAULT_MODEL}" if started else ""),
         "further": "".join(
             f" Then, into another folder, `{command(one, ' --init RUN/model --epochs ' + str(one['epochs']))}`."
@@ -347,7 +362,7 @@ def install(
     docs.mkdir(parents=True, exist_ok=True)
     task = task_of_model(model)
     metric = task.metric
-    log = joined_logs(runs, metric)
+    log = joined_logs(docs / "training_log.csv" if each[1:] else None, run, metric)
     with replaced(docs / "training_log.csv") as path, open(path, "w", newline="") as file:
         rows = zip(log["epoch"], log[f"train_{metric}"], log[f"val_{metric}"], strict=True)
         writer = csv.writer(file)
@@ -375,9 +390,8 @@ def main() -> None:
     parser.add_argument(
         "--install",
         type=Path,
-        nargs="+",
         metavar="RUN",
-        help="run that becomes the one model of --name; of several each has gone on from the one before",
+        help="run that becomes the one model of --name, or has gone on with it",
     )
     parser.add_argument("--note", default="", help="what the card is to say of the training besides")
     arguments = parser.parse_args()
@@ -386,7 +400,7 @@ def main() -> None:
     if arguments.install is not None and len(names) != 1:
         parser.error("--install needs one --name")
     for name in names:
-        model = load(name if arguments.install is None else arguments.install[-1] / "model")
+        model = load(name if arguments.install is None else arguments.install / "model")
         if name in shipped and load(name).target != model.target:
             parser.error(f"{name} predicts {load(name).target}, the run {model.target}")
         parts = parts_of(read_target(arguments.data, model.target))
