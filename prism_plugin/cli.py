@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,6 +93,16 @@ def _import_models() -> None:
     gc.freeze()
 
 
+def _show_warnings_plainly() -> None:
+    """Print what is warned of without the line of code, which is always the one that calls :func:`main`."""
+    usual = warnings.formatwarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> str:
+        return f"prism: warning: {message}\n" if category is UserWarning else usual(message, category, *place, **where)
+
+    warnings.formatwarning = shown
+
+
 def _is_read() -> bool:
     """Whether somebody reads the output; else, as of ``| head``, it goes nowhere from now on."""
     try:
@@ -110,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if argv is None:
         _share_cores()
+        _show_warnings_plainly()
     try:
         if argv is None and arguments.command not in _WITHOUT_MODELS:
             _import_models()

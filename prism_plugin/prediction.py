@@ -36,7 +36,7 @@ from prism_plugin.graph.structure import read_structure
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.model import PRISM
 from prism_plugin.pretrained import load, model_folder, models_in
-from prism_plugin.tables import open_table
+from prism_plugin.tables import WEIGHTS, modified, open_table, warn_of_newer
 
 __all__ = ["examine", "formula_and_size", "predict_files", "reason_in_row"]
 
@@ -111,13 +111,17 @@ def _write_table(
     batch_size: int,
     progress: bool,
 ) -> dict[str, int]:
+    written = modified(out)
     done = {name: row[-1] for name, row in _open_table(out, loaded).items()}
     counts = {"predicted": 0, "kept": 0, "failed": 0}
+    newer: list[str] = []
 
     def new() -> Iterator[tuple[str, Source]]:
         for name, source in iterate_structures(paths):
             if name in done:
                 counts["failed" if done[name] else "kept"] += 1
+                if modified(name) > written:
+                    newer.append(name)
             else:
                 yield name, source
 
@@ -129,7 +133,9 @@ def _write_table(
         tqdm(desc="predict", unit="crystal", disable=not progress) as bar,
     ):
         for rows in _in_order(chunks, loaded, given, places):
-            before = [done[row[0]] for row in rows if row[0] in done]  # of a file with several, which is read again
+            again = [row[0] for row in rows if row[0] in done]  # of a file with several, which is read again
+            before = [done[name] for name in again]
+            newer += [name for name in again if modified(name) > written]
             rows = [row for row in rows if row[0] not in done]
             counts["failed"] += sum(map(bool, before))
             counts["kept"] += len(before) - sum(map(bool, before))
@@ -139,6 +145,7 @@ def _write_table(
             counts["failed"] += failed
             counts["predicted"] += len(rows) - failed
             bar.update(len(rows))
+    warn_of_newer(newer)
     return counts
 
 
@@ -146,7 +153,7 @@ def _open_table(out: Path, models: Sequence[PRISM]) -> dict[str, list[str]]:
     """Make the table with its header, or check the one that is there; give its rows by their names."""
     target, unit = models[0].target, models[0].unit
     digests = sorted(weights_digest(model.state_dict()) for model in models)
-    about = {"target": target, "unit": unit, "sha256_of_weights": digests if len(digests) > 1 else digests[0]}
+    about = {"target": target, "unit": unit, WEIGHTS: digests if len(digests) > 1 else digests[0]}
     suffixes = ("", "_std") if len(models) > 1 else ("",)
     levels = interval_levels(models)
     name, of_width = bounded(models)

@@ -7,17 +7,19 @@ Their first column is a name, their last one the reason why a row has no values.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prism_plugin.errors import PrismError
+from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import read_json, truncate_after_last_record, write_json, write_table
 
-__all__ = ["ABOUT", "open_table"]
+__all__ = ["ABOUT", "WEIGHTS", "modified", "open_table", "warn_of_newer"]
 
 ABOUT = ".model.json"  # behind the table's name
+WEIGHTS = "sha256_of_weights"  # what it says of the model
 
 
 def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -39,8 +41,9 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
         write_json(beside, about)
         write_table(out, [header])
         return {}
-    if read_json(beside) != about or _first_row(out) != list(header):
-        raise PrismError(f"{str(out)!r} exists and is no table of this model; give another --out, or move it away")
+    had = read_json(beside)
+    if had != about or _first_row(out) != list(header):
+        raise PrismError(f"{str(out)!r} exists and is {_difference(had, about)}; give another --out, or move it away")
     truncate_after_last_record(out)  # what was written last may have no end
     rows: dict[str, list[str]] = {}
     try:
@@ -57,6 +60,35 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
     except (UnicodeDecodeError, csv.Error) as error:
         raise PrismError(f"{str(out)!r} was changed and cannot be read: {error}; give another --out") from error
     return rows
+
+
+def _difference(had: Any, about: Mapping[str, Any]) -> str:
+    """Say how what a table is of differs from what is wanted."""
+    if isinstance(had, dict) and had.keys() == about.keys() and had.get(WEIGHTS) == about.get(WEIGHTS):
+        others = [f"{key} = {had[key]!r} in place of {value!r}" for key, value in about.items() if had[key] != value]
+        if others:
+            return f"a table with {', '.join(others)}"
+    return "no table of this model"
+
+
+def modified(name: str | Path) -> float:
+    """Return when a file was written last, or the one that a structure's name (``path#number``) has; else -inf."""
+    for path in (str(name), str(name).rpartition("#")[0]):
+        try:
+            return os.stat(path).st_mtime
+        except OSError:
+            continue
+    return float("-inf")
+
+
+def warn_of_newer(names: Sequence[str]) -> None:
+    """Warn of structures whose rows were kept though their files were written after the table."""
+    if names:
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        warn(
+            f"{names[0]}{more}: the file was written after the table, whose row is of what it was; delete the row to "
+            "do the structure again"
+        )
 
 
 def _first_row(table: Path) -> list[str] | None:

@@ -46,7 +46,8 @@ def doubts_of(graph: CrystalGraph) -> Mapping[str, str]:
     if thickness > _EMPTY:
         found["empty layer"] = (
             f"there is an empty layer of {thickness:.1f} Å, as beside a surface, a single layer or a molecule; bulk "
-            "crystals have none"
+            "crystals have none, and the answer of a property model changes with its thickness (pbc=False across it "
+            "leaves it out)"
         )
     radii = covalent_radii[numbers]
     length = graph.edge_distance.detach().cpu().double().numpy()

@@ -1,6 +1,6 @@
 """How near atoms of training crystals come to each other, and how large their cells are: what a structure is held to.
 
-Returns doubts about distances and volumes that no training crystal has.
+Returns doubts about distances, volumes and missing periodicity that no training crystal has.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -19,6 +18,7 @@ from prism_plugin.graph.crystals import CrystalBatch, CrystalGraph
 __all__ = ["Extent"]
 
 _ELEMENTS = 119
+_KINDS = ("a molecule", "a wire", "a surface or a single layer")  # by how many directions they are periodic along
 _OUTSIDE = 0.01  # share of the validation crystals that are beyond the margins
 
 
@@ -34,12 +34,14 @@ class Extent:
             is none.
         margins: one in a hundred validation crystals has a distance over the shortest of its pair below the first, as
             many a volume over the least below the second, and over the largest above the third.
+        periodic: along how many directions all of them are periodic, at least; 0 where a file does not say.
     """
 
     digest: str
     shortest: np.ndarray
     volumes: np.ndarray
     margins: np.ndarray
+    periodic: int = 0
 
     @classmethod
     def fit(cls, digest: str, training: Iterable[CrystalBatch], validation: Iterable[CrystalBatch]) -> Extent:
@@ -52,12 +54,14 @@ class Extent:
         """
         shortest = np.full((_ELEMENTS, _ELEMENTS), np.inf, dtype=np.float32)
         least, largest = np.full(_ELEMENTS, np.inf), np.full(_ELEMENTS, -np.inf)
+        periodic = 3
         for batch in training:
             pairs, lengths = _contacts(batch)
             np.minimum.at(shortest, pairs, lengths)
             numbers, volumes = _volumes(batch)
             np.fmin.at(least, numbers, volumes)
             np.fmax.at(largest, numbers, volumes)
+            periodic = min(periodic, int(batch.pbc.sum(dim=1).min()))
         shortest = np.minimum(shortest, shortest.T)
         found = np.stack([least, largest], axis=1)
         found[~np.isfinite(found)] = np.nan
@@ -69,7 +73,7 @@ class Extent:
             for column, level in zip(ratios.T, levels, strict=True)
         )
         margins = np.array([min(1, nearer), min(1, denser), max(1, thinner)], dtype=np.float32)
-        return cls(digest, shortest, plain.volumes, margins)
+        return cls(digest, shortest, plain.volumes, margins, periodic)
 
     def _ratios(self, batch: CrystalBatch) -> np.ndarray:
         """Least distance over its pair's shortest, volume over the least, and over the largest; ``(crystals, 3)``."""
@@ -94,9 +98,15 @@ class Extent:
             graph: of one structure.
 
         Returns:
-            Sentences by ``"nearer"``, ``"denser"``, ``"thinner"``.
+            Sentences by ``"nearer"``, ``"denser"``, ``"thinner"``, ``"not periodic"``.
         """
         found: dict[str, str] = {}
+        periodic = int(graph.pbc.sum())
+        if periodic < self.periodic:
+            found["not periodic"] = (
+                f"periodic along {periodic} of 3 directions, as {_KINDS[periodic]}; all training crystals are along "
+                f"{self.periodic}"
+            )
         pairs, lengths = _contacts(graph.crystals)
         nearness = self._nearness(pairs, lengths)
         if len(lengths) and nearness.min() < self.margins[0]:
@@ -131,8 +141,9 @@ class Extent:
             ValueError: if it is damaged.
         """
         with reading_arrays(path) as kept:
-            given: dict[str, Any] = {field.name: kept[field.name] for field in fields(cls)}
-        return cls(**{**given, "digest": str(given["digest"])})
+            arrays = (kept[name] for name in ("shortest", "volumes", "margins"))
+            periodic = kept.get("periodic", 0)  # files from before have none
+            return cls(str(kept["digest"]), *arrays, int(periodic))
 
 
 def _contacts(batch: CrystalBatch) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:

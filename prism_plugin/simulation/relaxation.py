@@ -18,6 +18,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from pymatgen.core import IMolecule, IStructure
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -117,7 +118,8 @@ def relax(
             :class:`~prism_plugin.PRISMPotential`, or a list of these.
         fmax: largest force on an atom, and on the cell's vectors divided by the number of atoms, at the end, eV/Å.
         steps: most steps.
-        cell: whether the cell relaxes, too, of what has one.
+        cell: whether the cell relaxes, too, of what has one; of a layer or a wire, which is not periodic along one or
+            two of three vectors, along the others.
         device: as of :class:`~prism_plugin.PRISMCalculator`.
         dtype: the same.
         progress: whether there is a progress bar; None shows one for several structures.
@@ -281,6 +283,8 @@ class _CellFilter(FrechetCellFilter):
 class _Moving:
     """A relaxation on its way, a step at a time; ``has_cell`` says whether the cell moves.
 
+    Of a structure that is not periodic along one or two of its vectors only what the others span is strained.
+
     Args:
         start: the structure; stays as it is.
         fmax: largest force at the end, eV/Å.
@@ -290,7 +294,15 @@ class _Moving:
 
     def __init__(self, start: Atoms, fmax: float, steps: int, cell: bool) -> None:
         self.start, self.atoms = start, start.copy()
-        self.has_cell = bool(cell and start.cell.rank == 3 and start.pbc.all())
+        periodic = start.cell[start.pbc]
+        self.has_cell = bool(cell and start.pbc.any() and np.linalg.matrix_rank(periodic) == len(periodic))
+        self._within = np.linalg.pinv(periodic) @ periodic  # projects on what the periodic vectors span
+        self._missing = ~start.cell.any(axis=1)
+        if self.has_cell and self._missing.any():  # a stress needs a volume, if any
+            whole = start.cell.complete().array
+            whole[self._missing] *= 10 + np.ptp(start.positions)
+            self.atoms.set_cell(whole)
+        self._volume = self.atoms.get_volume() if self.has_cell else 1.0
         self._fmax, self._steps = fmax, steps
         self._optimizer = FIRE(_CellFilter(self.atoms) if self.has_cell else self.atoms, logfile=None)
         self._optimizer.fmax = fmax
@@ -311,17 +323,25 @@ class _Moving:
         optimizer, kept = self._optimizer, {name: results[name] for name in _KEPT if name in results}
         if not np.isfinite(kept["forces"]).all():
             raise PrismError(f"falls apart: after {optimizer.nsteps} steps a force is not finite")
-        self.atoms.calc = SinglePointCalculator(self.atoms, **kept)  # copies arrays
+        moving = dict(kept)
+        if self.has_cell and not self.start.pbc.all():
+            stress = self._within @ voigt_6_to_full_3x3_stress(kept["stress"]) @ self._within
+            moving["stress"] = full_3x3_to_voigt_6_stress(stress)
+        self.atoms.calc = SinglePointCalculator(self.atoms, **moving)  # copies arrays
         # The filter's forces are those in the cell as it was: where it has shrunk they are smaller than the atoms' own.
         largest = np.linalg.norm(self.atoms.get_forces(), axis=1).max()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", LOGARITHM)
             is_converged = bool(optimizer.converged() and largest <= self._fmax)
             if is_converged or optimizer.nsteps >= self._steps:
+                if self.has_cell and self._missing.any():
+                    self.atoms.cell[self._missing] = 0
+                    del kept["stress"]
+                self.atoms.calc = SinglePointCalculator(self.atoms, **kept)
                 return Relaxation(self.start, self.atoms, optimizer.nsteps, is_converged)
             optimizer.step()
         optimizer.nsteps += 1
-        factor = self.atoms.get_volume() / self.start.get_volume() if self.has_cell else 1.0
+        factor = self.atoms.get_volume() / self._volume if self.has_cell else 1.0
         if not _SMALLEST < factor < _LARGEST:
             raise PrismError(f"falls apart: after {optimizer.nsteps} steps its volume is {factor:.2f} of what it was")
         return None

@@ -23,7 +23,7 @@ from prism_plugin.errors import OF_A_STRUCTURE, PrismError
 from prism_plugin.files import locked
 from prism_plugin.matgl_bridge import weights_digest
 from prism_plugin.prediction import examine, formula_and_size, reason_in_row
-from prism_plugin.tables import open_table
+from prism_plugin.tables import WEIGHTS, modified, open_table, warn_of_newer
 
 __all__ = ["Given", "Run", "one_by_one", "run_files"]
 
@@ -110,8 +110,10 @@ def run_files(
     digests = sorted(weights_digest(model.state_dict()) for model in calculator.models)
     header = ("name", "formula", "atoms", *run.columns, "warnings", "error")
     counts = {"done": 0, "kept": 0, "failed": 0}
+    newer: list[str] = []
     with locked(table):
-        rows = open_table(table, header, {"sha256_of_weights": digests, **run.settings})
+        written = modified(table)
+        rows = open_table(table, header, {WEIGHTS: digests, **run.settings})
         done = {name: row[-1] for name, row in rows.items()}
         if run.resume is not None:
             run.resume([name for name, reason in done.items() if not reason])
@@ -133,6 +135,8 @@ def run_files(
                 for name, found in chain.from_iterable(starmap(frames_of, iterate_structures(paths))):
                     if name in done:
                         counts["failed" if done[name] else "kept"] += 1
+                        if modified(name) > written:
+                            newer.append(name)
                         continue
                     place = _place(out, name, run.last, taken)
                     try:
@@ -146,6 +150,7 @@ def run_files(
 
             for given, outcome in run.work(structures()):
                 write(given.name, given.atoms, outcome, given.doubts)
+    warn_of_newer(newer)
     return counts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +100,21 @@ def test_an_interrupted_table_goes_on_and_ends_the_same(files, tmp_path) -> None
     failed = sum(bool(row["error"]) for row in read(whole))
     again = predict_files([files], "prism-mp2018-eform", cut, progress=False)
     assert again == {"predicted": 0, "kept": len(read(whole)) - failed, "failed": failed}
+
+
+def test_what_was_kept_of_a_file_that_has_changed_is_named(files, tmp_path) -> None:
+    for name in ("one.cif", "two.cif"):
+        write(tmp_path / name, bulk("NaCl", "rocksalt", a=5.64))
+    write(tmp_path / "some.extxyz", [bulk("Cu"), bulk("Al")])
+    out = tmp_path / "t.csv"
+    predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)
+    predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)  # silent
+    later = out.stat().st_mtime + 1
+    for name in ("two.cif", "some.extxyz"):
+        os.utime(tmp_path / name, (later, later))
+    with pytest.warns(UserWarning, match=r"some\.extxyz#1 and 2 more: the file was written after the table"):
+        counts = predict_files([tmp_path], "prism-mp2018-eform", out, progress=False)
+    assert counts == {"predicted": 0, "kept": 4, "failed": 0}
 
 
 def test_a_table_knows_its_model(files, tmp_path, capsys) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 
 from prism_plugin import PRISMCalculator, batch_graphs, build_graph, load
 from prism_plugin.data.emt_alloys import emt_alloys
@@ -69,17 +70,41 @@ def test_what_is_beyond_is_said(crystals: list[Atoms], extent: Extent) -> None:
     thin.set_cell(1.3 * thin.cell.array, scale_atoms=True)
     assert extent.doubts(build_graph(thin, CUTOFF, 6.0)).keys() == {"thinner"}
     alone = Atoms(crystals[0].symbols[:1], [[0.0, 0.0, 0.0]])  # neither pairs nor a volume
-    assert not extent.doubts(build_graph(alone, CUTOFF, 6.0))
+    assert extent.doubts(build_graph(alone, CUTOFF, 6.0)).keys() == {"not periodic"}
     assert not extent.doubts(build_graph(bulk("NaCl", "rocksalt", a=3.0), CUTOFF, 6.0))  # of these it knows nothing
+
+
+def test_what_is_less_periodic_than_all_training_crystals_is_named(crystals: list[Atoms], extent: Extent) -> None:
+    layer = fcc111("Cu", (1, 1, 3), a=3.6, vacuum=8.0)
+    text = extent.doubts(build_graph(layer, CUTOFF, 6.0))["not periodic"]
+    assert text == (
+        "periodic along 2 of 3 directions, as a surface or a single layer; all training crystals are along 3"
+    )
+    layers = Extent.fit("digest", batches([*crystals[:5], layer]), batches(crystals[40:]))
+    assert layers.periodic == 2
+    assert "not periodic" not in layers.doubts(build_graph(layer, CUTOFF, 6.0))
+    molecule = Atoms("CuAl", [[0, 0, 0], [0, 0, 2.4]])
+    assert (
+        "as a molecule; all training crystals are along 2"
+        in layers.doubts(build_graph(molecule, CUTOFF, 6.0))["not periodic"]
+    )
+    with pytest.warns(UserWarning, match="periodic along 2 of 3 directions, as a surface or a single layer"):
+        PRISMCalculator("prism-mp2018-eform").predict([layer])
 
 
 def test_it_is_kept_with_its_weights(extent: Extent, tmp_path: Path) -> None:
     model = small_model()
-    model.extent = Extent(weights_digest(model.state_dict()), extent.shortest, extent.volumes, extent.margins)
+    model.extent = replace(extent, digest=weights_digest(model.state_dict()))
     model.save(tmp_path / "model")
     again = load(tmp_path / "model")
     np.testing.assert_array_equal(again.extent.shortest, extent.shortest)
     np.testing.assert_array_equal(again.extent.margins, extent.margins)
+    assert again.extent.periodic == extent.periodic == 3
+    with np.load(tmp_path / "model" / "extent.npz") as kept:
+        arrays = {name: kept[name] for name in kept if name != "periodic"}
+    np.savez(tmp_path / "model" / "extent.npz", **arrays)  # a file from before says nothing of it
+    assert load(tmp_path / "model").extent.periodic == 0
+    model.save(tmp_path / "model")
     whole = (tmp_path / "model" / "extent.npz").read_bytes()
     (tmp_path / "model" / "extent.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(PrismError, match=r"extent\.npz' is damaged"):

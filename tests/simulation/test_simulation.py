@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
@@ -49,6 +49,32 @@ def test_copper_relaxes_to_its_known_volume() -> None:
     assert np.abs(found.atoms.get_stress()).max() < 1e-3
     fixed = relax_one(start, EMT(), fmax=1e-3, cell=False)
     assert fixed.atoms.get_volume() == start.get_volume()
+
+
+def test_the_cell_of_a_layer_and_of_a_wire_relaxes_along_what_is_periodic() -> None:
+    """As with ASE's own mask along x and y, however it lies, and where the third vector is missing."""
+    layer = fcc111("Cu", (1, 1, 3), a=3.8, vacuum=6.0)
+    expected = layer.copy()
+    expected.calc = EMT()
+    FIRE(FrechetCellFilter(expected, mask=[1, 1, 0, 0, 0, 1]), logfile=None).run(fmax=1e-3)
+    found = relax_one(layer, EMT(), fmax=1e-3)
+    assert found.is_converged
+    np.testing.assert_allclose(found.atoms.cell, expected.cell, atol=1e-6)
+    assert found.atoms.cell.lengths()[0] < 0.97 * layer.cell.lengths()[0]
+    np.testing.assert_allclose(found.atoms.get_stress(), expected.get_stress(), atol=1e-6)  # all of it
+    turned, open_ = layer.copy(), layer.copy()
+    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+    open_.cell[2] = 0
+    for other in (turned, open_):
+        again = relax_one(other, EMT(), fmax=1e-3).atoms
+        np.testing.assert_allclose(again.cell.lengths()[:2], expected.cell.lengths()[:2], atol=1e-4)
+        assert again.cell.lengths()[2] == pytest.approx(other.cell.lengths()[2])
+    assert "stress" not in again.calc.results  # without a volume
+    wire = Atoms("Cu", cell=[9, 2.6, 9], pbc=[False, True, False])
+    found = relax_one(wire, EMT(), fmax=1e-3)
+    assert found.is_converged
+    assert found.atoms.cell.lengths()[1] < 2.5
+    assert list(found.atoms.cell.lengths()[[0, 2]]) == [9, 9]
 
 
 @pytest.mark.usefixtures("pictures")
@@ -275,7 +301,7 @@ def test_every_structure_of_files_is_a_row(saved: str, tmp_path: Path, capsys: p
     assert "0 done, 2 were there already, 3 failed" in capsys.readouterr().out
     assert (out / "relax.csv").read_bytes() == before
     assert cli.main([*command[:-3], "40"]) == 2
-    assert "is no table of this model" in capsys.readouterr().err
+    assert "relax.csv' exists and is a table with steps = 30 in place of 40" in capsys.readouterr().err
 
 
 def test_dynamics_of_files(saved: str, tmp_path: Path) -> None:
