@@ -16,7 +16,7 @@ from typing import Any
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import read_json, truncate_after_last_record, write_json, write_table
 
-__all__ = ["ABOUT", "WEIGHTS", "modified", "open_table", "warn_of_newer"]
+__all__ = ["ABOUT", "WEIGHTS", "check_own_output", "modified", "open_table", "warn_of_newer"]
 
 ABOUT = ".model.json"  # behind the table's name
 WEIGHTS = "sha256_of_weights"  # what it says of the model
@@ -36,7 +36,7 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
     Raises:
         ValueError: if there is another table, or any other file, or a row that has not as many cells as the header.
     """
-    beside = out.with_name(out.name + ABOUT)
+    beside = _about(out)
     if not out.exists():
         write_json(beside, about)
         write_table(out, [header])
@@ -62,6 +62,23 @@ def open_table(out: Path, header: Sequence[str], about: Mapping[str, Any]) -> di
     return rows
 
 
+def check_own_output(folder: str | Path, table: str, columns: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Raise ValueError if a folder has files of the names that a command writes, and they are not its own.
+
+    Args:
+        folder: where it writes.
+        table: its CSV.
+        columns: the first ones of that.
+        others: what else it writes.
+    """
+    made = Path(folder) / table
+    if made.is_file() and (_first_row(made) or [])[: len(columns)] == list(columns) and not _about(made).exists():
+        return
+    there = [name for name in (table, *others) if (Path(folder) / name).exists()]
+    if there:
+        raise PrismError(f"{str(folder)!r} has another {there[0]}, which would be replaced; give another folder")
+
+
 def _difference(had: Any, about: Mapping[str, Any]) -> str:
     """Say how what a table is of differs from what is wanted."""
     if isinstance(had, dict) and had.keys() == about.keys() and had.get(WEIGHTS) == about.get(WEIGHTS):
@@ -69,6 +86,10 @@ def _difference(had: Any, about: Mapping[str, Any]) -> str:
         if others:
             return f"a table with {', '.join(others)}"
     return "no table of this model"
+
+
+def _about(table: Path) -> Path:
+    return table.with_name(table.name + ABOUT)
 
 
 def modified(name: str | Path) -> float:

@@ -328,6 +328,10 @@ def test_embed_writes_features_a_table_and_a_map(run: Path, tmp_path: Path, caps
     assert (out / "map.png").stat().st_size > 5000
     assert cli.main(["embed", str(tmp_path / "none.cif"), "--model", str(run / "model"), "--out", str(out)]) == 2
     assert "no structure was described; " in capsys.readouterr().err
+    (out / "embed.csv").write_text("mine")
+    assert cli.main(["embed", str(tmp_path / "some.extxyz"), "--model", str(run / "model"), "--out", str(out)]) == 2
+    assert "has another embed.csv, which would be replaced" in capsys.readouterr().err
+    assert (out / "embed.csv").read_text() == "mine"
 
 
 def test_explain_says_what_an_answer_is_made_of(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,9 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.files import locked, replaced, write_table
     from prism_plugin.prediction import formula_and_size
     from prism_plugin.pretrained import load
+    from prism_plugin.tables import check_own_output
 
+    check_own_output(arguments.out, "embed.csv", ("name", "formula", "atoms"), ("features.npz", "map.png"))
     model = load(arguments.model).to(find_device(arguments.device))
     found = [(name, frame, reason) for name, frame, _, _, reason in examined(arguments.files, model)]
     good = [(name, frame) for name, frame, reason in found if not reason]

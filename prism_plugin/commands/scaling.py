@@ -40,9 +40,11 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.devices import find_device
     from prism_plugin.edge_counts import count_edges, fit_edges, format_fits, write_scaling
     from prism_plugin.pretrained import load
+    from prism_plugin.tables import check_own_output
 
     if arguments.seed < 0:
         raise PrismError(f"--seed must be at least 0, got {arguments.seed}")
+    check_own_output(arguments.out, "edges.csv", ("atoms", "atomistic"), ("fits.json", "edges.png"))
     model = load(arguments.model).to(find_device(arguments.device))
     structures = list(read_structures(arguments.files))
     if 0 < arguments.crystals < len(structures):

@@ -82,7 +82,8 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
     Args:
         atoms: a crystal; it is relaxed first.
         calculator: what computes.
-        folder: gets ``elastic.csv`` (the tensor in Voigt's notation, GPa) and ``elastic.png``.
+        folder: gets ``elastic.csv`` (the tensor in Voigt's notation, GPa, in the axes of the IEEE standard of 1987, as
+            the Materials Project has it: of a cubic crystal along the edges of the cube) and ``elastic.png``.
         fmax: of the relaxations, eV/Å.
 
     Returns:
@@ -106,7 +107,7 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
     with _reported("no elastic constants"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", LOGARITHM)
         found = calculation.calc(atoms)
-    tensor = np.asarray(found["elastic_tensor"].voigt)
+    tensor = np.asarray(found["elastic_tensor"].convert_to_ieee(found["structure"], initial_fit=False).voigt)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "elastic.csv", [[f"{value:.6g}" for value in row] for row in tensor])
     plot_elastic(tensor, folder / "elastic.png")

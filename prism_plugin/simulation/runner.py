@@ -103,8 +103,15 @@ def run_files(
         How many are ``"done"``, ``"kept"`` from before, and ``"failed"`` (now or before).
 
     Raises:
-        ValueError: if another process is at the table, or it is another model's or of other settings.
+        ValueError: if another process is at the table, it is another model's or of other settings, or ``out`` is among
+            the folders of structures.
     """
+    paths = list(paths)
+    if any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths):
+        raise PrismError(
+            f"{str(out)!r} is the folder of the structures, where results would be structures of the next call; give "
+            "another one for them"
+        )
     out.mkdir(parents=True, exist_ok=True)
     table = out / f"{run.verb}.csv"
     digests = sorted(weights_digest(model.state_dict()) for model in calculator.models)

@@ -23,7 +23,7 @@ from prism_plugin.model import PRISM
 from prism_plugin.pretrained import gives_energy
 from prism_plugin.schema import as_dict
 from prism_plugin.settings import TrainingSettings
-from prism_plugin.tables import ABOUT
+from prism_plugin.tables import check_own_output
 from prism_plugin.tasks import Task, task_of_records
 from prism_plugin.tasks.potential import predict_potential
 from prism_plugin.tasks.scores import Scores
@@ -195,16 +195,13 @@ def evaluate(
         (:func:`~prism_plugin.tasks.potential.score_potential`).
 
     Raises:
-        ValueError: if the folder is that of a run or has a table of ``prism predict``, a crystal is bad or has an
-            element that the model does not know, there is none, or a class is neither 0 nor 1.
+        ValueError: if the folder is that of a run or has other files of these names, a crystal is bad or has an element
+            that the model does not know, there is none, or a class is neither 0 nor 1.
     """
     folder = Path(folder)
     if (folder / SETTINGS).exists() or (folder / CHECKPOINTS).exists():
         raise PrismError(f"{str(folder)!r} is the folder of a run, whose predictions are kept; give another one")
-    if (folder / f"predictions.csv{ABOUT}").exists():
-        raise PrismError(
-            f"{str(folder)!r} has a table of prism predict of this name, predictions.csv; give another one"
-        )
+    check_own_output(folder, "predictions.csv", ("split", "name"), ("parity.png", "classes.png", "elements.png"))
     records = [record for of_part in parts.values() for record in of_part]
     task = task_of_records(model, records)
     check_crystals_of(model, records)

@@ -315,6 +315,11 @@ def test_prism_scaling_writes_table_fits_and_picture(tmp_path, capsys) -> None:
     assert len(read(tmp_path / "out" / "edges.csv")) == 5
     assert json.loads((tmp_path / "out" / "fits.json").read_text())["multiscale"]["per_atom"] == 2
     assert (tmp_path / "out" / "edges.png").stat().st_size > 20_000
+    assert cli.main(command) == 0  # its own are replaced
+    capsys.readouterr()
+    (tmp_path / "out" / "edges.csv").unlink()
+    assert cli.main(command) == 2
+    assert "has another fits.json, which would be replaced; give another folder" in capsys.readouterr().err
     (tmp_path / "bad.cif").write_text("no")
     assert cli.main(["scaling", str(tmp_path / "bad.cif"), "--out", str(tmp_path / "no")]) == 2
     assert "bad.cif cannot be read" in capsys.readouterr().err

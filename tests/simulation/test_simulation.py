@@ -84,10 +84,15 @@ def test_moduli_of_copper(tmp_path: Path) -> None:
     assert curve["bulk modulus (GPa)"] == pytest.approx(134, abs=3)
     assert curve["R^2"] > 0.999
     assert len(rows_of(tmp_path / "eos.csv")) == 11
-    moduli = elastic_constants(bulk("Cu", a=3.7), EMT(), tmp_path)
+    turned = bulk("Cu", a=3.7)
+    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+    moduli = elastic_constants(turned, EMT(), tmp_path)
     assert moduli["bulk modulus (GPa)"] == pytest.approx(curve["bulk modulus (GPa)"], rel=0.03)
     tensor = np.loadtxt(tmp_path / "elastic.csv", delimiter=",")
-    c11, c12, c44 = tensor[0, 0], tensor[0, 1], tensor[3, 3]  # cubic; in the primitive cell's usual orientation
+    c11, c12, c44 = tensor[0, 0], tensor[0, 1], tensor[3, 3]  # cubic, along its edges
+    np.testing.assert_allclose(tensor[:3, :3], c12 + (c11 - c12) * np.eye(3), atol=2)
+    np.testing.assert_allclose(tensor[3:, 3:], c44 * np.eye(3), atol=2)
+    np.testing.assert_allclose(tensor[:3, 3:], 0, atol=2)
     assert (c11 + 2 * c12) / 3 == pytest.approx(moduli["bulk modulus (GPa)"], rel=1e-3)
     np.testing.assert_allclose(tensor, tensor.T, atol=2)
     assert 0 < c44 < c11
@@ -300,6 +305,8 @@ def test_every_structure_of_files_is_a_row(saved: str, tmp_path: Path, capsys: p
     assert cli.main(command) == 0
     assert "0 done, 2 were there already, 3 failed" in capsys.readouterr().out
     assert (out / "relax.csv").read_bytes() == before
+    assert cli.main(["relax", str(tmp_path), "--out", str(tmp_path), "--model", saved]) == 2
+    assert "is the folder of the structures" in capsys.readouterr().err
     assert cli.main([*command[:-3], "40"]) == 2
     assert "relax.csv' exists and is a table with steps = 30 in place of 40" in capsys.readouterr().err
 

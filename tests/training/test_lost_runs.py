@@ -272,10 +272,19 @@ def test_files_of_others_are_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds settings\.json, and no checkpoint"):
         train(settings(1), PARTS, tmp_path, progress=False)
     (tmp_path / "settings.json").unlink()
-    (tmp_path / "config.json").rename(tmp_path / "predictions.csv")
-    (tmp_path / "predictions.csv.model.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"has a table of prism predict of this name"):
-        evaluate(small_model(), PARTS, tmp_path, progress=False)
+    (tmp_path / "config.json").unlink()
+    mine, table = tmp_path / "parity.png", tmp_path / "predictions.csv"
+    for name, text in ((mine, "mine"), (table, "mine"), (table, "split,name,atoms\n")):
+        name.write_text(text)
+        if text != "mine":  # it could be a table of prism evaluate, if it were not one of prism predict
+            (tmp_path / "predictions.csv.model.json").write_text("{}")
+        with pytest.raises(ValueError, match=rf"has another {name.name}, which would be replaced; give another folder"):
+            evaluate(small_model(), PARTS, tmp_path, progress=False)
+        assert name.read_text() == text
+        name.unlink()
+    (tmp_path / "predictions.csv.model.json").unlink()
+    for _ in range(2):  # its own are replaced
+        evaluate(small_model(), PARTS, tmp_path / "new", progress=False)
 
 
 def test_nodes_need_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
