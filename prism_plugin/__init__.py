@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prism_plugin.simulation.relaxation import relax
     from prism_plugin.training.fit import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 one_number_of_threads()
 

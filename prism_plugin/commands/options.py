@@ -43,7 +43,7 @@ def add_options(group: Any, cls: type, names: Collection[str], more: Mapping[str
         group: a parser or a group of one.
         cls: the class of options.
         names: of its fields, in this order.
-        more: further help by name, such as examples.
+        more: further help by name, such as examples, or what is taken "if not given" in place of the default.
     """
     fields = described(cls)
     hints = get_type_hints(cls, include_extras=True)
@@ -62,7 +62,7 @@ def add_options(group: Any, cls: type, names: Collection[str], more: Mapping[str
             shown = {True: "yes", False: "no"}[default]
         else:
             how = {"type": kind, "metavar": extra.get("metavar", name.upper())}
-        if shown not in ("", None):
+        if shown not in ("", None) and "if not given" not in about:
             about += f" (default: {shown})"
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, help=about.replace("%", "%%"), **how)
 

@@ -36,11 +36,13 @@ _EXAMPLES = {
     "epochs": "; 40 for a property, 60 for a potential, if not given",
     "batch_size": "; 16 for a property, 4 for a potential, if not given",
     "optimizer": "; muon, if not given",
+    "lr": "; if not given 4e-3 for a property, 2e-2 for a potential, lower with --init; another optimizer's own",
     "options": ", for example --option weight_decay=0.01 with adamw-schedulefree, --option accumulate=2 with elra, "
     "like=adam with rod-flow (docs/rod_flow.md); may be repeated",
     "model": ", for example --set dim=128 --set cutoff=6.0; may be repeated",
     "weights": ", for example --weight energy=50; may be repeated",
-    "clip": "; 1, if not given",
+    "clip": "; 1 with muon, if not given",
+    "batchnorm_batches": "; 100 for a property, if not given",
 }
 
 

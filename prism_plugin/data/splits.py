@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from prism_plugin.data.records import Record
-from prism_plugin.errors import PrismError
+from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text
 
 __all__ = ["SPLITS", "assign_splits", "split_records"]
@@ -66,13 +68,16 @@ def split_records(
         records: if all of them name their split, that is taken.
         seed: of the shuffle, where none does.
         fractions: parts of train and val; the rest is test. A crystal with an element that no training crystal has
-            goes to train, whatever its turn.
+            goes to train, whatever its turn; where a name or a crystal (to 1e-4 Å, as it is written) comes again, all
+            are in one part.
 
     Raises:
-        ValueError: if only some records name a split, a name is in two parts, or train or val would be empty.
+        ValueError: if only some records name a split, a name is in two parts, or train or val would be empty. A crystal
+            that is in two parts, or comes again, is warned of.
     """
     if seed < 0:
         raise PrismError(f"a seed is a whole number of at least 0, got {seed}")
+    crystals = [_as_written(record.atoms) for record in records]
     named = sum(record.split is not None for record in records)
     if 0 < named < len(records):
         raise PrismError(f"{len(records) - named} of {len(records)} rows name no split; let all name one, or none")
@@ -82,18 +87,27 @@ def split_records(
             parts[str(record.split)].append(record)
     else:
         order = np.random.default_rng(seed).permutation(len(records))
-        train = int(fractions[0] * len(records))
-        val = max(1, int(fractions[1] * len(records)))
+        leader: dict[str | bytes, int] = {}  # of a name or a crystal: who has it first
+        groups: dict[int, list[Record]] = {}
+        for index in order:
+            record, crystal = records[index], crystals[index]
+            first = leader.get(record.name, leader.get(crystal, index))
+            leader.setdefault(record.name, first)
+            leader.setdefault(crystal, first)
+            groups.setdefault(first, []).append(record)
+        train = int(fractions[0] * len(groups))
+        val = max(1, int(fractions[1] * len(groups)))
         known: set[str] = set()
-        for rank, index in enumerate(order):
-            elements = set(records[index].atoms.symbols)
+        for rank, group in enumerate(groups.values()):
+            elements = {symbol for record in group for symbol in record.atoms.symbols}
             split = "train" if rank < train else "val" if rank < train + val else "test"
             if not elements <= known:
                 split = "train"  # what no training crystal has, no model learns
             if split == "train":
                 known |= elements
-            parts[split].append(records[index])
-    _check_twins(parts)
+            parts[split] += group
+    _check_names(parts)
+    _warn_of_twins(parts, {id(record): crystal for record, crystal in zip(records, crystals, strict=True)})
     for split in ("train", "val"):
         if not parts[split]:
             remedy = (
@@ -103,7 +117,31 @@ def split_records(
     return parts
 
 
-def _check_twins(parts: Mapping[str, Sequence[Record]]) -> None:
+def _as_written(atoms: Atoms) -> bytes:
+    """Return what crystals that are written alike have in common."""
+    numbers = (np.round(array, 4) + 0.0 for array in (atoms.cell.array, atoms.positions))
+    parts = (atoms.numbers.astype(np.int64), atoms.pbc, *numbers)
+    return blake2b(b"".join(array.tobytes() for array in parts), digest_size=16).digest()
+
+
+def _warn_of_twins(parts: Mapping[str, Sequence[Record]], crystal_of: Mapping[int, bytes]) -> None:
+    """Warn of crystals that come again, in one part or in two."""
+    first: dict[bytes, tuple[str, str]] = {}
+    within, across = [], []
+    for part, records in parts.items():
+        for record in records:
+            other, where = first.setdefault(crystal_of[id(record)], (record.name, part))
+            if where != part:
+                across.append(f"{record.name!r} of the {part} part is {other!r} of the {where} part")
+            elif other != record.name:
+                within.append(f"{record.name!r} is {other!r}")
+    if across:
+        warn(f"{len(across)} crystals are in two parts ({across[0]}): a model is scored on what it has learned")
+    if within:
+        warn(f"{len(within)} crystals come again within a part ({within[0]}), and count as often")
+
+
+def _check_names(parts: Mapping[str, Sequence[Record]]) -> None:
     """Raise ValueError if a name is in two parts, by which a model would be scored on what it has learned."""
     part_of: dict[str, str] = {}
     for part, records in parts.items():

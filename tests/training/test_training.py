@@ -730,6 +730,36 @@ def test_splits(shared_data) -> None:
         split_records(unnamed[:1])
 
 
+def test_what_comes_again_is_in_one_part() -> None:
+    """A model must not be scored on what it has learned: by name, or as the same crystal under another one."""
+    records = emt_alloys(40)
+    again = [replace(record, name=f"again {record.name}") for record in records]
+    with pytest.warns(UserWarning, match=r"40 crystals come again within a part \('.*' is '.*'\), and count as often"):
+        parts = split_records([*records, *again], seed=2)
+    part_of = {record.name: part for part, some in parts.items() for record in some}
+    assert all(part_of[record.name] == part_of[f"again {record.name}"] for record in records)
+    assert all(parts.values())
+    moved = [replace(record, atoms=shifted(record.atoms)) for record in records]  # other crystals of the same names
+    part_of = {}
+    for part, some in split_records([*records, *moved], seed=2).items():
+        assert all(part_of.setdefault(record.name, part) == part for record in some)
+    named = [
+        replace(again[0], split="test"),
+        *(replace(one, split="train" if n else "val") for n, one in enumerate(records)),
+    ]
+    with pytest.warns(
+        UserWarning, match=r"1 crystals are in two parts \('again .*' of the test part is '.*' of the val"
+    ):
+        split_records(named)
+
+
+def shifted(atoms: Atoms) -> Atoms:
+    """Another crystal: its atoms are moved a little."""
+    other = atoms.copy()
+    other.rattle(0.05, seed=0)
+    return other
+
+
 def test_emt_alloys_are_reproducible_and_physical() -> None:
     first, second = emt_alloys(30, seed=4), emt_alloys(30, seed=4)
     assert [r.target for r in first] == [r.target for r in second]
