@@ -223,4 +223,6 @@ def _refusal(name: str, hint: Any, value: Any, error: Mapping[str, Any]) -> str:
         choices = part if get_origin(part) is Literal else choices
     if choices is not None:
         return f"unknown {name} {value!r}; choose one of: {', '.join(map(repr, get_args(choices)))}"
-    return f"{name} must be {wanted(hint)}, got {value!r}"
+    what = wanted(hint)
+    one = f"; of one write ({value!r},)" if what.startswith("a tuple") and isinstance(value, str) else ""
+    return f"{name} must be {what}, got {value!r}{one}"

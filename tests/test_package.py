@@ -111,7 +111,7 @@ def test_doctests(name: str) -> None:
     [
         ("README.md", 1),
         ("docs/index.md", 1),
-        ("docs/tutorials/screen.md", 1),
+        ("docs/tutorials/screen.md", 2),
         ("docs/tutorials/train.md", 1),
         ("docs/tutorials/relax.md", 1),
         ("docs/tutorials/optimizers.md", 2),

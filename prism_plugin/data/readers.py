@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from prism_plugin.data.frame import Frame, Read, reason_of
 from prism_plugin.data.records import Record
 from prism_plugin.data.shards import is_shard_folder, read_shards
 from prism_plugin.data.splits import SPLITS
-from prism_plugin.data.structure_files import read_frames, read_only_frame
+from prism_plugin.data.structure_files import NAMES, read_frames, read_only_frame
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown
 from prism_plugin.tasks import task_of_target
@@ -126,6 +127,11 @@ def _gather(rows: Iterator[Read], path: Path, target: str, skip_missing: bool, k
         )
     if not records:
         raise PrismError(f"{shown(path)}: there is no crystal in it")
+    if missing:
+        warn(f"{shown(path)}: {len(missing)} of {len(missing) + len(records)} rows are left out: no {wanted}")
+    unread = [key for key in there if re.search("stress|virial", key, re.IGNORECASE)]
+    if unread and not task.one_number and all(record.stress is None for record in records):
+        warn(f"{shown(path)}: no stress is read, and there are: {', '.join(unread)}; name it by --stress-key")
     for doubt, count in doubts.items():
         warn(f"{shown(path)}: {count} of {len(records) + len(missing)} structures: {doubt}")
     _warn_of_twins(path, records)
@@ -164,7 +170,10 @@ def _number(value: Any, place: str, target: str) -> float:
 
 
 def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
-    """Read a table of structure files and targets; without the need of a header it has two columns."""
+    """Read a table of structure files, or of structures as CIF in a column ``cif``, and targets.
+
+    Without the need of a header it has two columns.
+    """
     with open_text(path) as file:
         try:
             lines = [(number, row) for number, row in enumerate(csv.reader(file, strict=True), start=1) if any(row)]
@@ -183,22 +192,44 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
             )
     if len(set(columns)) < len(columns):
         raise PrismError(f"{shown(path)}: a column stands twice: {', '.join(columns)}")
+    text = None  # the column that has structures and not their files, as those of CDVAE and its kin
+    for column in (one for one in columns if one.lower() == "cif"):
+        if any("data_" in cell for _, row in lines for cell in row[columns.index(column) :][:1]):
+            text = column
     files: dict[Path, int] = {}
     for number, row in lines:
         place = f"{path.name}, line {number}"
         if len(row) != len(columns):
             what = "a file and a target are needed" if len(columns) == 2 else f"{len(columns)} cells are needed"
             raise PrismError(f"{place}: {what}, got {','.join(row)!r}")
+        values = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
+        if text is not None:
+            name = next((values[column] for column in NAMES if column in values), row[0].strip())
+            yield _from_text(values.pop(text), place, name, values)
+            continue
         name = row[0].strip()
         found = next((one for one in (path.parent / name, path.parent / f"{name}.cif") if one.is_file()), None)
         if found is None:
             raise PrismError(f"{place}: there is no {name!r} and no '{name}.cif' in {shown(path.parent)!r}")
-        values = {column: cell.strip() for column, cell in zip(columns[1:], row[1:], strict=True)}
+        del values[columns[0]]
         if found in files:
             raise PrismError(f"{place}: {shown(found.name)} stands in line {files[found]} already")
         files[found] = number
         frame = read_only_frame(found)
         yield Frame(f"{place} ({shown(found.name)})", name, frame.atoms, values, frame.doubts)
+
+
+def _from_text(text: str, place: str, name: str, values: Mapping[str, Any]) -> Frame:
+    """Read a structure that stands in a cell as the text of a CIF."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cell.cif"
+        file.write_text(text, encoding="utf-8")
+        try:
+            frame = read_only_frame(file)
+        except ValueError as error:
+            reason = reason_of(error).removeprefix(f"{file.name} ")
+            raise PrismError(f"{place} ({name}): the CIF in it {reason}") from error
+    return Frame(f"{place} ({name})", name, frame.atoms, values, frame.doubts)
 
 
 def _is_header(folder: Path, row: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import re
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from io import StringIO
 from pathlib import Path
@@ -39,7 +39,7 @@ __all__ = ["is_series", "read_frames", "read_only_frame", "read_structure_file",
 
 _SERIES = (".jsonl", ".extxyz", ".xyz", ".db", ".traj")
 _MOLECULE = "the file has no lattice: taken as a molecule"
-_NAMES = ("id", "name", "material_id", "entry_id")
+NAMES = ("id", "name", "material_id", "entry_id")
 _LABEL = re.compile("energy|force|stress|virial", re.IGNORECASE)
 # Keys and quoted values of a comment line of extended XYZ.
 _KEY = r"""(?:"[^"=]*"|[^\s="'{\[]+)"""
@@ -149,7 +149,7 @@ def _jsonl(path: Path) -> Iterator[Read]:
 def _name_in(values: Mapping[str, Any], number: int) -> str:
     """Return what a structure is called by its values; its number where it has no name."""
     return next(
-        (str(values[name]) for name in _NAMES if isinstance(values.get(name), (str, int, np.integer))), str(number)
+        (str(values[name]) for name in NAMES if isinstance(values.get(name), (str, int, np.integer))), str(number)
     )
 
 
@@ -240,7 +240,7 @@ def _extxyz(path: Path) -> Iterator[Read]:
             else:
                 # Over an underscore in a number Python reads: whoever wants one is to see it as it is written.
                 raw = {
-                    name: word for name, word in words.items() if name in (*_NAMES, "split") or _UNDERSCORE.search(word)
+                    name: word for name, word in words.items() if name in (*NAMES, "split") or _UNDERSCORE.search(word)
                 }
                 yield _frame(place, number, atoms, {**_values_of(atoms), **raw})
 
@@ -348,6 +348,8 @@ def _json(path: Path) -> Iterator[Read]:
             yield from _db(plain, shown(path.name))
         return
     items = content if isinstance(content, list) else [content]
+    if isinstance(content, dict) and not {"sites", "structure"} & content.keys() and _are_structures(content.values()):
+        items = [{"id": name, **(one if "structure" in one else {"structure": one})} for name, one in content.items()]
     for number, item in enumerate(items, start=1):
         place = f"{shown(path.name)}, structure {number}"
         try:
@@ -360,6 +362,10 @@ def _json(path: Path) -> Iterator[Read]:
             yield Frame(place, _name_in(values, number), as_atoms(structure), values, doubts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield PrismError(f"{place}: {reason_of(error)}")
+
+
+def _are_structures(values: Collection[Any]) -> bool:
+    return bool(values) and all(isinstance(one, dict) and {"sites", "structure"} & one.keys() for one in values)
 
 
 def _from_pymatgen(content: Mapping[str, Any]) -> IStructure | IMolecule:

@@ -28,6 +28,7 @@ from prism_plugin.data.frame import as_atoms
 from prism_plugin.defaults import DEFAULT_POTENTIAL, POTENTIALS
 from prism_plugin.errors import OF_A_STRUCTURE, PrismError, warn
 from prism_plugin.model import PRISM
+from prism_plugin.pretrained import gives_energy
 
 __all__ = [
     "LOGARITHM",
@@ -93,6 +94,9 @@ def potential_calculator(model: Any, device: str = "auto", dtype: str = "auto") 
     """
     calculator = PRISMCalculator(model, device=device, dtype=dtype)
     if not calculator.learned_forces:
+        other = next((one for one in calculator.models if not gives_energy(one)), None)
+        if other is not None:
+            raise PrismError(f"this model predicts {other.target}, which is no energy: take a potential {POTENTIALS}")
         raise PrismError(
             "this model was trained on relaxed crystals, and what relaxes or moves with its gradients ends far from "
             f"where it should: take a potential {POTENTIALS}"

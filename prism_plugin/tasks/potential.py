@@ -127,7 +127,8 @@ class Potential(Task):
         """Return what a row must have, and a hint for data in which no row has it."""
         return (
             "pair 'energy' and 'forces'",
-            "; for energies alone: --target energy --unit eV --set readout=sum",
+            "; where they have other names: --energy-key NAME --forces-key NAME (and --stress-key NAME); for energies "
+            "alone: --target energy --unit eV --set readout=sum",
         )
 
     def check_records(self, settings: TrainingSettings, parts: Mapping[str, Sequence[Record]]) -> None:

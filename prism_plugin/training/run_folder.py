@@ -72,8 +72,11 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in free)
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
+        why = (
+            " (its rate follows a schedule of that length; go on from its model: --init)" if "epochs" in changed else ""
+        )
         raise PrismError(
-            f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data"
+            f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data{why}"
         )
     last, saved = found
     callbacks, begun = saved["callbacks"], int(saved["epoch"]) + 1

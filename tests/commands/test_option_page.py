@@ -56,6 +56,11 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
         (TrainingSettings, {"epochs": True}, "epochs must be a whole number of at least 1, got True"),
         (TrainingSettings, {"epochs": "3"}, "epochs must be a whole number of at least 1, got '3'"),
         (TrainingSettings, {"rotate": 1}, "rotate must be True or False, got 1"),
+        (
+            ModelOptions,
+            {"experts": "cell"},
+            r"experts must be a tuple, each a text, got 'cell'; of one write \('cell',\)",
+        ),
         (TrainingSettings, {"weights": {"energy": -1.0}}, "the value of 'energy' in weights must be a number of at le"),
         (TrainingSettings, {"model": {"dmi": 3}}, "unknown model argument 'dmi'; did you mean 'dim'"),
         (TrainingSettings, {"model": {"dim": 1}}, "dim must be a whole number of at least 2 and at most 4096, got 1"),

@@ -30,6 +30,8 @@ def _file(path: Path, key: str, values: list[float], split: str | None = None) -
     return path
 
 
+# One crystal with several labels.
+@pytest.mark.filterwarnings("ignore:.*crystals (are in two parts|come again)")
 def test_targets_are_made_of_the_values_of_a_file(tmp_path: Path) -> None:
     gaps = _file(tmp_path / "gaps.jsonl", "gap_pbe", [0.0, 1e-3, 4.0], split="train")
     assert [record.target for record in read_target(gaps, "metal")] == [1, 0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -227,7 +228,11 @@ def test_more_doors_for_data(tmp_path: Path) -> None:
     for name in ("x.json", "y.json.gz"):
         records = read_records(tmp_path / name, "gap")
         assert [(record.name, record.target) for record in records] == [("mp-1", 5.0), ("mp-2", 4.0)]
-    assert read_records(tmp_path / "x.json", "energy", skip_missing=True)[0].target == -6.5
+    with pytest.warns(UserWarning, match=r"x\.json: 1 of 2 rows are left out: no target 'energy'"):
+        assert read_records(tmp_path / "x.json", "energy", skip_missing=True)[0].target == -6.5
+    for named in ({"a": plain, "b": entry.as_dict()}, {"mp-2": salt.as_dict()}):
+        (tmp_path / "named.json").write_text(json.dumps(named))
+        assert [one.name for one in read_frames(tmp_path / "named.json")] == [*named]
     with ase.db.connect(tmp_path / "x.db") as rows:
         rows.write(bulk("Cu"), gap=0.5, name="cu")
     ((name, target),) = [(record.name, record.target) for record in read_records(tmp_path / "x.db", "gap")]
@@ -279,7 +284,8 @@ def test_words_for_nothing_are_missing(word: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"file,gap\na,1.0\nb.cif,{word}\n")
     with pytest.raises(ValueError, match="missing in 1 of 2 rows"):
         read_records(tmp_path / "t.csv", "gap")
-    assert len(read_records(tmp_path / "t.csv", "gap", skip_missing=True)) == 1
+    with pytest.warns(UserWarning, match="1 of 2 rows are left out"):
+        assert len(read_records(tmp_path / "t.csv", "gap", skip_missing=True)) == 1
 
 
 def test_keys_that_are_there_are_listed(tmp_path: Path) -> None:
@@ -716,6 +722,28 @@ def test_a_file_that_stands_twice_in_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,gap,gap\na,1.0,2.0\n")
     with pytest.raises(ValueError, match="a column stands twice"):
         read_records(tmp_path / "t.csv", "gap")
+
+
+def test_structures_can_stand_in_a_table(tmp_path: Path) -> None:
+    """As those of CDVAE and MP-20 do: a column of CIFs, the first one a number."""
+    salts = [Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Na", "Cl"], [[0] * 3, [0.5] * 3]) for a in (5, 6)]
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["", "material_id", "gap", "cif"])
+        rows.writerows([number, f"mp-{number}", 0.5, salt.to(fmt="cif")] for number, salt in enumerate(salts))
+    records = read_records(tmp_path / "t.csv", "gap")
+    assert [(one.name, one.target) for one in records] == [("mp-0", 0.5), ("mp-1", 0.5)]
+    for record, salt in zip(records, salts, strict=True):
+        assert record.atoms.get_volume() == pytest.approx(salt.volume)
+        assert len(record.atoms) == 8
+    with open(tmp_path / "t.csv", "a", newline="") as file:
+        csv.writer(file).writerow([2, "mp-2", 1.0, "data_x\nnothing"])
+    with pytest.raises(ValueError, match=r"line \d+ \(mp-2\): the CIF in it cannot be read: there is no structure"):
+        read_records(tmp_path / "t.csv", "gap")
+    for number, salt in enumerate(salts):  # a column of that name that has files
+        salt.to(str(tmp_path / f"{number}.cif"))
+    (tmp_path / "t.csv").write_text("cif,gap\n0.cif,1.0\n1,2.0\n")
+    assert [one.name for one in read_records(tmp_path / "t.csv", "gap")] == ["0.cif", "1"]
 
 
 def test_two_parsers_that_differ_are_a_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

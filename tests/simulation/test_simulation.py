@@ -279,6 +279,8 @@ def test_structures_that_relax_are_taken_as_there_is_room(potential: PRISMPotent
 def test_a_model_without_forces_relaxes_nothing() -> None:
     with pytest.raises(ValueError, match=r"trained on relaxed crystals.*take a potential"):
         relax(bulk("Si"), small_model(target="e", unit="eV/atom"))
+    with pytest.raises(ValueError, match=r"this model predicts gap, which is no energy: take a potential"):
+        relax(bulk("Si"), small_model(target="gap", unit="eV"))
 
 
 @pytest.mark.usefixtures("pictures")

@@ -588,7 +588,24 @@ def test_rows_without_forces_can_be_left_out(tmp_path) -> None:
     write(tmp_path / "a.extxyz", frames)
     with pytest.raises(ValueError, match=r"the pair 'energy' and 'forces' is missing in 1 of 4 rows .*frame 2"):
         read_records(tmp_path / "a.extxyz", PES)
-    assert [record.name for record in read_records(tmp_path / "a.extxyz", PES, skip_missing=True)] == ["1", "3", "4"]
+    with pytest.warns(UserWarning, match="1 of 4 rows are left out: no pair 'energy' and 'forces'"):
+        records = read_records(tmp_path / "a.extxyz", PES, skip_missing=True)
+    assert [record.name for record in records] == ["1", "3", "4"]
+
+
+def test_a_stress_of_another_name_is_not_passed_over_in_silence(tmp_path) -> None:
+    frames = [bulk("Cu"), bulk("Al")]
+    for atoms in frames:
+        atoms.info |= {"REF_energy": -3.0, "REF_stress": np.zeros(9)}
+        atoms.arrays["REF_forces"] = np.zeros((1, 3))
+    write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(ValueError, match="where they have other names: --energy-key NAME --forces-key NAME"):
+        read_records(tmp_path / "a.extxyz", PES)
+    keys = {"energy": "REF_energy", "forces": "REF_forces"}
+    with pytest.warns(UserWarning, match="no stress is read, and there are: REF_stress; name it by --stress-key"):
+        read_records(tmp_path / "a.extxyz", PES, keys=keys)
+    records = read_records(tmp_path / "a.extxyz", PES, keys={**keys, "stress": "REF_stress"})
+    assert all(record.stress is not None for record in records)
 
 
 @pytest.mark.parametrize(

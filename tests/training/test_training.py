@@ -702,7 +702,8 @@ def test_bad_files_are_refused(tmp_path) -> None:
 
 def test_missing_targets_can_be_skipped(tmp_path) -> None:
     write_rows(tmp_path / "data.jsonl", [ROW, {**ROW, "e": None}])
-    assert len(read_records(tmp_path / "data.jsonl", "e", skip_missing=True)) == 1
+    with pytest.warns(UserWarning, match="1 of 2 rows are left out: no target 'e'"):
+        assert len(read_records(tmp_path / "data.jsonl", "e", skip_missing=True)) == 1
 
 
 def test_a_bad_crystal_is_named() -> None:
