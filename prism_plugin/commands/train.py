@@ -33,7 +33,7 @@ _HOW = (
     "batchnorm_batches",
 )
 _EXAMPLES = {
-    "epochs": "; 40 for a property, 60 for a potential, if not given",
+    "epochs": "; 40 for a property (10 for that of the initial model), 60 for a potential, if not given",
     "batch_size": "; 16 for a property, 4 for a potential, if not given",
     "optimizer": "; muon, if not given",
     "lr": "; if not given 4e-3 for a property, 2e-2 for a potential, lower with --init; another optimizer's own",
@@ -42,7 +42,7 @@ _EXAMPLES = {
     "model": ", for example --set dim=128 --set cutoff=6.0; may be repeated",
     "weights": ", for example --weight energy=50; may be repeated",
     "clip": "; 1 with muon, if not given",
-    "batchnorm_batches": "; 100 for a property, if not given",
+    "batchnorm_batches": "; 100 for a property without --init, if not given",
 }
 
 

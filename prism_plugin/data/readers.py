@@ -129,12 +129,13 @@ def _gather(rows: Iterator[Read], path: Path, target: str, skip_missing: bool, k
         raise PrismError(f"{shown(path)}: there is no crystal in it")
     if missing:
         warn(f"{shown(path)}: {len(missing)} of {len(missing) + len(records)} rows are left out: no {wanted}")
-    unread = [key for key in there if re.search("stress|virial", key, re.IGNORECASE)]
+    read = (keys.get("stress", "stress"), "virial", "virials")
+    unread = [key for key in there if key not in read and re.search("stress|virial", key, re.IGNORECASE)]
     if unread and not task.one_number and all(record.stress is None for record in records):
         warn(f"{shown(path)}: no stress is read, and there are: {', '.join(unread)}; name it by --stress-key")
     for doubt, count in doubts.items():
         warn(f"{shown(path)}: {count} of {len(records) + len(missing)} structures: {doubt}")
-    _warn_of_twins(path, records)
+    _warn_of_names(path, records)
     return records
 
 
@@ -143,7 +144,7 @@ def _listed(names: Mapping[str, Any]) -> str:
     return ", ".join(name for name in names if name not in ours) or "no values at all"
 
 
-def _warn_of_twins(path: Path, records: Sequence[Record]) -> None:
+def _warn_of_names(path: Path, records: Sequence[Record]) -> None:
     twins = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if twins:
         warn(f"{shown(path)}: {len(twins)} names stand there more than once, for example {twins[0]!r}")
@@ -194,7 +195,7 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
         raise PrismError(f"{shown(path)}: a column stands twice: {', '.join(columns)}")
     text = None  # the column that has structures and not their files, as those of CDVAE and its kin
     for column in (one for one in columns if one.lower() == "cif"):
-        if any("data_" in cell for _, row in lines for cell in row[columns.index(column) :][:1]):
+        if any("\n" in cell and "data_" in cell for _, row in lines for cell in row[columns.index(column) :][:1]):
             text = column
     files: dict[Path, int] = {}
     for number, row in lines:
@@ -204,7 +205,7 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
             raise PrismError(f"{place}: {what}, got {','.join(row)!r}")
         values = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
         if text is not None:
-            name = next((values[column] for column in NAMES if column in values), row[0].strip())
+            name = next((values[column] for column in NAMES if column in values), str(number))
             yield _from_text(values.pop(text), place, name, values)
             continue
         name = row[0].strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from prism_plugin.data.records import Record
 from prism_plugin.errors import PrismError, warn
@@ -87,34 +89,46 @@ def split_records(
             parts[str(record.split)].append(record)
     else:
         order = np.random.default_rng(seed).permutation(len(records))
-        leader: dict[str | bytes, int] = {}  # of a name or a crystal: who has it first
-        groups: dict[int, list[Record]] = {}
-        for index in order:
-            record, crystal = records[index], crystals[index]
-            first = leader.get(record.name, leader.get(crystal, index))
-            leader.setdefault(record.name, first)
-            leader.setdefault(crystal, first)
-            groups.setdefault(first, []).append(record)
-        train = int(fractions[0] * len(groups))
-        val = max(1, int(fractions[1] * len(groups)))
+        train = int(fractions[0] * len(records))
+        val = max(1, int(fractions[1] * len(records)))
         known: set[str] = set()
-        for rank, group in enumerate(groups.values()):
-            elements = {symbol for record in group for symbol in record.atoms.symbols}
-            split = "train" if rank < train else "val" if rank < train + val else "test"
+        placed = 0
+        keys = ((record.name, crystal) for record, crystal in zip(records, crystals, strict=True))
+        for group in _groups(order, keys) if records else ():
+            some = [records[index] for index in group]
+            elements = {symbol for record in some for symbol in record.atoms.symbols}
+            split = "train" if placed < train else "val" if placed < train + val else "test"
+            placed += len(some)
             if not elements <= known:
                 split = "train"  # what no training crystal has, no model learns
             if split == "train":
                 known |= elements
-            parts[split] += group
+            parts[split] += some
     _check_names(parts)
     _warn_of_twins(parts, {id(record): crystal for record, crystal in zip(records, crystals, strict=True)})
     for split in ("train", "val"):
         if not parts[split]:
             remedy = (
-                f"no row has the split {split!r}; mark some, or name no split at all" if named else "give more data"
+                f"no row has the split {split!r}; mark some, or name no split at all"
+                if named
+                else "give more data, or names of their own where many have one: what comes again stays in one part"
             )
             raise PrismError(f"the {split} part is empty ({len(records)} crystals in all): {remedy}")
     return parts
+
+
+def _groups(order: Iterable[int], keys: Iterable[tuple[str, bytes]]) -> list[list[int]]:
+    """Put what has a key in common together, in the order of the first of each."""
+    number: dict[str | bytes, int] = {}
+    links = [(index, number.setdefault(key, len(number))) for index, pair in enumerate(keys) for key in pair]
+    indices, of_keys = np.array(links).T
+    size = 1 + indices[-1] + len(number)
+    graph = coo_array((np.ones(len(links)), (indices, of_keys + 1 + indices[-1])), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    groups: dict[int, list[int]] = {}
+    for index in order:
+        groups.setdefault(component[index], []).append(index)
+    return list(groups.values())
 
 
 def _as_written(atoms: Atoms) -> bytes:

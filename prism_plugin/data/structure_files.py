@@ -349,7 +349,7 @@ def _json(path: Path) -> Iterator[Read]:
         return
     items = content if isinstance(content, list) else [content]
     if isinstance(content, dict) and not {"sites", "structure"} & content.keys() and _are_structures(content.values()):
-        items = [{"id": name, **(one if "structure" in one else {"structure": one})} for name, one in content.items()]
+        items = [{**(one if "structure" in one else {"structure": one}), "id": name} for name, one in content.items()]
     for number, item in enumerate(items, start=1):
         place = f"{shown(path.name)}, structure {number}"
         try:

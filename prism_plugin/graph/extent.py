@@ -141,9 +141,8 @@ class Extent:
             ValueError: if it is damaged.
         """
         with reading_arrays(path) as kept:
-            arrays = (kept[name] for name in ("shortest", "volumes", "margins"))
-            periodic = kept.get("periodic", 0)  # files from before have none
-            return cls(str(kept["digest"]), *arrays, int(periodic))
+            periodic = int(kept.get("periodic", 0))  # files from before have none
+            return cls(str(kept["digest"]), kept["shortest"], kept["volumes"], kept["margins"], periodic)
 
 
 def _contacts(batch: CrystalBatch) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:

@@ -107,7 +107,11 @@ def elastic_constants(atoms: Atoms, calculator: Calculator, folder: Path, fmax: 
     with _reported("no elastic constants"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", LOGARITHM)
         found = calculation.calc(atoms)
-    tensor = np.asarray(found["elastic_tensor"].convert_to_ieee(found["structure"], initial_fit=False).voigt)
+    try:
+        turned = found["elastic_tensor"].convert_to_ieee(found["structure"], initial_fit=False)
+    except ValueError as error:
+        raise PrismError(f"no elastic constants: the IEEE's axes are not found: {error}") from error
+    tensor = np.asarray(turned.voigt)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "elastic.csv", [[f"{value:.6g}" for value in row] for row in tensor])
     plot_elastic(tensor, folder / "elastic.png")

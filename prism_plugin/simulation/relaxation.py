@@ -226,7 +226,7 @@ def relax_one(
         calculator: what computes.
         fmax: largest force at the end, eV/Å; see :func:`relax`.
         steps: most steps.
-        cell: whether the cell relaxes, too.
+        cell: whether the cell relaxes, too, which asks the calculator for a stress if anything is periodic.
 
     Raises:
         ValueError: if it falls apart or collapses, or the calculator refuses it.
@@ -298,15 +298,17 @@ class _Moving:
 
     def __init__(self, start: Atoms, fmax: float, steps: int, cell: bool) -> None:
         self.start, self.atoms = start, start.copy()
-        periodic = start.cell[start.pbc]
-        self.has_cell = bool(cell and start.pbc.any() and np.linalg.matrix_rank(periodic) == len(periodic))
-        self._within = np.linalg.pinv(periodic) @ periodic  # projects on what the periodic vectors span
         self._missing = ~start.cell.any(axis=1)
-        if self.has_cell and self._missing.any():  # a stress needs a volume, if any
-            whole = start.cell.complete().array
-            whole[self._missing] *= 10 + np.ptp(start.positions)
+        whole = start.cell.complete().array  # not finite, or still in one plane, where vectors depend on each other
+        self.has_cell = bool(
+            cell and start.pbc.any() and np.isfinite(whole).all() and np.linalg.matrix_rank(whole) == 3
+        )
+        if self.has_cell:
+            whole[self._missing] *= 10 + np.ptp(start.positions)  # a stress needs a volume, if any
             self.atoms.set_cell(whole)
-        self._volume = self.atoms.get_volume() if self.has_cell else 1.0
+            self._volume = self.atoms.get_volume()
+            periodic = whole[start.pbc]
+            self._within = np.linalg.pinv(periodic) @ periodic  # projects on what the periodic vectors span
         self._fmax, self._steps = fmax, steps
         self._optimizer = FIRE(_CellFilter(self.atoms) if self.has_cell else self.atoms, logfile=None)
         self._optimizer.fmax = fmax

@@ -103,11 +103,12 @@ def run_files(
         How many are ``"done"``, ``"kept"`` from before, and ``"failed"`` (now or before).
 
     Raises:
-        ValueError: if another process is at the table, it is another model's or of other settings, or ``out`` is among
-            the folders of structures.
+        ValueError: if another process is at the table, it is another model's or of other settings, or results would lie
+            among the structures.
     """
     paths = list(paths)
-    if any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths):
+    writes_structures = not run.last.startswith("/")  # and not a folder of each
+    if writes_structures and any(Path(path).is_dir() and Path(path).resolve() == out.resolve() for path in paths):
         raise PrismError(
             f"{str(out)!r} is the folder of the structures, where results would be structures of the next call; give "
             "another one for them"

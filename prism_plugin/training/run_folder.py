@@ -73,7 +73,9 @@ def check_folder(folder: Path, now: Mapping[str, Any], resume: bool, free: Colle
     if changed:
         was = ", ".join(f"{key} = {before.get(key)!r}" for key in changed)
         why = (
-            " (its rate follows a schedule of that length; go on from its model: --init)" if "epochs" in changed else ""
+            " (its rate follows a schedule of that length; go on from its model: --init)"
+            if changed == ["epochs"]
+            else ""
         )
         raise PrismError(
             f"the run in {str(folder)!r} was started with {was}; resume it with the same settings and data{why}"

@@ -742,8 +742,14 @@ def test_structures_can_stand_in_a_table(tmp_path: Path) -> None:
         read_records(tmp_path / "t.csv", "gap")
     for number, salt in enumerate(salts):  # a column of that name that has files
         salt.to(str(tmp_path / f"{number}.cif"))
-    (tmp_path / "t.csv").write_text("cif,gap\n0.cif,1.0\n1,2.0\n")
-    assert [one.name for one in read_records(tmp_path / "t.csv", "gap")] == ["0.cif", "1"]
+    salts[0].to(str(tmp_path / "data_2.cif"))
+    (tmp_path / "t.csv").write_text("cif,gap\n0.cif,1.0\n1,2.0\ndata_2.cif,3.0\n")
+    assert [one.name for one in read_records(tmp_path / "t.csv", "gap")] == ["0.cif", "1", "data_2.cif"]
+    with open(tmp_path / "t.csv", "w", newline="") as file:  # without names
+        csv.writer(file).writerows([["formula", "cif", "gap"], *(["NaCl", salt.to(fmt="cif"), 1.0] for salt in salts)])
+    names = [one.name for one in read_records(tmp_path / "t.csv", "gap")]
+    assert len(set(names)) == 2
+    assert all(name.isdigit() for name in names)
 
 
 def test_two_parsers_that_differ_are_a_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_copper_relaxes_to_its_known_volume() -> None:
     assert fixed.atoms.get_volume() == start.get_volume()
 
 
-def test_the_cell_of_a_layer_and_of_a_wire_relaxes_along_what_is_periodic() -> None:
+def test_the_cell_of_a_layer_and_of_a_wire_relaxes_along_what_is_periodic(potential: PRISMPotential) -> None:
     """As with ASE's own mask along x and y, however it lies, and where the third vector is missing."""
     layer = fcc111("Cu", (1, 1, 3), a=3.8, vacuum=6.0)
     expected = layer.copy()
@@ -70,6 +70,9 @@ def test_the_cell_of_a_layer_and_of_a_wire_relaxes_along_what_is_periodic() -> N
         np.testing.assert_allclose(again.cell.lengths()[:2], expected.cell.lengths()[:2], atol=1e-4)
         assert again.cell.lengths()[2] == pytest.approx(other.cell.lengths()[2])
     assert "stress" not in again.calc.results  # without a volume
+    flat = layer.copy()
+    flat.cell[2] = flat.cell[0] + flat.cell[1]  # vectors that span no volume: the positions relax
+    assert relax_one(flat, PRISMCalculator(potential), steps=2).atoms.cell.tolist() == flat.cell.tolist()
     wire = Atoms("Cu", cell=[9, 2.6, 9], pbc=[False, True, False])
     found = relax_one(wire, EMT(), fmax=1e-3)
     assert found.is_converged
@@ -220,6 +223,10 @@ def test_relax_in_one_line(potential: PRISMPotential) -> None:
         relax([silicon], potential, fmax=1e-9, steps=1, progress=False)
     with pytest.raises(ValueError, match=r"structure 1 of the list: .*Xe"):
         relax([silicon, bulk("Xe", "fcc", a=6.0)], potential, progress=False)
+    broken = bulk("Si")
+    broken.cell[0] = np.nan
+    with pytest.raises(ValueError, match=r"structure 1 of the list: the lattice is not finite"):
+        relax([silicon, broken], potential, progress=False)
     with pytest.raises(TypeError, match="give a structure or a list of them, got str"):
         relax("POSCAR", potential)
 

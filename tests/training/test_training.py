@@ -744,6 +744,16 @@ def test_what_comes_again_is_in_one_part() -> None:
     part_of = {}
     for part, some in split_records([*records, *moved], seed=2).items():
         assert all(part_of.setdefault(record.name, part) == part for record in some)
+    # As two files behind each other, whose numbers begin anew: names and crystals that are linked in chains.
+    twice = [replace(records[n], name=f"{m}") for m, n in [*enumerate(range(20)), *enumerate(range(1, 21))]]
+    with (
+        pytest.warns(UserWarning, match=r"19 crystals come again within a part"),
+        pytest.raises(ValueError, match=r"the val part is empty .* names of their own where many have one"),
+    ):
+        split_records(twice)  # all in one chain
+    pairs = [replace(records[n], name=f"{n // 2}") for n in range(40)]
+    sizes = {part: len(some) for part, some in split_records(pairs, seed=1).items()}
+    assert sizes == {"train": 32, "val": 4, "test": 4}
     named = [
         replace(again[0], split="test"),
         *(replace(one, split="train" if n else "val") for n, one in enumerate(records)),
