@@ -43,7 +43,7 @@ _SOURCES = (
 OF_2018 = {
     "data": "Materials Project release 2018.6.1",
     "log": "(The log of the training has bfloat16 products and BatchNorm statistics of 100 batches, and a "
-    "slightly\nhigher number.)",
+    "slightly\nother number.)",
     "split": "The official train and validation parts of the JARVIS leaderboard's `megnet` tasks, as far as structures "
     "could be had (57.5 %).",
     "command": "python examples/train_default_model.py DATA RUN --target {target} --seed {seed}{init}",

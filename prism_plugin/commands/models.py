@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from prism_plugin.pretrained import COMMITTEE, DEFAULT_MODEL, DEFAULT_POTENTIAL, available_models
 
     models = available_models()
-    rows = [("name", "target", "validation MAE", "crystals", "elements")]
+    rows = [("name", "target", "validation error", "crystals", "elements")]
     rows += [
         (name, one.target, f"{one.mae:.4f} {_unit(one)}", str(one.crystals), str(one.elements))
         for name, one in models.items()
@@ -39,5 +39,5 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _unit(model: ModelInfo) -> str:
-    """Unit of the error; of a potential that of the forces."""
-    return "eV/Å" if model.target == "pes" else model.unit
+    """Unit of the error; of a potential that of the forces, of two classes what is counted."""
+    return "eV/Å" if model.target == "pes" else model.unit or "taken for the other class"

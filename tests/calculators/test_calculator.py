@@ -155,7 +155,8 @@ def test_folders_that_are_no_prism_are_refused(tmp_path) -> None:
 def test_shipped_models_have_a_card_and_are_small() -> None:
     models = available_models()
     moduli = ("prism-mp-log10-k", "prism-mp-log10-g")
-    assert set(models) == {*COMMITTEE, *moduli, "prism-mp2018-gap", "prism-universal-pbe"}
+    others = ("prism-mp2018-gap", "prism-mp2018-metal", "prism-universal-pbe")
+    assert set(models) == {*COMMITTEE, *moduli, *others}
     assert models["prism-mp2018-gap"].target == "band_gap"
     assert 0.01 < models["prism-mp2018-eform"].mae < 0.05
     assert models["prism-mp2018-eform"].elements == 88
@@ -165,4 +166,4 @@ def test_shipped_models_have_a_card_and_are_small() -> None:
         for word in ("CC BY 4.0", "Materials Project", "must not be used", '"seed"'):
             assert word in card, word
         assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
-        assert load(name).unit
+        assert load(name).unit or name == "prism-mp2018-metal"  # a probability

@@ -40,7 +40,9 @@ def test_what_was_saved_is_loaded(saved: Path) -> None:
     load(saved)
 
 
-@pytest.mark.parametrize("name", [*COMMITTEE, "prism-mp2018-gap", "prism-mp-log10-k", "prism-mp-log10-g"])
+@pytest.mark.parametrize(
+    "name", [*COMMITTEE, "prism-mp2018-gap", "prism-mp2018-metal", "prism-mp-log10-k", "prism-mp-log10-g"]
+)
 def test_the_models_that_ship_are_whole(name: str) -> None:
     load(name)
 
