@@ -92,6 +92,7 @@ def test_labels_in_other_units_are_refused(tmp_path: Path, capsys) -> None:
     for number in range(12):
         atoms.info = {"REF_energy": -3.0, "stress": np.full((3, 3), 7.0), "id": f"a{number}"}
         atoms.arrays["REF_forces"] = np.full((2, 3), 0.1)
+        atoms.positions[0, 0] += 0.01
         frames.append(atoms.copy())
     write(tmp_path / "x.extxyz", frames)
     command = ["train", "--data", str(tmp_path / "x.extxyz"), "--target", "pes", "--out", str(tmp_path / "run")]
