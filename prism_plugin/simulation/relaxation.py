@@ -300,12 +300,12 @@ class _Moving:
         self.start, self.atoms = start, start.copy()
         self._missing = ~start.cell.any(axis=1)
         whole = start.cell.complete().array  # not finite, or still in one plane, where vectors depend on each other
-        self.has_cell = bool(
-            cell and start.pbc.any() and np.isfinite(whole).all() and np.linalg.matrix_rank(whole) == 3
-        )
+        spans = np.isfinite(whole).all() and np.linalg.matrix_rank(whole) == 3
+        self.has_cell = bool(cell and spans and start.pbc.any() and not (self._missing & start.pbc).any())
         if self.has_cell:
-            whole[self._missing] *= 10 + np.ptp(start.positions)  # a stress needs a volume, if any
-            self.atoms.set_cell(whole)
+            if self._missing.any():  # a stress needs a volume, if any
+                whole[self._missing] *= 10 + np.ptp(start.positions)
+                self.atoms.set_cell(whole)
             self._volume = self.atoms.get_volume()
             periodic = whole[start.pbc]
             self._within = np.linalg.pinv(periodic) @ periodic  # projects on what the periodic vectors span
