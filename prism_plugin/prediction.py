@@ -114,14 +114,13 @@ def _write_table(
     written = modified(out)
     done = {name: row[-1] for name, row in _open_table(out, loaded).items()}
     counts = {"predicted": 0, "kept": 0, "failed": 0}
-    newer: list[str] = []
+    kept: list[str] = []
 
     def new() -> Iterator[tuple[str, Source]]:
         for name, source in iterate_structures(paths):
             if name in done:
                 counts["failed" if done[name] else "kept"] += 1
-                if modified(name) > written:
-                    newer.append(name)
+                kept.append(name)
             else:
                 yield name, source
 
@@ -135,7 +134,7 @@ def _write_table(
         for rows in _in_order(chunks, loaded, given, places):
             again = [row[0] for row in rows if row[0] in done]  # of a file with several, which is read again
             before = [done[name] for name in again]
-            newer += [name for name in again if modified(name) > written]
+            kept += again
             rows = [row for row in rows if row[0] not in done]
             counts["failed"] += sum(map(bool, before))
             counts["kept"] += len(before) - sum(map(bool, before))
@@ -145,7 +144,7 @@ def _write_table(
             counts["failed"] += failed
             counts["predicted"] += len(rows) - failed
             bar.update(len(rows))
-    warn_of_newer(newer)
+    warn_of_newer(kept, written)
     return counts
 
 

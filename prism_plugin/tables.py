@@ -102,12 +102,13 @@ def modified(name: str | Path) -> float:
     return float("-inf")
 
 
-def warn_of_newer(names: Sequence[str]) -> None:
+def warn_of_newer(kept: Sequence[str], written: float) -> None:
     """Warn of structures whose rows were kept though their files were written after the table."""
-    if names:
-        more = f" and {len(names) - 1} more" if names[1:] else ""
+    newer = [name for name in kept if modified(name) > written]
+    if newer:
+        more = f" and {len(newer) - 1} more" if newer[1:] else ""
         warn(
-            f"{names[0]}{more}: the file was written after the table, whose row is of what it was; delete the row to "
+            f"{newer[0]}{more}: the file was written after the table, whose row is of what it was; delete the row to "
             "do the structure again"
         )
 

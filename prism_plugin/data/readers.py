@@ -20,7 +20,7 @@ from prism_plugin.data.frame import Frame, Read, reason_of
 from prism_plugin.data.records import Record
 from prism_plugin.data.shards import is_shard_folder, read_shards
 from prism_plugin.data.splits import SPLITS
-from prism_plugin.data.structure_files import NAMES, read_frames, read_only_frame
+from prism_plugin.data.structure_files import name_in, read_frames, read_only_frame
 from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown
 from prism_plugin.tasks import task_of_target
@@ -193,10 +193,9 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
             )
     if len(set(columns)) < len(columns):
         raise PrismError(f"{shown(path)}: a column stands twice: {', '.join(columns)}")
-    text = None  # the column that has structures and not their files, as those of CDVAE and its kin
-    for column in (one for one in columns if one.lower() == "cif"):
-        if any("\n" in cell and "data_" in cell for _, row in lines for cell in row[columns.index(column) :][:1]):
-            text = column
+    pairs = [pair for _, row in lines for pair in zip(columns, row, strict=False)]
+    # The column that has structures and not their files, as those of CDVAE and its kin.
+    text = next((name for name, cell in pairs if name.lower() == "cif" and "\n" in cell and "data_" in cell), None)
     files: dict[Path, int] = {}
     for number, row in lines:
         place = f"{path.name}, line {number}"
@@ -205,8 +204,7 @@ def _table(path: Path, target: str, header: bool) -> Iterator[Read]:
             raise PrismError(f"{place}: {what}, got {','.join(row)!r}")
         values = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
         if text is not None:
-            name = next((values[column] for column in NAMES if column in values), str(number))
-            yield _from_text(values.pop(text), place, name, values)
+            yield _from_text(values.pop(text), place, name_in(values, number), values)
             continue
         name = row[0].strip()
         found = next((one for one in (path.parent / name, path.parent / f"{name}.cif") if one.is_file()), None)

@@ -34,12 +34,12 @@ from prism_plugin.errors import PrismError, warn
 from prism_plugin.files import open_text, shown, uncompressed_name
 from prism_plugin.graph.structure import read_structure
 
-__all__ = ["is_series", "read_frames", "read_only_frame", "read_structure_file", "without_labels"]
+__all__ = ["is_series", "name_in", "read_frames", "read_only_frame", "read_structure_file", "without_labels"]
 
 
 _SERIES = (".jsonl", ".extxyz", ".xyz", ".db", ".traj")
 _MOLECULE = "the file has no lattice: taken as a molecule"
-NAMES = ("id", "name", "material_id", "entry_id")
+_NAMES = ("id", "name", "material_id", "entry_id")
 _LABEL = re.compile("energy|force|stress|virial", re.IGNORECASE)
 # Keys and quoted values of a comment line of extended XYZ.
 _KEY = r"""(?:"[^"=]*"|[^\s="'{\[]+)"""
@@ -143,13 +143,13 @@ def _jsonl(path: Path) -> Iterator[Read]:
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 yield PrismError(f"{place}: {reason_of(error)}")
             else:
-                yield Frame(place, _name_in(row, number), atoms, row)
+                yield Frame(place, name_in(row, number), atoms, row)
 
 
-def _name_in(values: Mapping[str, Any], number: int) -> str:
+def name_in(values: Mapping[str, Any], number: int) -> str:
     """Return what a structure is called by its values; its number where it has no name."""
     return next(
-        (str(values[name]) for name in NAMES if isinstance(values.get(name), (str, int, np.integer))), str(number)
+        (str(values[name]) for name in _NAMES if isinstance(values.get(name), (str, int, np.integer))), str(number)
     )
 
 
@@ -240,7 +240,7 @@ def _extxyz(path: Path) -> Iterator[Read]:
             else:
                 # Over an underscore in a number Python reads: whoever wants one is to see it as it is written.
                 raw = {
-                    name: word for name, word in words.items() if name in (*NAMES, "split") or _UNDERSCORE.search(word)
+                    name: word for name, word in words.items() if name in (*_NAMES, "split") or _UNDERSCORE.search(word)
                 }
                 yield _frame(place, number, atoms, {**_values_of(atoms), **raw})
 
@@ -334,7 +334,7 @@ def without_labels(atoms: Atoms) -> Atoms:
 
 def _frame(place: str, number: int, atoms: Atoms, values: Mapping[str, Any]) -> Frame:
     no_lattice = not atoms.pbc.any() and not atoms.cell.rank
-    return Frame(place, _name_in(values, number), atoms, values, (_MOLECULE,) if no_lattice else ())
+    return Frame(place, name_in(values, number), atoms, values, (_MOLECULE,) if no_lattice else ())
 
 
 def _json(path: Path) -> Iterator[Read]:
@@ -359,7 +359,7 @@ def _json(path: Path) -> Iterator[Read]:
                 values["corrected_energy"] = values["uncorrected_energy"] + item["correction"]
             structure = _from_pymatgen(item.get("structure", item))
             doubts = (_MOLECULE,) if isinstance(structure, IMolecule) else ()
-            yield Frame(place, _name_in(values, number), as_atoms(structure), values, doubts)
+            yield Frame(place, name_in(values, number), as_atoms(structure), values, doubts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield PrismError(f"{place}: {reason_of(error)}")
 

@@ -118,7 +118,7 @@ def run_files(
     digests = sorted(weights_digest(model.state_dict()) for model in calculator.models)
     header = ("name", "formula", "atoms", *run.columns, "warnings", "error")
     counts = {"done": 0, "kept": 0, "failed": 0}
-    newer: list[str] = []
+    kept: list[str] = []
     with locked(table):
         written = modified(table)
         rows = open_table(table, header, {WEIGHTS: digests, **run.settings})
@@ -143,8 +143,7 @@ def run_files(
                 for name, found in chain.from_iterable(starmap(frames_of, iterate_structures(paths))):
                     if name in done:
                         counts["failed" if done[name] else "kept"] += 1
-                        if modified(name) > written:
-                            newer.append(name)
+                        kept.append(name)
                         continue
                     place = _place(out, name, run.last, taken)
                     try:
@@ -158,7 +157,7 @@ def run_files(
 
             for given, outcome in run.work(structures()):
                 write(given.name, given.atoms, outcome, given.doubts)
-    warn_of_newer(newer)
+    warn_of_newer(kept, written)
     return counts
 
 
